@@ -1,0 +1,204 @@
+"""The interface of every method, and the registry by which a method is found.
+
+A method is a frozen keyword-only dataclass that subclasses `Eraser` and is registered under the entry-point group
+`erasers`. Its fields are its hyper-parameters; `fit` reads a pipeline and returns a `Patch`, and never changes the
+pipeline. A preset is a set of field values with a name of the form `<method>-<something>`.
+"""
+
+from __future__ import annotations
+
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    import torch
+
+    from erasers.concept import Concepts
+    from erasers.patch import Patch
+
+GROUP = "erasers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eraser(ABC):
+    """A method with its hyper-parameters. Subclasses add fields and `fit`."""
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @abstractmethod
+    def fit(
+        self,
+        pipe: Any,
+        concepts: Concepts,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = True,
+    ) -> Patch:
+        """Compute the patch that erases `concepts` from `pipe`; the pipe is bit-identical afterwards.
+
+        Args:
+            pipe: A stock diffusers pipeline.
+            concepts: One concept or several, as `Concept` or as text.
+            generator: Source of every random number that the method draws.
+            progress: Show progress where the method takes long.
+
+        Raises:
+            TypeError: A pipeline whose class the library does not know; the message lists the known ones.
+            ValueError: Concepts that cannot be erased with these hyper-parameters.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """The hyper-parameters as plain JSON-able values."""
+        return asdict(self)
+
+
+def list_erasers() -> list[str]:
+    """Names of the registered methods, sorted."""
+    return sorted(_methods())
+
+
+def list_presets(method: str) -> list[str]:
+    """Names of the presets of one method, sorted."""
+    return sorted(eraser_class(method).presets)
+
+
+def get_eraser(name: str, **options: Any) -> Eraser:
+    """Build an eraser.
+
+    Args:
+        name: A method (`uce`) or one of its presets (`uce-v1`).
+        **options: Field values; they win over the preset's.
+
+    Raises:
+        ValueError: Unknown name, unknown option or a value that the method refuses.
+    """
+    cls = eraser_class(name)
+    known = _option_names(cls)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {option!r}")
+    return cls(**{**cls.presets.get(name, {}), **options})
+
+
+def eraser_class(name: str) -> type[Eraser]:
+    """The class of a method or of a preset.
+
+    Raises:
+        ValueError: Neither a method nor a preset; the message lists both.
+    """
+    methods = _methods()
+    method = name if name in methods else str(name).partition("-")[0]
+    if method in methods:
+        cls = _load(methods[method])
+        if name == method or name in cls.presets:
+            return cls
+    raise ValueError(f"expected a method or preset among {', '.join(_known_names())}, got {name!r}")
+
+
+def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Turn `key=value` texts into field values of a method or preset.
+
+    Args:
+        name: A method or preset name.
+        settings: Texts such as `ridge=0.5`; a tuple is written with commas, `none` stands for None.
+
+    Raises:
+        ValueError: Names the key and what is allowed.
+    """
+    cls = eraser_class(name)
+    hints = get_type_hints(cls)
+    known = _option_names(cls)
+    options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ValueError(f"expected an option as key=value, got {setting!r}")
+        if key not in known:
+            raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {key!r}")
+        try:
+            options[key] = _convert(text.strip(), hints[key])
+        except ValueError:
+            raise ValueError(f"expected {key} as {describe(hints[key])}, got {text.strip()!r}") from None
+    return options
+
+
+def describe(hint: Any) -> str:
+    """What a field of that type takes, in words; for error messages and help."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return " or ".join(str(value) for value in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(part) for part in get_args(hint))
+    if origin is tuple:
+        return "comma-separated texts"
+    names: dict[Any, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        types.NoneType: "none",
+    }
+    return names.get(hint, str(hint))
+
+
+def _convert(text: str, hint: Any) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        # Words before numbers before free text, so that "auto" is not taken for a text.
+        for part in sorted(get_args(hint), key=_looseness):
+            try:
+                return _convert(text, part)
+            except ValueError:
+                continue
+        raise ValueError(text)
+    if origin is Literal:
+        return _pick(text, {str(value): value for value in get_args(hint)})
+    if origin is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if hint is bool:
+        return _pick(text.lower(), {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False})
+    if hint is types.NoneType:
+        return _pick(text.lower(), {"none": None})
+    if hint in (int, float, str):
+        return hint(text)
+    raise ValueError(text)
+
+
+def _pick(text: str, allowed: Mapping[str, Any]) -> Any:
+    if text not in allowed:
+        raise ValueError(text)
+    return allowed[text]
+
+
+def _looseness(hint: Any) -> int:
+    order: list[Any] = [Literal, types.NoneType, bool, int, float, tuple, str]
+    origin = get_origin(hint) or hint
+    return order.index(origin) if origin in order else len(order)
+
+
+def _option_names(cls: type[Eraser]) -> list[str]:
+    return [field.name for field in fields(cls) if field.init]
+
+
+def _methods() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _load(entry: EntryPoint) -> type[Eraser]:
+    cls = entry.load()
+    if not (isinstance(cls, type) and issubclass(cls, Eraser)):
+        raise ValueError(f"expected entry point {entry.name!r} to name an Eraser class, got {cls!r} ({entry.value})")
+    return cls
+
+
+def _known_names() -> list[str]:
+    names = []
+    for method, entry in sorted(_methods().items()):
+        names += [method, *sorted(_load(entry).presets)]
+    return names
