@@ -1,0 +1,77 @@
+"""Command line of the training script.
+
+`python -m erasers.shapes.train --out runs/shapes` runs every stage in order and puts the pipeline together in
+`runs/shapes/model`; an interrupted run goes on where it stopped. `--stage unet --without star` retrains the denoiser on
+a world without stars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+STAGES = ("judge", "vae", "text", "unet", "assemble")
+
+
+def assemble(out: Path) -> None:
+    """Write `out/model`, a plain diffusers folder in fp16, from the trained parts."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from erasers.shapes.train.unet import scheduler
+
+    encoder = CLIPTextModel.from_pretrained(out / "text_encoder").half()
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "vae").half(),
+        text_encoder=encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(out / "unet").half(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    temporary = out / ".model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.save_pretrained(temporary, safe_serialization=True)
+    shutil.rmtree(out / "model", ignore_errors=True)
+    temporary.rename(out / "model")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages that were asked for."""
+    parser = argparse.ArgumentParser(prog="python -m erasers.shapes.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of weights, logs and checkpoints")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="repeatable; default: all of them")
+    parser.add_argument("--without", metavar="WORD", help="leave an object, colour or style out (stage unet only)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's choice")
+    options = parser.parse_args(arguments)
+    stages = options.stage or STAGES
+    if options.without and stages != ["unet"]:
+        parser.error("--without needs --stage unet and no other stage")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    from erasers.shapes.train import judge, text, unet, vae
+
+    for stage in stages:
+        if stage == "judge":
+            judge.run(options.out, device, options.seed)
+        elif stage == "vae":
+            vae.run(options.out, device, options.seed)
+        elif stage == "text":
+            text.run(options.out, device, options.seed)
+        elif stage == "unet":
+            unet.run(options.out, device, options.seed, options.without)
+        else:
+            assemble(options.out)
+
+
+if __name__ == "__main__":
+    main()
