@@ -1,0 +1,1 @@
+"""Measuring an erasure: scores with intervals, and the before/after report."""
