@@ -1,6 +1,6 @@
 """Concept erasure for diffusers pipelines.
 
-An `Eraser` reads a pipeline and a concept and returns a `Patch`; a `Patch` applied to a pipeline gives an erased pipeline.
+An `Eraser` reads a pipeline and a concept and returns a `Patch`; a `Patch` applied to a pipeline gives an erased one.
 The names below are imported on first use, so that `import erasers` does not import torch.
 """
 

@@ -47,7 +47,7 @@ class Concept:
             raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {self.kind!r}")
         for field in ("aliases", "preserve", "neighbours"):
             object.__setattr__(self, field, _texts(field, getattr(self, field)))
-        images = self.images
+        images: Any = self.images
         if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
             images = (images,)
         object.__setattr__(self, "images", tuple(images))

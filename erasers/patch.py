@@ -1,0 +1,278 @@
+"""The artefact of an erasure: a `Patch` is small, frozen and one safetensors file.
+
+Tensors of a patch, by name (`W` is a weight `[out, d]`, edits act from the right):
+
+    transform/<group>/A [r, d], /B [d, r]     W_new = W (I + B A) for every port of the group
+    transform/<group>/T [d, d]                W_new = W T, where A and B would not be smaller
+    lowrank/<component>.<module>/A [r, d], /B [out, r]      W_new = W + B A
+    dense/<component>.<parameter>             the new value itself
+
+Metadata: format version, method, config, concepts, library version, the ports of each group, and the fingerprint of
+every base tensor (`hashing.py`). Names below `hook/` are kept for edits that run during generation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers import edits, patch_file
+from erasers.hashing import raw_bytes
+from erasers.patch_file import FORMAT, PatchError
+from erasers.ports import Port
+from erasers.version import library_version
+
+if TYPE_CHECKING:
+    from erasers.concept import Concept
+    from erasers.eraser import Eraser
+
+__all__ = ["Patch", "PatchError", "transform_patch"]
+
+_MAX_LISTED = 3
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Patch:
+    """Edits of a pipeline's weights, and where they belong.
+
+    Args:
+        tensors: Tensors by name, as listed at the top of this module.
+        meta: JSON-able metadata.
+
+    Raises:
+        PatchError: Unknown names, shapes or dtypes, values that are not finite, metadata that does not fit.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    meta: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        try:
+            meta = json.loads(json.dumps(dict(self.meta), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise PatchError(f"expected JSON-able metadata, got {error}") from None
+        tensors = {name: self.tensors[name].detach() for name in sorted(self.tensors)}
+        object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        object.__setattr__(self, "meta", MappingProxyType(meta))
+        _check_meta(meta)
+        self._edits  # noqa: B018  parsing is the check
+
+    def __deepcopy__(self, memo: object) -> Patch:
+        return self
+
+    def __reduce__(self) -> tuple[type[Patch], tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        return Patch, (dict(self.tensors), dict(self.meta))
+
+    def __repr__(self) -> str:
+        names = ", ".join(repr(concept.get("name")) for concept in self.meta["concepts"])
+        return f"Patch({self.meta['method']}: {names}; {len(self._edits)} weights, {self.nbytes} bytes)"
+
+    @cached_property
+    def _edits(self) -> dict[str, edits.Edit]:
+        return edits.parse(self.tensors, self.meta["groups"])
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of tensors and metadata: two patches of one digest are the same patch."""
+        digest = hashlib.sha256(json.dumps(dict(self.meta), sort_keys=True).encode())
+        for name, tensor in self.tensors.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(raw_bytes(tensor))
+        return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, without the header of the file."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters that the patch edits, sorted."""
+        return sorted(self._edits)
+
+    def apply(self, pipe: Any, *, strength: float = 1.0, force: bool = False) -> Any:
+        """Edit the weights of `pipe` in place. **Pipelines that share its modules (`from_pipe`) are edited too.**
+
+        The replaced tensors are kept, so that `remove` restores them bit for bit. After an error nothing is edited.
+
+        Args:
+            pipe: A diffusers pipeline.
+            strength: Scale of the edit; 0 changes nothing, 1 is the patch as fitted.
+            force: Apply even when the pipeline's weights are not those the patch was fitted on.
+
+        Returns:
+            The same pipe.
+
+        Raises:
+            PatchError: The patch does not fit this pipeline, or the pipeline cannot be edited in its present state.
+        """
+        if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not abs(strength) < float("inf"):
+            raise PatchError(f"expected a finite number as strength, got {strength!r}")
+        edits.apply(pipe, self._entry(float(strength)), _fit_check(self, force))
+        return pipe
+
+    def remove(self, pipe: Any) -> Any:
+        """Undo `apply`, whatever was applied before or after; the result is as if this patch had never been applied.
+
+        Returns:
+            The same pipe.
+
+        Raises:
+            PatchError: The patch is not applied, or the weights have been changed by something else since.
+        """
+        edits.remove(pipe, self._entry(1.0))
+        return pipe
+
+    @contextmanager
+    def applied(self, pipe: Any, *, strength: float = 1.0, force: bool = False) -> Iterator[Any]:
+        """Apply on entry, remove on exit, also after an exception."""
+        self.apply(pipe, strength=strength, force=force)
+        try:
+            yield pipe
+        finally:
+            self.remove(pipe)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; it appears whole or not at all.
+
+        Raises:
+            FileNotFoundError: The folder does not exist.
+            PatchError: `path` is a folder.
+        """
+        patch_file.write(Path(path), self.tensors, self.meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read a patch.
+
+        Raises:
+            FileNotFoundError: No such file.
+            PatchError: Truncated, foreign, damaged, or written by a newer version of the library.
+        """
+        return cls(*patch_file.read(Path(path)))
+
+    def to_lora(self, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the patch as a LoRA that diffusers loads without this library: `pipe.load_lora_weights(folder)`.
+
+        The LoRA is exact, but whoever loads it can switch it off (`disable_lora`, `set_adapters`).
+
+        Args:
+            pipe: The pipeline the patch was fitted on; it is not changed.
+            folder: Where `pytorch_lora_weights.safetensors` goes; created when only its last part is missing.
+            force: Write even when the pipeline's weights are not those the patch was fitted on.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            PatchError: A patch that is no low-rank edit of linear layers, or one for other weights.
+            FileNotFoundError: The folder above `folder` does not exist.
+        """
+        base = edits.base_weights(pipe, self._entry(1.0), _fit_check(self, force))
+        factors: dict[str, torch.Tensor] = {}
+        for name, edit in self._edits.items():
+            down, up = edit.factors(base[name])
+            layer = name.removesuffix(".weight")
+            factors[f"{layer}.lora_A.weight"] = down.float().cpu()
+            factors[f"{layer}.lora_B.weight"] = up.float().cpu()
+        target = Path(folder)
+        if not target.is_dir():
+            target.mkdir()
+        # diffusers takes rank as alpha where there is none; it refuses `alpha` keys in this style for some families.
+        patch_file.write_tensors(target / "pytorch_lora_weights.safetensors", factors, {"format": "pt"})
+        return target / "pytorch_lora_weights.safetensors"
+
+    def _entry(self, strength: float) -> edits.Entry:
+        return edits.Entry(self.digest, strength, self._edits)
+
+
+def transform_patch(
+    eraser: Eraser,
+    concepts: Sequence[Concept],
+    ports: Sequence[Port],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    hashes: Mapping[str, str],
+) -> Patch:
+    """The patch of one transform T = I + B A shared by all ports.
+
+    Args:
+        eraser: The method, for the metadata.
+        concepts: What was erased.
+        ports: The layers that are edited, all of input width d.
+        a: A `[r, d]`.
+        b: B `[d, r]`.
+        hashes: Fingerprint of each port's weight by parameter name.
+
+    Raises:
+        PatchError: The factors do not fit the ports, or are not finite.
+    """
+    dtype = torch.float64 if ports[0].module.weight.dtype == torch.float64 else torch.float32
+    rank, width = a.shape
+    group: dict[str, torch.Tensor]
+    if 2 * rank < width:
+        group = {"transform/text/A": a.to(dtype), "transform/text/B": b.to(dtype)}
+    else:
+        group = {"transform/text/T": (torch.eye(width, dtype=a.dtype) + b @ a).to(dtype)}
+    meta = {
+        "format": FORMAT,
+        "library": library_version(),
+        "method": eraser.name,
+        "config": eraser.config(),
+        "concepts": [concept_meta(concept) for concept in concepts],
+        "groups": {"text": [port.name for port in ports]},
+        "base": {port.parameter: hashes[port.parameter] for port in ports},
+        "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
+    }
+    return Patch({name: tensor.cpu().contiguous() for name, tensor in group.items()}, meta)
+
+
+def concept_meta(concept: Concept) -> dict[str, Any]:
+    """A concept as JSON-able values; pictures are only counted."""
+    fields = ("name", "aliases", "anchor", "kind", "preserve", "neighbours")
+    found = {field: getattr(concept, field) for field in fields}
+    return {key: value for key, value in found.items() if value} | {
+        "anchor": concept.anchor,
+        "images": len(concept.images),
+    }
+
+
+def _fit_check(patch: Patch, force: bool) -> edits.Check:
+    """A check that refuses weights other than those `patch` was fitted on; `force` lets everything pass."""
+
+    def check(candidates: Mapping[str, Mapping[str, str]], dtypes: Mapping[str, torch.dtype]) -> None:
+        wrong = [name for name, hashes in candidates.items() if patch.meta["base"].get(name) not in hashes.values()]
+        if not wrong or force:
+            return
+        live = str(dtypes[wrong[0]]).removeprefix("torch.")
+        fitted = patch.meta.get("base_dtype", live)
+        advice = f"load the model in {fitted}" if live != fitted else "use the model the patch was fitted on"
+        raise PatchError(
+            f"the patch was fitted on other weights: {wrong[0]} differs ({len(wrong)} of {len(candidates)} do; fitted "
+            f"in {fitted}, here {live}); {advice}, or pass force=True"
+        )
+
+    return check
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    version = meta.get("format")
+    if not isinstance(version, int) or version < 1:
+        raise PatchError(f"expected a patch of format 1 to {FORMAT}, got {version!r}")
+    if version > FORMAT:
+        raise PatchError(f"expected a patch of format 1 to {FORMAT}, got {version}; upgrade erasers")
+    wanted = {"method": str, "config": dict, "concepts": list, "groups": dict, "base": dict}
+    for key, kind in wanted.items():
+        if not isinstance(meta.get(key), kind):
+            raise PatchError(f"expected {key!r} in the metadata as {kind.__name__}, got {meta.get(key)!r:.60}")
+    if not all(isinstance(concept, dict) for concept in meta["concepts"]):
+        raise PatchError("expected each concept in the metadata as an object")
