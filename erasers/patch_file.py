@@ -34,7 +34,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
     """
     if path.is_dir():
         raise PatchError(f"expected a file to write the patch to, got the folder {path}")
-    write_tensors(path, tensors, {KEY: json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))})
+    write_tensors(path, tensors, {KEY: json.dumps(dict(meta), sort_keys=True, allow_nan=False, separators=(",", ":"))})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> None:
