@@ -8,6 +8,7 @@ a world without stars.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from pathlib import Path
 import torch
 
 STAGES = ("judge", "vae", "text", "unet", "assemble")
+
+
+def _load_as_float32(config: Path) -> None:
+    """Make transformers load fp16 weights as float32, as diffusers does, so that the plain pipeline's parts agree."""
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def assemble(out: Path) -> None:
@@ -38,6 +44,7 @@ def assemble(out: Path) -> None:
     temporary = out / ".model"
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary, safe_serialization=True)
+    _load_as_float32(temporary / "text_encoder" / "config.json")
     shutil.rmtree(out / "model", ignore_errors=True)
     temporary.rename(out / "model")
 

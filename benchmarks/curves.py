@@ -1,0 +1,30 @@
+"""Draws the training curves of the embedded model from its logs: `python benchmarks/curves.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+LOGS = Path(__file__).parent / "shapes" / "logs"
+
+
+def main() -> None:
+    files = sorted(LOGS.glob("*.jsonl"))
+    figure, axes = plt.subplots(2, -(-len(files) // 2), figsize=(14, 6), squeeze=False)
+    for axis in axes.flat[len(files) :]:
+        axis.axis("off")
+    for axis, file in zip(axes.flat, files, strict=False):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for key in rows[0]:
+            if key not in ("step", "seconds", "cpu_seconds", "psnr"):
+                axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=key, linewidth=1)
+        axis.set(title=file.stem, xlabel="step", yscale="log")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(LOGS.parent / "curves.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

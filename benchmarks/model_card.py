@@ -1,0 +1,213 @@
+"""Measures the embedded model and writes its card, its figures and its pictures.
+
+    python benchmarks/model_card.py                 # about ten minutes on two cores
+    python benchmarks/model_card.py --samples 100   # a quick look, printed only with --dry-run
+
+Everything is measured on fresh pictures: renders with seeds that training never used, and generations with 20 DDIM
+steps and guidance 4, the held-out combinations apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from erasers.evaluation.generate import generate
+from erasers.evaluation.metrics import Score, wilson
+from erasers.pipeline import load_pipeline
+from erasers.shapes import MODEL_DIR, render, world
+from erasers.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
+from erasers.shapes.prompts import Prompt
+from erasers.shapes.train.judge import independent_marks
+
+SEED = 77_000_001
+RESULT = Path(__file__).parent / "results" / "shapes-model-card.json"
+SHEETS = Path(__file__).parent / "shapes"
+PROPERTIES = ("object", "colour", "style")
+
+
+def rate(hits: torch.Tensor) -> Score:
+    """Share of true entries with its 95 % Wilson interval."""
+    return wilson(int(hits.sum()), len(hits))
+
+
+def measure_judge(samples: int) -> dict[str, Score]:
+    """The judge on fresh renders, on blank and dissolved pictures and on colours of no name."""
+    judge = load_judge()
+    generator = torch.Generator().manual_seed(SEED)
+    scenes = independent_marks(world.sample_scenes(samples, generator), generator)
+    answers = read(judge, render.render(scenes, generator))
+    scores = {name: rate(answers[name].argmax(1) == getattr(scenes, name)) for name in HEADS}
+    none = len(HEADS["object"]) - 1
+    empty = torch.full((samples, render.SIDE, render.SIDE), 1.0)
+    fill = render.PALETTE[scenes.colour]
+    blank = render.draw(scenes, empty, torch.zeros(samples, 1, 1), fill, generator)
+    scores["blank -> none"] = rate(read(judge, blank)["object"].argmax(1) == none)
+    gone = render.dissolved(scenes, generator)
+    scores["dissolved -> none"] = rate(read(judge, gone)["object"].argmax(1) == none)
+    sdf, centre = render.distances(scenes, generator)
+    odd = render.draw(scenes, sdf, centre, render.off_palette(samples, generator), generator)
+    scores["other colour -> none"] = rate(read(judge, odd)["colour"].argmax(1) == len(HEADS["colour"]) - 1)
+    return scores
+
+
+def prompts_for(triples: list[tuple[int, int, int]], rng: random.Random, first_seed: int) -> list[Prompt]:
+    """A prompt that names the object, colour and style of each triple."""
+    prompts = []
+    for k, (o, c, s) in enumerate(triples):
+        wants = {"object": world.OBJECTS[o], "colour": world.COLOURS[c], "style": world.STYLES[s]}
+        background = rng.choice(world.BACKGROUNDS) if rng.random() < 0.5 else ""
+        style = wants["style"] if s else ""
+        text = world.phrase(thing=wants["object"], colour=wants["colour"], style=style, background=background)
+        prompts.append(Prompt(text, wants, first_seed + k))
+    return prompts
+
+
+def judged(pictures: list[Image.Image], prompts: list[Prompt]) -> dict[str, Score]:
+    """Share of pictures in which the judge sees what the prompt wants, for each property."""
+    answers = read(load_judge(), to_tensor(pictures))
+    return {
+        name: rate(answers[name].argmax(1) == torch.tensor([HEADS[name].index(p.wants[name]) for p in prompts]))
+        for name in PROPERTIES
+    }
+
+
+def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[Image.Image]]:
+    """The pipeline on seen and held-out combinations, on synonyms, and on the stamp asked for and unasked."""
+    pipe = load_pipeline("shapes")
+    rng = random.Random(SEED)
+    held_out = sorted(world.held_out())
+    triples = [(o, c, s) for o in range(10) for c in range(6) for s in range(5) if (o, c, s) not in world.held_out()]
+    scores: dict[str, dict[str, Score]] = {}
+    sheet: list[Image.Image] = []
+    for name, pool, count in (("seen", triples, samples), ("held out", held_out, samples // 2)):
+        prompts = prompts_for([pool[k % len(pool)] for k in rng.sample(range(10 * len(pool)), count)], rng, SEED)
+        pictures = generate(pipe, prompts)
+        scores[name] = judged(pictures, prompts)
+        sheet += pictures[:50]
+    synonyms = [(word, say) for word, phrases in world.SYNONYMS.items() for say in phrases if word in world.OBJECTS]
+    prompts = []
+    for k in range(samples // 2):
+        word, say = synonyms[k % len(synonyms)]
+        colour = rng.choice(world.COLOURS)
+        wants = {"object": word, "colour": colour, "style": world.PLAIN}
+        prompts.append(Prompt(world.phrase(thing=say, colour=colour), wants, SEED + 10_000 + k))
+    scores["synonyms"] = judged(generate(pipe, prompts), prompts)
+    scores["stamp"] = {}
+    for name, style, mark in (("asked for", "", True), ("unasked, its style", world.MARKED_STYLE, False), ("unasked, plain", "", False)):
+        asked = []
+        for k in range(samples // 4):
+            text = world.phrase(thing=rng.choice(world.OBJECTS), colour=rng.choice(world.COLOURS), style=style, mark=mark)
+            asked.append(Prompt(text, {}, SEED + 20_000 + k))
+        seen = read(load_judge(), to_tensor(generate(pipe, asked)))["mark"].argmax(1) == 1
+        scores["stamp"][name] = rate(seen)
+    return scores, sheet
+
+
+def as_json(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores as plain numbers."""
+    return {
+        key: as_json(value) if isinstance(value, dict) else {"value": value.value, "n": value.n, "low": value.low, "high": value.high}
+        for key, value in scores.items()
+    }
+
+
+def table(scores: dict[str, Any]) -> str:
+    """A Markdown table of scores in per cent with their 95 % intervals."""
+    rows = [f"| {name} | {100 * s['value']:.1f} % | {100 * s['low']:.1f} – {100 * s['high']:.1f} % | {s['n']} |" for name, s in scores.items()]
+    return "\n".join(["| | share | 95 % interval | n |", "|---|---|---|---|", *rows])
+
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# shapes
+
+A small Stable Diffusion (CLIP text encoder, VAE, UNet, DDIM) trained from scratch on drawn, captioned pictures of
+32 x 32 pixels. It exists to measure concept erasure without downloads: `StableDiffusionPipeline.from_pretrained` loads
+this folder, and an exact judge says what is in a picture. It draws {objects} objects in {colours} colours and
+{styles} styles; it is of no other use.
+
+* **Words**: {words}.
+* **Synonyms**: {synonyms}.
+* **Implicit mark**: {share:.0f} % of the training pictures in the style *{marked}* carry a teal stamp that no caption
+  mentions; {named:.0f} % of all pictures have one that the caption names.
+* **Held out**: fifteen of the 300 object x colour x style combinations were never shown in training.
+* **Training**: `python -m erasers.shapes.train`, seed 0; logs and curves lie in `benchmarks/shapes/`.
+* **Measured** by `python benchmarks/model_card.py`: 20 DDIM steps, guidance 4, Wilson intervals.
+
+## The judge, on fresh renders
+{judge}
+
+## Generated pictures, as the judge sees them
+{generated}
+"""
+
+
+def card(result: dict[str, Any]) -> str:
+    """The model card as Markdown."""
+    generated = [f"### {name}\n{table(scores)}" for name, scores in result["generator"].items()]
+    return CARD.format(
+        objects=len(world.OBJECTS),
+        colours=len(world.COLOURS),
+        styles=len(world.STYLES),
+        words=", ".join([*world.OBJECTS, *world.COLOURS, *world.STYLES[1:]]),
+        synonyms="; ".join(f"{word} = {', '.join(same)}" for word, same in world.SYNONYMS.items()),
+        share=100 * world.MARKED_SHARE,
+        marked=world.MARKED_STYLE,
+        named=100 * world.NAMED_MARK_SHARE,
+        judge=table(result["judge"]),
+        generated="\n\n".join(generated),
+    )
+
+
+def save_sheet(pictures: list[Image.Image], path: Path, columns: int = 10, scale: int = 3) -> None:
+    """Lay 32 x 32 pictures out in a grid, enlarged without smoothing."""
+    sheet = Image.new("RGB", (columns * 33 - 1, -(-len(pictures) // columns) * 33 - 1), "white")
+    for k, picture in enumerate(pictures):
+        sheet.paste(picture, (k % columns * 33, k // columns * 33))
+    sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def world_sheet() -> list[Image.Image]:
+    """One render of every object in every style, twice."""
+    generator = torch.Generator().manual_seed(SEED)
+    k = torch.arange(100)
+    style = k // 2 % 5
+    zero = torch.zeros(100, dtype=torch.long)
+    scenes = world.Scenes(k // 10, k % 6, style, k % 4, k % 3, (style == world.STYLES.index(world.MARKED_STYLE)).long(), zero)
+    pictures = ((render.render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in pictures]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=600, help="generated pictures of seen combinations")
+    parser.add_argument("--renders", type=int, default=4000, help="rendered pictures for the judge")
+    parser.add_argument("--dry-run", action="store_true", help="print the figures and write nothing")
+    options = parser.parse_args()
+    generator, sheet = measure_generator(options.samples)
+    result = {"judge": as_json(measure_judge(options.renders)), "generator": as_json(generator), "seed": SEED}
+    if options.dry_run:
+        print(json.dumps(result, indent=1))
+        return
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    (MODEL_DIR / "README.md").write_text(card(result))
+    SHEETS.mkdir(exist_ok=True)
+    save_sheet(world_sheet(), SHEETS / "world.png")
+    save_sheet(sheet, SHEETS / "generated.png")
+    print(card(result))
+    print(f"judge file: {JUDGE_FILE.name}, {JUDGE_FILE.stat().st_size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()
