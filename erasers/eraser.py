@@ -30,6 +30,21 @@ class Eraser(ABC):
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    def __post_init__(self) -> None:
+        """Check the type of every field; subclasses check ranges.
+
+        Raises:
+            ValueError: Names the field, what it takes and what it got.
+        """
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _fits(value, hints[field.name]):
+                raise ValueError(f"expected {field.name} as {describe(hints[field.name])}, got {value!r}")
+
     @abstractmethod
     def fit(
         self,
@@ -145,6 +160,19 @@ def describe(hint: Any) -> str:
         types.NoneType: "none",
     }
     return names.get(hint, str(hint))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return any(value == allowed and type(value) is type(allowed) for allowed in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _convert(text: str, hint: Any) -> Any:

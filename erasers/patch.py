@@ -182,8 +182,8 @@ class Patch:
         for name, edit in self._edits.items():
             down, up = edit.factors(base[name])
             layer = name.removesuffix(".weight")
-            factors[f"{layer}.lora_A.weight"] = down.float().cpu()
-            factors[f"{layer}.lora_B.weight"] = up.float().cpu()
+            factors[f"{layer}.lora_A.weight"] = down.float().cpu().clone()
+            factors[f"{layer}.lora_B.weight"] = up.float().cpu().clone()
         target = Path(folder)
         if not target.is_dir():
             target.mkdir()

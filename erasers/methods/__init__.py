@@ -1,0 +1,1 @@
+"""One file per method; `closed_form.py` and `rows.py` hold what they share."""

@@ -1,0 +1,252 @@
+"""UCE: unified concept editing (arXiv 2308.14761), one linear solve for every cross-attention weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+
+from erasers.concept import Concept, Concepts, as_concepts
+from erasers.eraser import Eraser
+from erasers.hashing import tensor_hashes
+from erasers.methods.closed_form import leading_directions, oblique_edit_gram
+from erasers.methods.gathered import Preserved, preserved_rows
+from erasers.methods.rows import Encoded, Rows, encode, fill, pair_rows, templates_for
+from erasers.patch import Patch, transform_patch
+from erasers.ports import Port, component, text_ports
+
+BARE = ("{}",)
+Templates: TypeAlias = tuple[str, ...] | Literal["auto"]
+
+# The published code keeps its model intact up to about ten concepts with a hundred preserved ones.
+_MANY_ERASED = 10
+_FEW_PRESERVED = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class UCE(Eraser):
+    """Map the token embeddings of a concept onto those of its anchor, in closed form.
+
+    Differs from the official code: the defaults edit every row from the last subject token on, in several prompt
+    templates, and erase aliases; one float64 factorisation serves all layers. `uce-v1` is the paper-era code and
+    `uce-v2` the release of April 2025, which give different models.
+
+    Args:
+        rows: Erased rows of each prompt: the last subject token, it and all that follow, or all.
+        preserve_rows: Preserved rows of each preserved prompt.
+        templates: Patterns with one `{}` for the concept and its anchor; "auto" takes those of the concept's kind.
+        preserve_templates: The same for preserved concepts.
+        aliases: Erase the concept's aliases too.
+        neighbours: Preserve the concept's neighbours too; `preserve` always counts.
+        preserve_empty: Preserve the empty prompt.
+        empty_anchor: What an empty anchor becomes in a template: the empty prompt, or the template without the word.
+        solver: `ridge` is UCE; `oblique` projects the concept's directions out (`closed_form.oblique_edit`).
+        rank: Directions that `oblique` removes.
+        ridge: Weight of staying near the original weights, above 0.
+        erase_scale: Weight of the erased rows, above 0.
+        preserve_scale: Weight of the preserved rows; "auto" is max(0.1, 1 / number of preserved prompts).
+        cache: Keep encoded preserve sets (and Gram matrices) on disk.
+    """
+
+    name: ClassVar[str] = "uce"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "uce-v1": {
+            "rows": "tail",
+            "preserve_rows": "all",
+            "templates": BARE,
+            "preserve_templates": BARE,
+            "aliases": False,
+            "neighbours": False,
+            "preserve_empty": True,
+            "ridge": 0.5,
+            "preserve_scale": "auto",
+        },
+        "uce-v2": {
+            "rows": "last",
+            "preserve_rows": "last",
+            "templates": BARE,
+            "preserve_templates": BARE,
+            "aliases": False,
+            "neighbours": False,
+            "preserve_empty": False,
+            "ridge": 0.5,
+            "preserve_scale": 1.0,
+        },
+    }
+
+    rows: Rows = "tail"
+    preserve_rows: Rows = "all"
+    templates: Templates = "auto"
+    preserve_templates: Templates = BARE
+    aliases: bool = True
+    neighbours: bool = True
+    preserve_empty: bool = True
+    empty_anchor: Literal["bare", "template"] = "bare"
+    solver: Literal["ridge", "oblique"] = "ridge"
+    rank: int = 4
+    ridge: float = 0.5
+    erase_scale: float = 1.0
+    preserve_scale: float | Literal["auto"] = "auto"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("ridge", "erase_scale"):
+            require_above(field, getattr(self, field), 0)
+        if self.preserve_scale != "auto":
+            require_above("preserve_scale", self.preserve_scale, 0, equal=True)
+        require_above("rank", self.rank, 1, equal=True)
+        for field in ("templates", "preserve_templates"):
+            require_templates(field, getattr(self, field))
+
+    def fit(
+        self,
+        pipe: Any,
+        concepts: Concepts,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = True,
+    ) -> Patch:
+        """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
+        found = as_concepts(concepts)
+        ports = text_ports(pipe)
+        task = self.gather(pipe, found, ports)
+        a, b = self.solve(task.erase, task.anchor, task.preserve)
+        return transform_patch(self, found, ports, a, b, port_hashes(pipe, ports))
+
+    def gather(self, pipe: Any, concepts: Sequence[Concept], ports: Sequence[Port]) -> Task:
+        """Encode every prompt of the task once."""
+        prompts = [prompt for pair in self.pairs_to_encode(concepts) for prompt in pair]
+        encoded = encode(pipe, prompts, self.rows_to_encode())
+        erase, anchor = stack_pairs(encoded, self.prompt_pairs(concepts, self.templates), self.rows)
+        width = ports[0].module.in_features
+        if erase.shape[1] != width:
+            raise ValueError(
+                f"expected text states of width {width}, got {erase.shape[1]}; is the text encoder its own?"
+            )
+        if torch.equal(erase, anchor):
+            raise ValueError("expected anchors that differ from the concepts, got the same token embeddings")
+        kept = self.preserved_texts(concepts)
+        preserve = preserved_rows(pipe, kept, self.preserve_rows, width, cache=self.cache)
+        return Task(
+            encoded, erase, anchor, preserve, sum(len(concept.terms(aliases=self.aliases)) for concept in concepts)
+        )
+
+    def solve(
+        self, erase: torch.Tensor, anchor: torch.Tensor, preserve: Preserved
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[r, d]` and B `[d, r]` of the edit that maps `erase` onto `anchor`."""
+        if self.solver == "oblique":
+            directions = leading_directions(erase.double() - anchor.double(), self.rank)
+            return oblique_edit_gram(directions, preserve.covariance(), self.ridge)
+        return preserve.ridge_edit(
+            erase,
+            anchor,
+            ridge=self.ridge,
+            erase_scale=self.erase_scale,
+            preserve_scale=self.preserve_weight(preserve),
+        )
+
+    def preserve_weight(self, preserve: Preserved) -> float:
+        """`preserve_scale`, with "auto" worked out."""
+        return max(0.1, 1 / max(1, preserve.texts)) if self.preserve_scale == "auto" else float(self.preserve_scale)
+
+    def rows_to_encode(self) -> Rows:
+        """The policy that encodes enough for all that this method reads."""
+        return self.rows
+
+    def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
+        """Every (erased prompt, anchor prompt) that this method reads."""
+        return self.prompt_pairs(concepts, self.templates)
+
+    def prompt_pairs(self, concepts: Sequence[Concept], templates: Templates) -> list[tuple[str, str]]:
+        """(erased prompt, anchor prompt) for every name, alias and template."""
+        pairs = []
+        for concept in concepts:
+            bare = not concept.anchor.strip() and self.empty_anchor == "bare"
+            for term in concept.terms(aliases=self.aliases):
+                for template in templates_for(concept, templates):
+                    pairs.append((fill(template, term), "" if bare else fill(template, concept.anchor)))
+        return list(dict.fromkeys(pairs))
+
+    def preserved_texts(self, concepts: Sequence[Concept]) -> list[str]:
+        """Every preserved prompt once; neighbours that are erased themselves are left out.
+
+        Raises:
+            ValueError: A text that is to be both erased and preserved.
+        """
+        erased = {term.lower() for concept in concepts for term in concept.terms(aliases=self.aliases)}
+        texts = [""] if self.preserve_empty else []
+        for concept in concepts:
+            for text in concept.preserve:
+                if text.lower() in erased:
+                    raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
+            near = [text for text in concept.neighbours if self.neighbours and text.lower() not in erased]
+            for template in templates_for(concept, self.preserve_templates):
+                texts += [fill(template, text) for text in (*concept.preserve, *near)]
+        texts = list(dict.fromkeys(texts))
+        count = sum(len(concept.terms(aliases=False)) for concept in concepts)
+        if count > _MANY_ERASED and len(texts) <= _FEW_PRESERVED:
+            warnings.warn(
+                f"erasing {count} concepts while preserving {len(texts)} prompts: pictures are known to collapse "
+                f"beyond {_MANY_ERASED} concepts with {_FEW_PRESERVED} preserved; preserve more, or erase fewer",
+                UserWarning,
+                stacklevel=4,
+            )
+        return texts
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that was read from the pipeline for one fit.
+
+    Args:
+        encoded: States of every erased and anchor prompt.
+        erase: C `[n, d]`.
+        anchor: G `[n, d]`.
+        preserve: P.
+        terms: Number of erased names and aliases.
+    """
+
+    encoded: Mapping[str, Encoded]
+    erase: torch.Tensor
+    anchor: torch.Tensor
+    preserve: Preserved
+    terms: int
+
+
+def stack_pairs(
+    encoded: Mapping[str, Encoded], pairs: Sequence[tuple[str, str]], policy: Rows
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Erased rows and anchor rows `[n, d]` of all prompt pairs."""
+    parts = [pair_rows(encoded[old], encoded[new], policy) for old, new in pairs]
+    return torch.cat([old for old, _ in parts]), torch.cat([new for _, new in parts])
+
+
+def port_hashes(pipe: Any, ports: Sequence[Port]) -> dict[str, str]:
+    """Fingerprint of every port's weight, remembered on the denoiser."""
+    owner = component(pipe, ports[0].name.partition(".")[0])
+    return tensor_hashes({port.parameter: port.module.weight.data for port in ports}, owner=owner)
+
+
+def require_above(field: str, value: float, bound: float, *, equal: bool = False) -> None:
+    """Refuse a value at or below `bound` (or below it, with `equal`), NaN and infinity.
+
+    Raises:
+        ValueError: Names the field and the value.
+    """
+    if not (value > bound or (equal and value == bound)) or value == float("inf"):
+        raise ValueError(f"expected {field} {'of at least' if equal else 'above'} {bound}, got {value!r}")
+
+
+def require_templates(field: str, value: Templates) -> None:
+    """Refuse patterns without exactly one `{}`.
+
+    Raises:
+        ValueError: Names the field and the pattern.
+    """
+    if value != "auto" and (not value or any(template.count("{}") != 1 for template in value)):
+        raise ValueError(f"expected {field} as auto or patterns with one {{}} each, got {value!r}")
