@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from erasers.evaluation.generate import generate
 from PIL import Image
 
-from erasers.evaluation.generate import generate
 from erasers.evaluation.metrics import Score, wilson
 from erasers.pipeline import load_pipeline
 from erasers.shapes import MODEL_DIR, render, world
@@ -100,10 +100,16 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
         prompts.append(Prompt(world.phrase(thing=say, colour=colour), wants, SEED + 10_000 + k))
     scores["synonyms"] = judged(generate(pipe, prompts), prompts)
     scores["stamp"] = {}
-    for name, style, mark in (("asked for", "", True), ("unasked, its style", world.MARKED_STYLE, False), ("unasked, plain", "", False)):
+    for name, style, mark in (
+        ("asked for", "", True),
+        ("unasked, its style", world.MARKED_STYLE, False),
+        ("unasked, plain", "", False),
+    ):
         asked = []
         for k in range(samples // 4):
-            text = world.phrase(thing=rng.choice(world.OBJECTS), colour=rng.choice(world.COLOURS), style=style, mark=mark)
+            text = world.phrase(
+                thing=rng.choice(world.OBJECTS), colour=rng.choice(world.COLOURS), style=style, mark=mark
+            )
             asked.append(Prompt(text, {}, SEED + 20_000 + k))
         seen = read(load_judge(), to_tensor(generate(pipe, asked)))["mark"].argmax(1) == 1
         scores["stamp"][name] = rate(seen)
@@ -113,14 +119,19 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
 def as_json(scores: dict[str, Any]) -> dict[str, Any]:
     """Scores as plain numbers."""
     return {
-        key: as_json(value) if isinstance(value, dict) else {"value": value.value, "n": value.n, "low": value.low, "high": value.high}
+        key: as_json(value)
+        if isinstance(value, dict)
+        else {"value": value.value, "n": value.n, "low": value.low, "high": value.high}
         for key, value in scores.items()
     }
 
 
 def table(scores: dict[str, Any]) -> str:
     """A Markdown table of scores in per cent with their 95 % intervals."""
-    rows = [f"| {name} | {100 * s['value']:.1f} % | {100 * s['low']:.1f} – {100 * s['high']:.1f} % | {s['n']} |" for name, s in scores.items()]
+    rows = [
+        f"| {name} | {100 * s['value']:.1f} % | {100 * s['low']:.1f} – {100 * s['high']:.1f} % | {s['n']} |"
+        for name, s in scores.items()
+    ]
     return "\n".join(["| | share | 95 % interval | n |", "|---|---|---|---|", *rows])
 
 
@@ -183,7 +194,9 @@ def world_sheet() -> list[Image.Image]:
     k = torch.arange(100)
     style = k // 2 % 5
     zero = torch.zeros(100, dtype=torch.long)
-    scenes = world.Scenes(k // 10, k % 6, style, k % 4, k % 3, (style == world.STYLES.index(world.MARKED_STYLE)).long(), zero)
+    scenes = world.Scenes(
+        k // 10, k % 6, style, k % 4, k % 3, (style == world.STYLES.index(world.MARKED_STYLE)).long(), zero
+    )
     pictures = ((render.render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in pictures]
 

@@ -27,9 +27,7 @@ JUDGE_FILE = Path(__file__).parent / "judge.safetensors"
 
 
 def _block(c_in: int, c_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
 class JudgeNetwork(nn.Module):
@@ -72,7 +70,9 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     """
     for image in images:
         if image.size != (32, 32):
-            raise ValueError(f"expected 32 x 32 pictures, got {image.size[0]} x {image.size[1]}; the oracle reads shapes only")
+            raise ValueError(
+                f"expected 32 x 32 pictures, got {image.size[0]} x {image.size[1]}; the oracle reads shapes only"
+            )
     rows = [torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8) for image in images]
     return torch.stack(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
-from erasers.concept import Concept
+from erasers.concept import Concept, Kind
 from erasers.shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -21,6 +22,8 @@ from erasers.shapes.world import (
     canonical,
     phrase,
 )
+
+Maker: TypeAlias = Callable[[random.Random], tuple[str, dict[str, str]]]
 
 SPLITS = ("explicit", "synonym", "neighbour", "unrelated")
 
@@ -65,7 +68,7 @@ def concept_for(word: str) -> Concept:
     Synonyms are not passed on: they stay held out unless the caller adds them as aliases.
     """
     kind, name = canonical(word)
-    kinds = {"object": "object", "colour": "attribute", "style": "style", "mark": "implicit"}
+    kinds: dict[str, Kind] = {"object": "object", "colour": "attribute", "style": "style", "mark": "implicit"}
     return Concept(name, anchor=ANCHORS.get(name, ""), kind=kinds[kind], neighbours=NEIGHBOURS.get(name, ()))
 
 
@@ -99,7 +102,7 @@ def _about(rng: random.Random, kind: str, word: str, value: str, avoid: Sequence
     return _ask(rng, kind, word, value, context)
 
 
-def _unrelated(rng: random.Random, kind: str, name: str) -> tuple[str, dict[str, str]]:
+def _unrelated(kind: str, name: str, rng: random.Random) -> tuple[str, dict[str, str]]:
     """Ask for a value of any kind but the erased one's closest: neither the concept nor one of its neighbours."""
     away = (name, *NEIGHBOURS.get(name, ()))
     other = rng.choice(["object", "colour", "style"])
@@ -126,12 +129,12 @@ def split_prompts(concept: str, n: int, *, seed: int = 0) -> dict[str, list[Prom
         word = rng.choice(words)
         return _about(rng, kind, word, value or word, (name,))
 
-    makers = {"explicit": partial(of, (name,), name)}
+    makers: dict[str, Maker] = {"explicit": partial(of, (name,), name)}
     if name in SYNONYMS:
         makers["synonym"] = partial(of, SYNONYMS[name], name)
     if near:
         makers["neighbour"] = partial(of, near, None)
-    makers["unrelated"] = lambda rng: _unrelated(rng, kind, name)
+    makers["unrelated"] = partial(_unrelated, kind, name)
     splits = {}
     for split, make in makers.items():
         rng = random.Random(f"{name}/{split}/{seed}")

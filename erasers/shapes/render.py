@@ -12,9 +12,12 @@ from erasers.shapes.world import BACKGROUNDS, OBJECTS, STYLES, Scenes
 SIDE = 32
 """Picture side in pixels."""
 
-PALETTE = torch.tensor(
-    [[214, 36, 42], [244, 128, 24], [246, 214, 40], [34, 150, 62], [38, 82, 218], [140, 52, 176]],
-) / 255
+PALETTE = (
+    torch.tensor(
+        [[214, 36, 42], [244, 128, 24], [246, 214, 40], [34, 150, 62], [38, 82, 218], [140, 52, 176]],
+    )
+    / 255
+)
 BACKGROUND_PALETTE = torch.tensor([[246, 246, 246], [158, 158, 162], [26, 26, 30], [186, 236, 214]]) / 255
 STAMP_COLOUR = torch.tensor([0, 138, 142]) / 255
 RADII = torch.tensor([0.52, 0.64, 0.76])
@@ -40,7 +43,9 @@ POLYGONS = {
     "cross": torch.tensor(_CROSS + [(-x, -y) for x, y in _CROSS]),
     "heart": _heart(),
     "hexagon": _polar([(0.98, k * math.pi / 3) for k in range(6)]),
-    "arrow": torch.tensor([[0, -1.05], [0.85, -0.05], [0.32, -0.05], [0.32, 1], [-0.32, 1], [-0.32, -0.05], [-0.85, -0.05]]),
+    "arrow": torch.tensor(
+        [[0, -1.05], [0.85, -0.05], [0.32, -0.05], [0.32, 1], [-0.32, 1], [-0.32, -0.05], [-0.85, -0.05]]
+    ),
 }
 """Outlines of the polygonal objects, vertices [k, 2] around the origin."""
 
@@ -63,12 +68,12 @@ def polygon_distance(p: Tensor, vertices: Tensor) -> Tensor:
 def _object_distance(name: str, p: Tensor) -> Tensor:
     if name in POLYGONS:
         return polygon_distance(p, POLYGONS[name])
-    r = p.norm(dim=-1)
+    r: Tensor = torch.linalg.vector_norm(p, dim=-1)
     if name == "circle":
         return r - 0.92
     if name == "ring":
         return (r - 0.76).abs() - 0.21
-    bite = (p - torch.tensor([0.46, -0.12])).norm(dim=-1) - 0.78
+    bite: Tensor = torch.linalg.vector_norm(p - torch.tensor([0.46, -0.12]), dim=-1) - 0.78
     return torch.maximum(r - 0.98, -bite)
 
 
@@ -185,7 +190,9 @@ def dissolved(scenes: Scenes, generator: torch.Generator, low: float = 0.6, high
     fate = torch.rand(n, generator=generator)[:, None, None]
     blob = (0.9 - field) * 0.3
     sdf = torch.where(fate < 0.2, torch.ones_like(sdf), torch.where(fate < 0.4, blob, remains))
-    fill = torch.where((torch.rand(n, 1, generator=generator) < 0.8), PALETTE[scenes.colour], torch.rand(n, 3, generator=generator))
+    fill = torch.where(
+        (torch.rand(n, 1, generator=generator) < 0.8), PALETTE[scenes.colour], torch.rand(n, 3, generator=generator)
+    )
     return draw(scenes, sdf, centre_y, fill, generator)
 
 
@@ -198,4 +205,3 @@ def off_palette(n: int, generator: torch.Generator) -> Tensor:
     palette = PALETTE / PALETTE.norm(dim=1, keepdim=True)
     far = ((hue @ palette.T).amax(1) < 0.93) & (torch.cdist(candidates, PALETTE).amin(1) > 0.35)
     return candidates[far][:n]
-

@@ -11,7 +11,12 @@ def test_splits_say_what_they_want(word: str) -> None:
     kind, _ = kind_of(word)
     near = world.NEIGHBOURS.get(word, ())
     splits = split_prompts(word, 40)
-    expected = ["explicit", *(["synonym"] if word in world.SYNONYMS else []), *(["neighbour"] if near else []), "unrelated"]
+    expected = [
+        "explicit",
+        *(["synonym"] if word in world.SYNONYMS else []),
+        *(["neighbour"] if near else []),
+        "unrelated",
+    ]
     assert list(splits) == expected
     for prompt in splits["explicit"]:
         assert word in prompt.text.split()

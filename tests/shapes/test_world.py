@@ -72,7 +72,7 @@ def test_rendering_is_deterministic_and_in_range() -> None:
     first, second = (render.render(scenes, generator(3)) for _ in range(2))
     assert torch.equal(first, second)
     assert first.shape == (64, 3, render.SIDE, render.SIDE)
-    assert -1 <= float(first.min())
+    assert float(first.min()) >= -1
     assert float(first.max()) <= 1
 
 

@@ -59,7 +59,9 @@ def seed_step(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def _checkpoint(path: Path, step: int, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
+def _checkpoint(
+    path: Path, step: int, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
     names = dict(model.named_parameters())
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.items()}
@@ -80,10 +82,13 @@ def _resume(path: Path, model: nn.Module, average: dict[str, Tensor], optimiser:
     for name in average:
         average[name].copy_(tensors[f"average/{name}"])
     for name, parameter in model.named_parameters():
-        state = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith("optimiser/") and k.endswith(f"/{name}")}
+        state = {
+            k.split("/")[1]: v for k, v in tensors.items() if k.startswith("optimiser/") and k.endswith(f"/{name}")
+        }
         if state:
             optimiser.state[parameter] = {
-                k: v.reshape(()) if k == "step" else v.reshape(parameter.shape).to(parameter.device) for k, v in state.items()
+                k: v.reshape(()) if k == "step" else v.reshape(parameter.shape).to(parameter.device)
+                for k, v in state.items()
             }
     return step
 
@@ -114,7 +119,7 @@ def train(name: str, model: nn.Module, loss_step: LossStep, recipe: Recipe, out:
                 group["lr"] = recipe.lr * rate(recipe, step)
             scalars = loss_step(step)
             optimiser.zero_grad(set_to_none=True)
-            scalars["loss"].backward()  # type: ignore[no-untyped-call]
+            scalars["loss"].backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             if average:

@@ -32,7 +32,7 @@ def byte_alphabet() -> list[str]:
 
 
 def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte-pair merges after which every word is one token: the commonest pair first, until nothing is left to merge."""
+    """Byte-pair merges after which every word is one token: the commonest pair first, until none is left."""
     spellings = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(s) > 1 for s in spellings):
