@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 STAGES = ("judge", "vae", "text", "unet", "assemble")
+EXTRA_STAGES = ("clip",)
+"""Run only when asked for: it needs the extra `[clip]`."""
 
 
 def _load_as_float32(config: Path) -> None:
@@ -53,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m erasers.shapes.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of weights, logs and checkpoints")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="repeatable; default: all of them")
+    parser.add_argument(
+        "--stage", choices=STAGES + EXTRA_STAGES, action="append", help="repeatable; default: all but clip"
+    )
     parser.add_argument("--without", metavar="WORD", help="leave an object, colour or style out (stage unet only)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: torch's choice")
@@ -65,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    from erasers.shapes.train import judge, text, unet, vae
+    from erasers.shapes.train import clip, judge, text, unet, vae
 
     for stage in stages:
         if stage == "judge":
@@ -76,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             text.run(options.out, device, options.seed)
         elif stage == "unet":
             unet.run(options.out, device, options.seed, options.without)
+        elif stage == "clip":
+            clip.run(options.out, device, options.seed)
         else:
             assemble(options.out)
 
