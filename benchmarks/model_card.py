@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from erasers.evaluation.generate import generate
 from PIL import Image
 
+from erasers.evaluation import report
 from erasers.evaluation.metrics import Score, wilson
 from erasers.pipeline import load_pipeline
 from erasers.shapes import MODEL_DIR, render, world
