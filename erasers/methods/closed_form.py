@@ -134,7 +134,8 @@ def leading_directions(rows: torch.Tensor, rank: int) -> torch.Tensor:
     """Up to `rank` leading right singular vectors `[d, r]` of `rows` `[n, d]`, without the null ones."""
     _, values, right = torch.linalg.svd(rows.double(), full_matrices=False)
     found = int((values > values.max() * 1e-10).sum()) if values.numel() and values.max() > 0 else 0
-    return right[: min(rank, found)].T.contiguous()
+    directions: torch.Tensor = right[: min(rank, found)].T.contiguous()
+    return directions
 
 
 def transform_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

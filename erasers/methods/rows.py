@@ -120,7 +120,8 @@ def _encode_one(encoder: TextEncoder, prompts: Sequence[str], policy: Rows) -> l
 
 @torch.no_grad()
 def _states(encoder: TextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    device = next(encoder.model.parameters()).device if hasattr(encoder.model, "parameters") else ids.device
+    first = next(encoder.model.parameters(), None)
+    device = ids.device if first is None or first.is_meta else first.device
     use_mask = getattr(getattr(encoder.model, "config", None), "use_attention_mask", False)
     given = {"attention_mask": mask.to(device) if use_mask else None}
     if encoder.states == "penultimate":
