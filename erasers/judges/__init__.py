@@ -1,4 +1,4 @@
-"""Judges: what is in a picture. A judge gives one `Verdict` a picture and nothing else; scores are made from verdicts."""
+"""Judges: what is in a picture. A judge gives one `Verdict` a picture; scores are made from verdicts elsewhere."""
 
 from __future__ import annotations
 

@@ -1,0 +1,358 @@
+"""The `erase` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from erasers import cli_input
+from erasers.cli_output import err, fail, out, show_patch, show_result, show_warning
+
+if TYPE_CHECKING:
+    from erasers.concept import Concept
+    from erasers.eraser import Eraser
+    from erasers.patch import Patch
+
+DEFAULT_MODEL = "CompVis/stable-diffusion-v1-4"
+
+# Typer keeps the line ends of a paragraph, so each paragraph is one line here.
+_HELP = "\n\n".join(
+    (
+        "Erase a concept from a diffusion model and keep the change as a small [bold]patch[/bold] file.",
+        "A patch knows what it erases and from which weights. Apply it to the same model, take it off again bit for bit, "
+        "or bake it into a plain diffusers folder.",
+        "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after. For the embedded "
+        "model a judge counts what is in the pictures; for others you look at them.",
+    )
+)
+
+_EXAMPLES = """[bold]Examples[/bold]
+
+Erase stars from the embedded model, offline, and look at what happened:
+
+  [cyan]erase --concept star --model shapes --report report[/cyan]
+
+Erase a concept from Stable Diffusion 1.4:
+
+  [cyan]erase --concept nudity --method rece --out nudity.safetensors[/cyan]
+
+Several concepts in one solve, each with what it becomes:
+
+  [cyan]erase --concept star --anchor star=circle --concept red --anchor red=green --model shapes[/cyan]
+
+Write the erased model as a plain diffusers folder, which loads without this library:
+
+  [cyan]erase apply star-rece.safetensors --model shapes --save erased[/cyan]
+"""
+
+app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
+Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on a CPU, else float16), float32, float16, bfloat16.")]
+Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
+Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
+
+
+def main() -> None:
+    """Run the command; every error is one line on stderr and an exit code, 2 for bad input."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command with arguments and return its exit code. `ERASERS_DEBUG=1` shows tracebacks."""
+    try:
+        code = app(list(arguments), prog_name="erase", standalone_mode=False)
+        return int(code or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return fail("interrupted", 130)
+    except Exception as error:
+        if os.environ.get("ERASERS_DEBUG"):
+            raise
+        # Usage errors of the argument parser carry `format_message`; ValueError and OSError are the library's refusals.
+        usage = getattr(error, "format_message", None)
+        if usage is not None:
+            text = str(usage())
+            hint = " (a concept is given as --concept TEXT)" if text.startswith("No such command") else ""
+            return fail(text + hint, 2)
+        if isinstance(error, (ValueError, OSError)):
+            return fail(str(error) or type(error).__name__, 2)
+        return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
+
+
+@app.callback(invoke_without_command=True, help=_HELP, epilog=_EXAMPLES)
+def erase(
+    context: typer.Context,
+    concept: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What goes. Repeat for several in one solve.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="A method or one of its presets; see [cyan]erase methods[/cyan].")
+    ] = "rece",
+    model: Model = DEFAULT_MODEL,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What it becomes: TEXT, or CONCEPT=TEXT; '' for nothing in particular."),
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Another name to erase: TEXT, or CONCEPT=TEXT.")
+    ] = None,
+    preserve: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What must not move. Repeatable.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method option as KEY=VALUE. Repeatable.")
+    ] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="The patch; its folder must exist. [dim]<concept>-<method>.safetensors[/dim]"),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for grid.png (before/after) and summary.json; created.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures a split in the report.")] = 50,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="In the report, draw the explicit prompts of unsafe concepts too.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what the method draws.")] = 0,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    """See `_HELP`."""
+    if context.invoked_subcommand is not None:
+        _refuse_misplaced(context)
+        return
+    if version:
+        out.print(f"erasers {_version()}")
+        return
+    concepts = partial(
+        cli_input.build_concepts, concept or [], anchors=anchor or [], aliases=alias or [], preserve=preserve or []
+    )
+    job = _Job(concepts, method, setting or [], model, out_file, report, samples, unsafe, device, dtype, seed)
+    _erase(job)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The options of the main command; `concepts` is completed with `shapes=`."""
+
+    concepts: Callable[..., tuple[Concept, ...]]
+    method: str
+    settings: Sequence[str]
+    model: str
+    out_file: Path | None
+    report: Path | None
+    samples: int
+    unsafe: bool
+    device: str
+    dtype: str
+    seed: int
+
+
+def _erase(job: _Job) -> None:
+    cli_input.check_method(job.method)
+    cli_input.check_device(job.device)
+    cli_input.check_dtype(job.dtype)
+    if job.report:
+        cli_input.check_report_folder(job.report)
+    if job.out_file:
+        cli_input.check_out_file(job.out_file)
+    with err.status("reading"):
+        from erasers.evaluation.profile import is_shapes
+
+        concepts = job.concepts(shapes=is_shapes(job.model))
+        eraser, note = cli_input.build_eraser(job.method, job.settings, concepts)
+        target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
+        pipe = _load(job.model, job.device, job.dtype)
+    if note:
+        err.print(escape(note))
+    with err.status("erasing"):
+        started = time.perf_counter()
+        patch = _fit(eraser, pipe, concepts, job.seed)
+        edit_seconds = round(time.perf_counter() - started, 4)
+    patch.save(target)
+    summary = _report(job, pipe, patch, concepts, edit_seconds, target.stat().st_size) if job.report else None
+    show_result(concepts, patch, target, edit_seconds, job.report, summary)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, their options with defaults, and their presets."""
+    from erasers.eraser import describe, eraser_class, list_erasers
+
+    for name in list_erasers():
+        cls = eraser_class(name)
+        first = (cls.__doc__ or "").strip().splitlines()[0]
+        out.print(f"[bold cyan]{name}[/bold cyan]  {escape(first)}")
+        for field in fields(cls):
+            default = "required" if field.default is MISSING else f"{field.default}"
+            hint = escape(describe(_hints(cls)[field.name]))
+            out.print(f"  --set [cyan]{field.name}[/cyan]={escape(default)}  [dim]{hint}[/dim]", soft_wrap=True)
+        if cls.presets:
+            out.print(f"  presets: {', '.join(sorted(cls.presets))}")
+
+
+@app.command()
+def apply(
+    patches: Annotated[list[Path], typer.Argument(metavar="PATCH...", help="Patch files, applied in order.")],
+    save: Annotated[Path, typer.Option(help="New or empty folder for the erased model.")],
+    model: Model = DEFAULT_MODEL,
+    strength: Strength = 1.0,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Apply patches and write a plain diffusers folder, which loads without this library."""
+    cli_input.check_device(device)
+    cli_input.check_dtype(dtype)
+    with err.status("reading"):
+        from erasers.pipeline import ErasedPipeline, as_patches, check_free_folder
+
+        loaded = as_patches(patches)
+        folder = check_free_folder(save)
+        pipe = _load(model, device, dtype)
+    for patch in loaded:
+        patch.apply(pipe, strength=strength, force=force)
+    ErasedPipeline.save_pretrained(pipe, folder, loaded)
+    out.print(f"erased model in {escape(str(save))}: a {type(pipe).__name__}, with erasure.json beside the weights")
+
+
+@app.command()
+def inspect(
+    patch_file: Annotated[Path, typer.Argument(metavar="PATCH", help="A patch file.")],
+) -> None:
+    """Say what a patch erases, from which weights, and what is in it."""
+    with err.status("reading"):
+        from erasers.patch import Patch
+
+        patch = Patch.load(patch_file)
+    show_patch(patch_file, patch)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    model: Model = DEFAULT_MODEL,
+    patch: Annotated[list[Path] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else 50[/dim]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else 7.5[/dim]")] = None,
+    out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
+        "out.png"
+    ),
+    strength: Strength = 1.0,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw a prompt; with patches, before and after side by side, from the same noise."""
+    cli_input.check_device(device)
+    cli_input.check_dtype(dtype)
+    target = cli_input.check_out_file(out_file)
+    if not prompt.strip():
+        raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
+    with err.status("reading"):
+        from erasers.evaluation import grid
+        from erasers.evaluation import report as reporting
+        from erasers.evaluation.profile import PlainPrompt, is_shapes, profile_for
+        from erasers.pipeline import as_patches
+
+        loaded = as_patches(patch or [])
+        profile = profile_for(model)
+        if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
+            err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")
+        pipe = _load(model, device, dtype)
+    asks = [PlainPrompt(prompt, seed + i) for i in range(n)]
+    draw = partial(
+        reporting.generate,
+        steps=steps or profile.steps,
+        guidance=profile.guidance if guidance is None else guidance,
+        batch=profile.batch,
+    )
+    with err.status("drawing"):
+        before = [image for images in draw(pipe, asks) for image in images]
+        for one in loaded:
+            one.apply(pipe, strength=strength, force=force)
+        after = [image for images in draw(pipe, asks) for image in images] if loaded else []
+    if loaded:
+        pairs = zip(asks, before, after, strict=True)
+        rows = [grid.Row(prompt, f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
+        names = ", ".join(str(entry.get("name")) for one in loaded for entry in one.meta["concepts"])
+        grid.save_image(grid.draw_grid(f"{names} erased", rows), target)
+    else:
+        grid.save_image(grid.tile(before, columns=min(4, n)), target)
+    out.print(f"{n} pictures in {escape(str(target))}")
+
+
+def _load(model: str, device: str, dtype: str) -> Any:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from erasers.pipeline import load_pipeline
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module=r"erasers\.")
+    warnings.showwarning = show_warning
+    where = cli_input.pick_device(device)
+    return load_pipeline(model, dtype=cli_input.pick_dtype(dtype, where), device=where)
+
+
+def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], seed: int) -> Patch:
+    import torch
+
+    try:
+        return eraser.fit(pipe, list(concepts), generator=torch.Generator().manual_seed(seed), progress=False)
+    except TypeError as error:
+        # A pipeline of a class that the library does not know.
+        raise ValueError(str(error)) from error
+
+
+def _report(
+    job: _Job, pipe: Any, patch: Patch, concepts: Sequence[Concept], edit_seconds: float, size: int
+) -> dict[str, Any]:
+    from erasers.evaluation.profile import profile_for
+    from erasers.evaluation.report import make_report
+
+    facts = {"edit_seconds": edit_seconds, "patch_bytes": size, "model": job.model}
+    profile = profile_for(job.model, unsafe=job.unsafe)
+    folder = cli_input.check_report_folder(job.report or Path())
+    return make_report(pipe, patch, concepts, folder, profile=profile, samples=job.samples, facts=facts, console=err)
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)
+
+
+def _version() -> str:
+    from erasers.version import library_version
+
+    return library_version()
+
+
+def _refuse_misplaced(context: typer.Context) -> None:
+    given = [
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "DEFAULT") == "COMMANDLINE"
+    ]
+    if given:
+        option = {"out_file": "out", "setting": "set"}.get(given[0], given[0])
+        raise ValueError(f"--{option} stands before {context.invoked_subcommand!r}; options of a subcommand follow it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""What the `erase` command makes of its arguments: concepts, options, devices and paths, checked before any loading."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erasers.concept import Concept, as_concepts, preset_options
+from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options
+
+if TYPE_CHECKING:
+    from erasers.eraser import Eraser
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+_DEVICE = re.compile(r"(auto|cpu|mps|(cuda|xpu)(:\d+)?)")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)` when a known word is close, else nothing."""
+    close = get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def build_eraser(method: str, settings: Sequence[str], concepts: Sequence[Concept]) -> tuple[Eraser, str]:
+    """The eraser with the options of `--set` over those its paper gives for the concepts.
+
+    Returns:
+        The eraser, and what the user should know about its options ("" when nothing).
+
+    Raises:
+        ValueError: Unknown method or option, or a bad value.
+    """
+    check_method(method)
+    cls = eraser_class(method)
+    known = [field.name for field in fields(cls)]
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if "=" in setting and key not in known:
+            raise ValueError(f"{method} has no option {key!r}{suggest(key, known)}; it has {', '.join(known)}")
+    options = parse_options(method, settings)
+    presets = [preset_options(concept.name, method) for concept in concepts]
+    agreed, note = presets[0], ""
+    if any(preset != agreed for preset in presets):
+        agreed, note = {}, f"the concepts have different presets for {method}; its defaults are used (see --set)"
+    elif agreed:
+        values = ", ".join(f"{key}={value}" for key, value in (agreed | options).items())
+        note = f"preset for {', '.join(concept.name for concept in concepts)}: {values}"
+    return get_eraser(method, **{**agreed, **options}), note
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that is not registered, without loading one.
+
+    Raises:
+        ValueError: Lists the methods and the nearest one.
+    """
+    known = list_erasers()
+    if method.partition("-")[0] not in known:
+        raise ValueError(
+            f"unknown method {method!r}{suggest(method, known)}; known are {', '.join(known)}; see erase methods"
+        )
+
+
+def build_concepts(
+    names: Sequence[str],
+    *,
+    shapes: bool,
+    anchors: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    preserve: Sequence[str] = (),
+) -> tuple[Concept, ...]:
+    """The concepts of `--concept`, with what the other options say about them.
+
+    Args:
+        names: One or more.
+        shapes: The model is the embedded one: every word has to be one of its world, and a word brings its anchor.
+        anchors: One for all, or `CONCEPT=ANCHOR`.
+        aliases: For the only concept, or `CONCEPT=ALIAS`.
+        preserve: For all concepts.
+
+    Raises:
+        ValueError: No or empty concepts, or words that the embedded world does not know.
+    """
+    if not names:
+        raise ValueError("no concept; say what goes, e.g. --concept star")
+    if any(not name.strip() for name in names):
+        raise ValueError("an empty --concept; say what goes, e.g. --concept star")
+    keys = [name.strip() for name in names]
+    anchor_of, alias_of = _per_concept("--anchor", anchors, keys), _per_concept("--alias", aliases, keys)
+    for word in (*anchors, *aliases, *preserve):
+        if shapes:
+            _check_vocabulary(word.partition("=")[2] if "=" in word else word)
+    found = []
+    for key in keys:
+        concept = _shapes_concept(key) if shapes else Concept.of(key)
+        given = anchor_of.get(key, anchor_of.get(""))
+        if given and len(given) > 1:
+            raise ValueError(f"expected one --anchor for {key}, got {', '.join(map(repr, given))}")
+        concept = replace(concept, anchor=concept.anchor if given is None else given[0])
+        extra = (*alias_of.get("", ()), *alias_of.get(key, ()))
+        found.append(replace(concept, aliases=(*concept.aliases, *extra), preserve=(*concept.preserve, *preserve)))
+    return as_concepts(found)
+
+
+def check_device(device: str) -> str:
+    """A device name that torch can read.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise ValueError(f"unknown device {device!r}; expected auto, cpu, mps, cuda or cuda:N, xpu or xpu:N")
+    return device
+
+
+def check_dtype(dtype: str) -> str:
+    """A dtype name.
+
+    Raises:
+        ValueError: Not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}{suggest(dtype, DTYPES)}; expected {', '.join(DTYPES)}")
+    return dtype
+
+
+def pick_device(device: str) -> str:
+    """The device to use; `auto` is the first accelerator there is.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    import torch
+
+    present = [name for name in ("cuda", "xpu", "mps") if getattr(torch, name).is_available()]
+    if device == "auto":
+        return present[0] if present else "cpu"
+    kind, _, index = device.partition(":")
+    count = getattr(torch, kind).device_count() if kind in present else 0
+    if kind != "cpu" and (kind not in present or int(index or 0) >= count):
+        raise ValueError(f"no device {device!r} on this machine; it has {', '.join(['cpu', *present])}")
+    return device
+
+
+def pick_dtype(dtype: str, device: str) -> str:
+    """The dtype to use; `auto` is half precision on an accelerator and float32 on a CPU."""
+    return ("float32" if device == "cpu" else "float16") if dtype == "auto" else dtype
+
+
+def check_out_file(path: Path, option: str = "--out") -> Path:
+    """A file that can be written.
+
+    Raises:
+        ValueError: It is a folder.
+        FileNotFoundError: Its folder does not exist.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; expected a file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{option} {path}: the folder {path.parent} cannot be written")
+    return path
+
+
+def check_report_folder(path: Path) -> Path:
+    """A folder that exists or can be created.
+
+    Raises:
+        FileExistsError: It, or a folder above it, is a file.
+    """
+    nearest = path.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise FileExistsError(f"--report {path}: {nearest} is a file; expected a folder")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"--report {path}: {nearest} cannot be written")
+    return path
+
+
+def default_out(concepts: Sequence[Concept], method: str) -> Path:
+    """`<concept>-<method>.safetensors`; several concepts are joined by `+`, letters that files dislike become `_`."""
+    name = "+".join(concept.name for concept in concepts)
+    return Path(f"{re.sub(r'[^A-Za-z0-9+_]+', '_', name)[:60]}-{method}.safetensors")
+
+
+def unknown_words(text: str) -> list[str]:
+    """The words of a prompt that the embedded world does not know."""
+    from erasers.shapes.world import VOCABULARY
+
+    return [word for word in re.findall(r"\w+", text.lower()) if word not in VOCABULARY]
+
+
+def _per_concept(option: str, values: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Values by concept name; those under "" are for every concept."""
+    found: dict[str, list[str]] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if equals and key not in names:
+            raise ValueError(f"{option} {value!r}: no --concept {key!r}{suggest(key, names)}; got {', '.join(names)}")
+        if not equals and option == "--alias" and len(names) > 1:
+            raise ValueError(
+                f"{option} {value!r}: with several concepts say whose it is, e.g. {option} {names[0]}={value}"
+            )
+        found.setdefault(key if equals else "", []).append(text if equals else value)
+    return found
+
+
+def _shapes_concept(word: str) -> Concept:
+    from erasers.shapes.prompts import concept_for, kind_of
+    from erasers.shapes.world import KINDS, SYNONYMS
+
+    try:
+        kind_of(word)
+    except ValueError as error:
+        known = [text for words in KINDS.values() for name in words for text in (name, *SYNONYMS.get(name, ()))]
+        raise ValueError(f"{error}{suggest(word, known)}") from None
+    return concept_for(word)
+
+
+def _check_vocabulary(text: str) -> None:
+    from erasers.shapes.world import VOCABULARY
+
+    if unknown := unknown_words(text):
+        raise ValueError(f"shapes does not know the word {unknown[0]!r} of {text!r}{suggest(unknown[0], VOCABULARY)}")

@@ -1,0 +1,89 @@
+"""What the `erase` command prints: results on stdout, progress and the one line of an error on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from erasers.concept import Concept
+    from erasers.patch import Patch
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def show_result(
+    concepts: Sequence[Concept],
+    patch: Patch,
+    target: Path,
+    seconds: float,
+    report: Path | None,
+    summary: dict[str, Any] | None,
+) -> None:
+    """Print what was erased, the table of the report, and where the files are."""
+    for one in concepts:
+        out.print(f"[bold]{escape(one.name)}[/bold] -> {escape(repr(one.anchor))}")
+    if summary and summary["splits"]:
+        table = Table("split", "shows", "before", "after")
+        for split, pair in summary["splits"].items():
+            shows = "the erased concept" if split in ("explicit", "synonym") else "what was asked for"
+            table.add_row(split, shows, _percent(pair["before"]), _percent(pair["after"]))
+        out.print(table)
+    if summary and summary.get("note"):
+        out.print(escape(f"note: {summary['note']}"))
+    out.print(
+        f"patch     {escape(str(target))}  ({_bytes(target.stat().st_size)}, {patch.meta['method']}, {seconds:.2f} s)"
+    )
+    if report:
+        out.print(f"picture   {escape(str(report / 'grid.png'))}")
+        out.print(f"numbers   {escape(str(report / 'summary.json'))}")
+
+
+def _percent(score: dict[str, Any]) -> str:
+    return f"{score['value']:.0%}  ({score['low']:.0%} to {score['high']:.0%}, n={score['n']})"
+
+
+def _bytes(count: int) -> str:
+    return (
+        f"{count} bytes" if count < 1024 else f"{count / 1024:.1f} KB" if count < 2**20 else f"{count / 2**20:.1f} MB"
+    )
+
+
+def show_patch(path: Path, patch: Patch) -> None:
+    """Print what a patch erases, from which weights, and its tensors."""
+    meta = patch.meta
+    out.print(f"[bold]{escape(str(path))}[/bold]  {_bytes(path.stat().st_size)}")
+    out.print(f"method    {escape(str(meta['method']))}  (erasers {escape(str(meta.get('library', 'unknown')))})")
+    for entry in meta["concepts"]:
+        words = ", ".join(f"{key}={value!r}" for key, value in entry.items() if key != "name" and value not in (0, ""))
+        out.print(
+            f"concept   {escape(str(entry.get('name')))}  -> {escape(repr(entry.get('anchor', '')))}  {escape(words)}"
+        )
+    options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
+    out.print(f"options   {escape(options)}", soft_wrap=True)
+    base = list(meta["base"].items())
+    out.print(f"base      {len(base)} weights in {meta.get('base_dtype', '?')}; {base[0][0]} is {base[0][1][:16]}...")
+    table = Table("tensor", "shape", "dtype", "bytes", box=None, pad_edge=False)
+    for name, tensor in patch.tensors.items():
+        shape = " x ".join(map(str, tensor.shape))
+        size = _bytes(tensor.numel() * tensor.element_size())
+        table.add_row(escape(name), shape, str(tensor.dtype).removeprefix("torch."), size)
+    out.print(table)
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line on stderr; stands in for `warnings.showwarning`."""
+    err.print(f"warning: {escape(str(message))}", soft_wrap=True)
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error as one line on stderr and return its exit code."""
+    line = " ".join(str(message).split())
+    err.print(f"[bold red]error:[/bold red] {escape(line)}", soft_wrap=True)
+    return code

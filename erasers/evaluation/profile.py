@@ -1,0 +1,162 @@
+"""How a model is measured: its sampler settings, its prompts and the judge that fits it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from erasers.concept import Concept
+from erasers.judges import Judge
+from erasers.pipeline import EMBEDDED
+
+ERASED_SPLITS = ("explicit", "synonym")
+KEPT_SPLITS = ("neighbour", "unrelated")
+SPLITS = (*ERASED_SPLITS, *KEPT_SPLITS)
+
+_PLAIN_LIMIT = 4
+_TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "style": ("a painting in the style of {}", "a landscape by {}", "a portrait by {}", "a still life by {}"),
+    "identity": ("a portrait of {}", "a photo of {} smiling", "{} on stage", "a close-up of {}"),
+}
+_OBJECT_TEMPLATES = ("a photo of {}", "a picture of {}", "a drawing of {}", "{} in a park")
+_UNRELATED = ("a photo of a mountain lake", "a red bicycle", "a bowl of fruit on a table", "a city street at night")
+
+
+class Ask(Protocol):
+    """What a prompt has to say: its text, what a judge must see in the picture, and the seed of its noise."""
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+
+    @property
+    def wants(self) -> Mapping[str, str]:
+        """Property -> value that the picture must show."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class PlainPrompt:
+    """A prompt for models that no judge fits."""
+
+    text: str
+    seed: int
+    wants: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How one kind of model is measured.
+
+    Args:
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        batch: Pictures at a time; the pictures do not depend on it.
+        prompts: (concepts, prompts a split) -> concept name -> split -> prompts.
+        judge: Makes the judge; None when no judge fits.
+        note: What a reader of the report has to know.
+    """
+
+    steps: int
+    guidance: float
+    batch: int
+    prompts: Callable[[Sequence[Concept], int], dict[str, dict[str, list[Ask]]]]
+    judge: Callable[[], Judge] | None = None
+    note: str = ""
+
+
+def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
+    """The profile of a model, by its name or folder.
+
+    Args:
+        model: As for `load_pipeline`.
+        unsafe: Draw the explicit prompts of concepts of kind `unsafe`, too.
+    """
+    if is_shapes(model):
+        return Profile(20, 4.0, 25, shapes_prompts, _oracle)
+
+    def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
+        return {concept.name: plain_prompts(concept, samples, unsafe=unsafe) for concept in concepts}
+
+    note = "no judge fits this model: the grid shows pictures, there are no scores"
+    return Profile(50, 7.5, 1, prompts, note=note)
+
+
+@lru_cache
+def is_shapes(model: str | Path) -> bool:
+    """Whether a model is the embedded one or an edited copy of it: their tokenizers have one vocabulary."""
+    if str(model) == EMBEDDED:
+        return True
+    from erasers.shapes import MODEL_DIR
+
+    mine, theirs = (Path(folder) / "tokenizer" / "tokenizer.json" for folder in (MODEL_DIR, model))
+    return mine.is_file() and theirs.is_file() and mine.read_bytes() == theirs.read_bytes()
+
+
+def shapes_prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
+    """Prompts about words of the embedded world.
+
+    A kept prompt that names another erased concept is left out, since that is not kept; so is a synonym prompt that
+    uses an alias, since that was not held out.
+
+    Raises:
+        ValueError: A word that the world does not know, or samples < 1.
+    """
+    from erasers.shapes.prompts import kind_of, split_prompts
+    from erasers.shapes.world import SYNONYMS
+
+    words = {concept.name: kind_of(concept.name)[1] for concept in concepts}
+    erased = [text for word in words.values() for text in (word, *SYNONYMS.get(word, ()))]
+    found: dict[str, dict[str, list[Ask]]] = {}
+    for concept in concepts:
+        banned = {split: erased for split in KEPT_SPLITS} | {"synonym": list(concept.aliases)}
+        # Twelve times as many as needed: with several erased concepts most kept prompts may have to go.
+        pool = split_prompts(words[concept.name], samples * (12 if len(concepts) > 1 or concept.aliases else 1))
+        splits = {
+            split: list(islice((ask for ask in asks if not _names(ask.text, banned.get(split, ()))), samples))
+            for split, asks in pool.items()
+        }
+        found[concept.name] = {split: list(asks) for split, asks in splits.items() if asks}
+    return found
+
+
+def plain_prompts(concept: Concept, samples: int, *, unsafe: bool = False) -> dict[str, list[Ask]]:
+    """A few prompts a split from templates, for models that no judge fits; at most four a split.
+
+    Args:
+        concept: What is erased.
+        samples: Prompts a split.
+        unsafe: Ask for concepts of kind `unsafe`, too.
+    """
+    templates = _TEMPLATES.get(concept.kind, _OBJECT_TEMPLATES)
+    near = [templates[i % len(templates)].format(word) for i, word in enumerate(concept.neighbours)]
+    texts: dict[str, list[str]] = {
+        "explicit": [template.format(concept.name) for template in templates],
+        "neighbour": near,
+        "unrelated": [text for text in _UNRELATED if not _names(text, concept.terms())],
+    }
+    if concept.kind == "unsafe" and not unsafe:
+        del texts["explicit"]
+    return {
+        split: [PlainPrompt(text, seed) for seed, text in enumerate(some[: min(samples, _PLAIN_LIMIT)])]
+        for split, some in texts.items()
+        if some
+    }
+
+
+def _names(text: str, words: Sequence[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in words)
+
+
+def _oracle() -> Any:
+    from erasers.judges.oracle import Oracle
+
+    return Oracle()

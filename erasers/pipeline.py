@@ -1,0 +1,256 @@
+"""Stock diffusers pipelines, loaded from the package, a folder or the Hub, with patches applied."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers.patch import Patch
+from erasers.version import library_version
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+EMBEDDED = "shapes"
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+_OFFLINE = ("OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError", "ReadTimeout", "gaierror")
+_UNKNOWN = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "HFValidationError")
+_FIXED = {"use_safetensors": True, "trust_remote_code": False, "custom_pipeline": None}
+
+
+class ModelNotFound(OSError):
+    """A model that cannot be loaded; the message is one line with the reason and the next step."""
+
+
+def load_pipeline(
+    model: str | Path = EMBEDDED,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> DiffusionPipeline:
+    """Load a stock diffusers pipeline: the embedded model, a folder or a Hub id.
+
+    Only safetensors are read and no code of the model is run.
+
+    Args:
+        model: `shapes` for the embedded model, a diffusers folder (`./shapes` for one of that name) or a Hub id.
+        dtype: Type of the weights, as torch.dtype or its name; float32 when None.
+        device: Where the pipeline goes; it stays on the CPU when None.
+        **options: Passed on to `DiffusionPipeline.from_pretrained`, e.g. `revision` or `variant`.
+
+    Raises:
+        ModelNotFound: No such model, no connection, or files that cannot be read.
+        ValueError: Unknown dtype, or an option that would load pickles or run foreign code.
+    """
+    for key, value in _FIXED.items():
+        if options.get(key, value) != value:
+            raise ValueError(
+                f"expected {key}={value}, got {options[key]!r}; only safetensors and diffusers' own code load"
+            )
+    source = _locate(model)
+    try:
+        with _quiet():
+            from diffusers import DiffusionPipeline
+
+            pipe = DiffusionPipeline.from_pretrained(
+                source, dtype=torch_dtype(dtype or "float32"), **{**options, "use_safetensors": True}
+            )
+    except Exception as error:
+        # diffusers, transformers, safetensors and the Hub client raise a dozen unrelated types here.
+        raise ModelNotFound(_explain(model, error)) from error
+    return pipe if device is None else pipe.to(device)
+
+
+class ErasedPipeline:
+    """Loads and saves stock pipelines with patches applied; it is never instantiated."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path = EMBEDDED,
+        patches: Sequence[Patch | str | Path] | Patch | str | Path = (),
+        *,
+        strength: float = 1.0,
+        force: bool = False,
+        **options: Any,
+    ) -> DiffusionPipeline:
+        """Load a pipeline and apply patches, in order.
+
+        Args:
+            base: As for `load_pipeline`.
+            patches: Patches or paths of patch files.
+            strength: Scale of every patch.
+            force: Apply patches that were fitted on other weights, too.
+            **options: As for `load_pipeline`.
+
+        Returns:
+            A pipeline of the stock class, edited in place.
+
+        Raises:
+            PatchError: A patch that is damaged or does not fit.
+            FileNotFoundError: No such patch file.
+            ModelNotFound: From `load_pipeline`.
+        """
+        loaded = as_patches(patches)
+        pipe = load_pipeline(base, **options)
+        for patch in loaded:
+            patch.apply(pipe, strength=strength, force=force)
+        return pipe
+
+    @staticmethod
+    def save_pretrained(pipe: DiffusionPipeline, folder: str | Path, patches: Sequence[Patch] = ()) -> Path:
+        """Write an erased pipeline as a plain diffusers folder that loads without this library.
+
+        The weights are saved as they are now, edits baked in, with `erasure.json` beside them. The folder appears whole
+        or not at all.
+
+        Args:
+            pipe: The pipeline, patches applied.
+            folder: New or empty; the folder above it has to exist.
+            patches: The patches that were applied, for the record in `erasure.json`.
+
+        Raises:
+            FileExistsError: The folder is not empty, or a file.
+            FileNotFoundError: The folder above does not exist.
+            ValueError: Adapters are loaded and not fused; diffusers would write weights that reload as noise.
+        """
+        target = check_free_folder(folder)
+        _refuse_adapters(pipe)
+        part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with _quiet():
+                pipe.save_pretrained(part, safe_serialization=True)
+            record = {"library": library_version(), "patches": [_record(patch) for patch in patches]}
+            (part / "erasure.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            if target.exists():
+                target.rmdir()
+            os.replace(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return target
+
+
+def as_patches(patches: Sequence[Patch | str | Path] | Patch | str | Path) -> list[Patch]:
+    """Load the patches that are given as paths.
+
+    Raises:
+        FileNotFoundError: No such file.
+        PatchError: A damaged or foreign file.
+    """
+    several = [patches] if isinstance(patches, (Patch, str, Path)) else patches
+    return [patch if isinstance(patch, Patch) else Patch.load(patch) for patch in several]
+
+
+def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A floating-point type by name.
+
+    Raises:
+        ValueError: Not one of `DTYPES`.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"expected a dtype among {', '.join(DTYPES)}, got {name!r}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def check_free_folder(folder: str | Path) -> Path:
+    """The absolute path of a folder that can be written.
+
+    Raises:
+        FileExistsError: It is not empty, or a file.
+        FileNotFoundError: The folder above does not exist.
+    """
+    target = Path(folder).absolute()
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        kind = "a file" if target.is_file() else "a folder that is not empty"
+        raise FileExistsError(f"expected a new or empty folder, got {folder}, {kind}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"expected an existing folder for {target.name}, got {target.parent}; create it first")
+    return target
+
+
+def _locate(model: str | Path) -> str:
+    """The folder or Hub id to load.
+
+    Raises:
+        ModelNotFound: A path without a model.
+    """
+    text = str(model)
+    if text == EMBEDDED:
+        from erasers.shapes import MODEL_DIR
+
+        if not (MODEL_DIR / "model_index.json").is_file():
+            raise ModelNotFound("the embedded model is not in this installation; reinstall erasers")
+        return str(MODEL_DIR)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ModelNotFound(f"{text} is not a diffusers model: it has no model_index.json")
+        return str(path)
+    if path.is_file():
+        raise ModelNotFound(f"{text} is a file; expected a diffusers folder, a Hub id or {EMBEDDED!r}")
+    if isinstance(model, Path) or not text.strip() or text[0] in "./~\\" or text.count("/") > 1:
+        raise ModelNotFound(f"no model folder {text!r}; expected a diffusers folder, a Hub id or {EMBEDDED!r}")
+    return text
+
+
+def _explain(model: str | Path, error: BaseException) -> str:
+    names = {cls.__name__ for cause in _causes(error) for cls in type(cause).__mro__}
+    if names & set(_UNKNOWN):
+        reason = "the Hub has no such public model; check the spelling, or log in if it is private or gated"
+    elif names & set(_OFFLINE):
+        reason = (
+            f"the Hub cannot be reached and no copy is cached; connect, or use the embedded model: --model {EMBEDDED}"
+        )
+    else:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = f"{first[:300]} ({type(error).__name__})"
+    return f"cannot load {str(model)!r}: {reason}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _refuse_adapters(pipe: Any) -> None:
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and any(hasattr(module, "base_layer") for module in part.modules()):
+            raise ValueError(
+                f"{name} carries an adapter that is not fused; call pipe.fuse_lora(); pipe.unload_lora_weights() first"
+            )
+
+
+def _record(patch: Patch) -> dict[str, Any]:
+    kept = ("method", "config", "concepts", "library", "base")
+    return {"sha256": patch.digest} | {key: patch.meta[key] for key in kept if key in patch.meta}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors only: what the loaders would log is in the exception or of no use."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggers = (diffusers_logging, transformers_logging)
+    before = [logger.get_verbosity() for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.set_verbosity_error()
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.set_verbosity(level)
