@@ -29,7 +29,7 @@ DEFAULT_MODEL = "CompVis/stable-diffusion-v1-4"
 _HELP = "\n\n".join(
     (
         "Erase a concept from a diffusion model and keep the change as a small [bold]patch[/bold] file.",
-        "A patch knows what it erases and from which weights. Apply it to the same model, take it off again bit for bit, "
+        "A patch knows what it erases and from which weights. Apply it to the same model, take it off bit for bit, "
         "or bake it into a plain diffusers folder.",
         "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after. For the embedded "
         "model a judge counts what is in the pictures; for others you look at them.",
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
             hint = " (a concept is given as --concept TEXT)" if text.startswith("No such command") else ""
             return fail(text + hint, 2)
         if isinstance(error, (ValueError, OSError)):
-            return fail(str(error) or type(error).__name__, 2)
+            return fail(str(error).replace("pass force=True", "pass --force") or type(error).__name__, 2)
         return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
 
 
@@ -190,12 +190,12 @@ def methods() -> None:
 
     for name in list_erasers():
         cls = eraser_class(name)
-        first = (cls.__doc__ or "").strip().splitlines()[0]
+        first = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
         out.print(f"[bold cyan]{name}[/bold cyan]  {escape(first)}")
         for field in fields(cls):
             default = "required" if field.default is MISSING else f"{field.default}"
             hint = escape(describe(_hints(cls)[field.name]))
-            out.print(f"  --set [cyan]{field.name}[/cyan]={escape(default)}  [dim]{hint}[/dim]", soft_wrap=True)
+            out.print(f"  --set [cyan]{field.name}[/cyan]={escape(default)}  [dim]{hint}[/dim]")
         if cls.presets:
             out.print(f"  presets: {', '.join(sorted(cls.presets))}")
 
@@ -285,9 +285,9 @@ def generate(
         after = [image for images in draw(pipe, asks) for image in images] if loaded else []
     if loaded:
         pairs = zip(asks, before, after, strict=True)
-        rows = [grid.Row(prompt, f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
         names = ", ".join(str(entry.get("name")) for one in loaded for entry in one.meta["concepts"])
-        grid.save_image(grid.draw_grid(f"{names} erased", rows), target)
+        rows = [grid.Row(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
+        grid.save_image(grid.draw_grid(prompt, rows), target)
     else:
         grid.save_image(grid.tile(before, columns=min(4, n)), target)
     out.print(f"{n} pictures in {escape(str(target))}")

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from erasers.concept import Concept
     from erasers.patch import Patch
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Tables keep to the width of the terminal; other lines are left whole for whoever reads them by program.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_result(
@@ -30,11 +31,12 @@ def show_result(
     for one in concepts:
         out.print(f"[bold]{escape(one.name)}[/bold] -> {escape(repr(one.anchor))}")
     if summary and summary["splits"]:
-        table = Table("split", "shows", "before", "after")
+        table = Table("split", "share of pictures with", "n", "before", "after")
         for split, pair in summary["splits"].items():
             shows = "the erased concept" if split in ("explicit", "synonym") else "what was asked for"
-            table.add_row(split, shows, _percent(pair["before"]), _percent(pair["after"]))
-        out.print(table)
+            count = str(pair["after"]["n"])
+            table.add_row(split, shows, count, _percent(pair["before"]), _percent(pair["after"]))
+        out.print(table, soft_wrap=False)
     if summary and summary.get("note"):
         out.print(escape(f"note: {summary['note']}"))
     out.print(
@@ -46,7 +48,7 @@ def show_result(
 
 
 def _percent(score: dict[str, Any]) -> str:
-    return f"{score['value']:.0%}  ({score['low']:.0%} to {score['high']:.0%}, n={score['n']})"
+    return f"{score['value']:.0%} ({100 * score['low']:.0f} to {100 * score['high']:.0f})"
 
 
 def _bytes(count: int) -> str:
@@ -61,12 +63,13 @@ def show_patch(path: Path, patch: Patch) -> None:
     out.print(f"[bold]{escape(str(path))}[/bold]  {_bytes(path.stat().st_size)}")
     out.print(f"method    {escape(str(meta['method']))}  (erasers {escape(str(meta.get('library', 'unknown')))})")
     for entry in meta["concepts"]:
-        words = ", ".join(f"{key}={value!r}" for key, value in entry.items() if key != "name" and value not in (0, ""))
+        rest = {key: value for key, value in entry.items() if key not in ("name", "anchor") and value}
+        words = ", ".join(f"{key}={value!r}" for key, value in rest.items())
         out.print(
             f"concept   {escape(str(entry.get('name')))}  -> {escape(repr(entry.get('anchor', '')))}  {escape(words)}"
         )
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
-    out.print(f"options   {escape(options)}", soft_wrap=True)
+    out.print(f"options   {escape(options)}")
     base = list(meta["base"].items())
     out.print(f"base      {len(base)} weights in {meta.get('base_dtype', '?')}; {base[0][0]} is {base[0][1][:16]}...")
     table = Table("tensor", "shape", "dtype", "bytes", box=None, pad_edge=False)
@@ -74,16 +77,16 @@ def show_patch(path: Path, patch: Patch) -> None:
         shape = " x ".join(map(str, tensor.shape))
         size = _bytes(tensor.numel() * tensor.element_size())
         table.add_row(escape(name), shape, str(tensor.dtype).removeprefix("torch."), size)
-    out.print(table)
+    out.print(table, soft_wrap=False)
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line on stderr; stands in for `warnings.showwarning`."""
-    err.print(f"warning: {escape(str(message))}", soft_wrap=True)
+    err.print(f"warning: {escape(str(message))}")
 
 
 def fail(message: str, code: int) -> int:
     """Print an error as one line on stderr and return its exit code."""
     line = " ".join(str(message).split())
-    err.print(f"[bold red]error:[/bold red] {escape(line)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/bold red] {escape(line)}")
     return code

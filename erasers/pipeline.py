@@ -206,10 +206,10 @@ def _locate(model: str | Path) -> str:
 def _explain(model: str | Path, error: BaseException) -> str:
     names = {cls.__name__ for cause in _causes(error) for cls in type(cause).__mro__}
     if names & set(_UNKNOWN):
-        reason = "the Hub has no such public model; check the spelling, or log in if it is private or gated"
+        reason = "no such folder and no such public model on the Hub; check the spelling, or log in if it is private"
     elif names & set(_OFFLINE):
         reason = (
-            f"the Hub cannot be reached and no copy is cached; connect, or use the embedded model: --model {EMBEDDED}"
+            f"no such folder, and the Hub cannot be reached; connect, or use the embedded model: --model {EMBEDDED}"
         )
     else:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PALE, GOOD, BAD, LINE = "#1c1e21", "#6b7178", "#1a7f37", "#b3261e", "#d5d9de"
-_TEXT_WIDTH, _GAP, _MARGIN, _HEAD, _NOTE = 250, 14, 28, 34, 24
+_TEXT_WIDTH, _GAP, _MARGIN, _HEAD, _NOTE = 290, 14, 28, 34, 24
 _SMALL, _SHOWN = 96, 256
 
 
@@ -59,7 +59,9 @@ def draw_grid(title: str, rows: Sequence[Row], columns: Sequence[str] = ("before
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), title, INK, _font(20, bold=True))
+    draw.text(
+        (_MARGIN, _MARGIN), _clip(title, _font(20, bold=True), sheet.width - 2 * _MARGIN), INK, _font(20, bold=True)
+    )
     for panel, (start, stop) in enumerate(panels):
         corner = (_MARGIN + panel * (width + _MARGIN), _MARGIN + 44)
         _draw_panel(sheet, corner, rows[start:stop], shown[start:stop], columns, (side, tall, width))
@@ -126,17 +128,28 @@ def _draw_panel(
         if row.section != section:
             section = row.section
             draw.line((left, y + 2, left + width - _GAP, y + 2), LINE, 1)
-            draw.text((left, y + 9), section, INK, _font(14, bold=True))
+            draw.text(
+                (left, y + 9), _clip(section, _font(13, bold=True), _TEXT_WIDTH - _GAP), INK, _font(13, bold=True)
+            )
             for column, head in enumerate(columns):
                 draw.text((left + _TEXT_WIDTH + column * (side + _GAP), y + 9), head, PALE, _font(14))
             y += _HEAD
-        draw.multiline_text((left, y + 4), textwrap.fill(row.text, 28), INK, _font(15), spacing=5)
+        draw.multiline_text((left, y + 4), textwrap.fill(row.text, 31), INK, _font(15), spacing=5)
         for column, (cell, image) in enumerate(zip(row.cells, images, strict=True)):
             x = left + _TEXT_WIDTH + column * (side + _GAP)
             sheet.paste(image, (x, y))
             colour = PALE if cell.good is None else GOOD if cell.good else BAD
             draw.text((x, y + tall + 2), cell.note, colour, _font(12, bold=cell.good is False))
         y += tall + _NOTE
+
+
+def _clip(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """As much of a text as fits, with dots where something is missing."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,19 @@ def plain_prompts(concept: Concept, samples: int, *, unsafe: bool = False) -> di
         for split, some in texts.items()
         if some
     }
+
+
+def _vocabulary(model: Path) -> Any:
+    """The words of a model's tokenizer, which saving may write in either of two forms; None when there are none."""
+    try:
+        for name in ("tokenizer.json", "vocab.json"):
+            path = model / "tokenizer" / name
+            if path.is_file():
+                loaded = json.loads(path.read_text(encoding="utf-8"))
+                return loaded["model"]["vocab"] if name == "tokenizer.json" else loaded
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
 
 
 def _names(text: str, words: Sequence[str]) -> bool:

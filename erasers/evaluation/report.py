@@ -200,9 +200,8 @@ def _grid_cases(cases: Sequence[Case]) -> list[int]:
 def _row(cases: Sequence[Case], index: int, before: _Side, after: _Side) -> Row:
     case = cases[index]
     erased = case.split in ERASED_SPLITS
-    section = (
-        f"{case.split}: {case.concept} should go" if erased else f"{case.split}: should stay ({case.concept} erased)"
-    )
+    goes, stays = f"{case.split}: {case.concept} should go", f"{case.split}, {case.concept} erased: should stay"
+    section = goes if erased else stays
     return Row(section, case.ask.text, [_cell(case, index, before, True), _cell(case, index, after, not erased)])
 
 
