@@ -11,6 +11,9 @@ import pytest
 import torch
 from tiny import make_pipe
 
+# Tiny models lose time to threads, most of all on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,195 @@
+"""What every eraser must keep to: one table, every row through every check."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, draw, make_pipe, same, weights
+
+from erasers import Concept, Patch, PatchError, get_eraser, list_erasers
+
+# Every registered method must have a row: options that make it quick, and its variants.
+TABLE: dict[str, list[dict[str, Any]]] = {
+    "uce": [{}, {"rows": "last"}, {"solver": "oblique", "rank": 2, "ridge": 0.01}],
+    "rece": [{}, {"rows": "last", "round_rows": "last", "anchor_policy": "original"}],
+}
+ROWS = [(name, options) for name, rows in TABLE.items() for options in rows]
+IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in ROWS]
+STAR = Concept("star", aliases=["pentagram"], anchor="circle", preserve=["moon", "blue"], neighbours=["ring"])
+
+
+def test_table_covers_every_registered_method():
+    assert sorted(TABLE) == list_erasers()
+
+
+@pytest.fixture(params=ROWS, ids=IDS)
+def eraser(request: pytest.FixtureRequest) -> Any:
+    name, options = request.param
+    return get_eraser(name, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fit_apply_remove(pipes, family, eraser):
+    pipe = pipes(family)
+    before, picture = weights(pipe), draw(pipe)
+    patch = eraser.fit(pipe, STAR)
+    assert same(before, weights(pipe))
+    patch.apply(pipe)
+    after = weights(pipe)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set(patch.parameters)
+    assert all(after[name].dtype == before[name].dtype for name in before)
+    assert not torch.equal(picture, draw(pipe))
+    patch.remove(pipe)
+    assert same(before, weights(pipe))
+    assert torch.equal(picture, draw(pipe))
+
+
+def test_restored_after_an_exception(pipe, eraser):
+    before, patch = weights(pipe), eraser.fit(pipe, STAR)
+    with pytest.raises(RuntimeError, match="inside"), patch.applied(pipe):
+        raise RuntimeError("inside")
+    assert same(before, weights(pipe))
+
+
+def test_strength_zero_is_the_identity(pipe, eraser):
+    before, patch = weights(pipe), eraser.fit(pipe, STAR)
+    with patch.applied(pipe, strength=0):
+        assert same(before, weights(pipe))
+    assert same(before, weights(pipe))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_concept_weaker_and_preserved_moves_less(pipes, family, eraser):
+    pipe = pipes(family)
+    patch = eraser.fit(pipe, STAR)
+    star, circle, moon = (embeddings(pipe, text)[1] for text in ("star", "circle", "moon"))
+    layer = pipe.unet.get_submodule(patch.parameters[0].removeprefix("unet.").removesuffix(".weight"))
+    old = [layer(row) for row in (star, circle, moon)]
+    with patch.applied(pipe):
+        new = [layer(row) for row in (star, circle, moon)]
+    moved = (new[0] - old[0]).norm()
+    assert (old[0] - old[1]).norm() > 0.05
+    assert moved > 0.3 * (old[0] - old[1]).norm()
+    assert (new[2] - old[2]).norm() < moved
+
+
+def test_same_seed_same_patch(pipe, eraser):
+    patches = [eraser.fit(pipe, STAR, generator=torch.Generator().manual_seed(0), progress=False) for _ in range(2)]
+    assert patches[0].digest == patches[1].digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_is_kept(pipe, eraser, dtype):
+    pipe.unet.to(dtype)
+    before, patch = weights(pipe), eraser.fit(pipe, STAR)
+    with patch.applied(pipe):
+        assert all(value.dtype == before[name].dtype for name, value in weights(pipe).items())
+        assert not same(before, weights(pipe))
+    assert same(before, weights(pipe))
+
+
+def test_config_is_json(pipe, eraser):
+    patch = eraser.fit(pipe, STAR)
+    assert json.loads(json.dumps(dict(patch.meta)))["method"] == eraser.name
+    assert set(patch.meta["config"]) == set(eraser.config())
+    assert patch.meta["concepts"][0]["name"] == "star"
+
+
+def test_unedited_model_with_edited_prompt_gives_the_same_picture(pipe, eraser):
+    """Feeding T x to the unedited denoiser is the same as editing every port: a check that shares no code with apply."""
+    patch = eraser.fit(pipe, STAR)
+    parts = {name.rpartition("/")[2]: value for name, value in patch.tensors.items()}
+    transform = parts["T"] if "T" in parts else torch.eye(parts["A"].shape[1]) + parts["B"] @ parts["A"]
+    prompt, empty = (embeddings(pipe, text)[None] for text in ("a picture of star", ""))
+    with patch.applied(pipe):
+        edited = draw(pipe, None, prompt_embeds=prompt, negative_prompt_embeds=empty)
+    rotated = draw(pipe, None, prompt_embeds=prompt @ transform.T, negative_prompt_embeds=empty @ transform.T)
+    torch.testing.assert_close(edited, rotated, rtol=0, atol=2e-5)
+    assert (edited - draw(pipe, None, prompt_embeds=prompt, negative_prompt_embeds=empty)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("concepts", "error", "got"),
+    [
+        ([], ValueError, "got none"),
+        ("", ValueError, "''"),
+        (["star", "star"], ValueError, "star"),
+        (3, TypeError, "3"),
+        ([3], TypeError, "3"),
+        (Concept("star", anchor="star"), ValueError, "differ"),
+        (Concept("star", preserve=["Star"]), ValueError, "Star"),
+    ],
+)
+def test_bad_concepts_raise(pipe, eraser, concepts, error, got):
+    with pytest.raises(error, match=got):
+        eraser.fit(pipe, concepts)
+
+
+def test_unsupported_pipeline_lists_the_supported_ones(eraser):
+    with pytest.raises(TypeError, match=r"UNet2DConditionModel.*got object"):
+        eraser.fit(object(), STAR)
+
+
+def test_erasing_many_with_few_preserved_warns(pipe, eraser):
+    names = [f"star {letter}" for letter in "abcdefghijk"]
+    with pytest.warns(UserWarning, match="erasing 11 concepts while preserving"):
+        eraser.fit(pipe, names)
+
+
+_SECOND = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny import make_pipe, draw
+torch.set_num_threads(1)
+from erasers import Patch
+folder = Path(sys.argv[2])
+pipe = make_pipe("sd1", folder)
+patches = sorted(folder.glob("*.safetensors"))
+pictures = {}
+for path in patches:
+    with Patch.load(path).applied(pipe):
+        pictures[path.name] = draw(pipe)
+assert not any(name.startswith("erasers.methods") for name in sys.modules)
+torch.save(pictures, folder / "pictures.pt")
+"""
+
+
+def test_round_trip_in_a_second_process(tmp_path):
+    pipe, expected = make_pipe("sd1", tmp_path), {}
+    for (name, options), label in zip(ROWS, IDS, strict=True):
+        patch = get_eraser(name, **options).fit(pipe, STAR)
+        patch.save(tmp_path / f"{label}.safetensors")
+        assert Patch.load(tmp_path / f"{label}.safetensors").digest == patch.digest
+        with patch.applied(pipe):
+            expected[f"{label}.safetensors"] = draw(pipe)
+    here = str(__file__).rpartition("/")[0]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _SECOND, here, str(tmp_path)], check=True, timeout=300)
+    pictures = torch.load(tmp_path / "pictures.pt", weights_only=True)
+    assert pictures.keys() == expected.keys()
+    assert all(torch.equal(pictures[name], expected[name]) for name in expected)
+
+
+def test_patch_of_another_base_is_refused(pipes, eraser):
+    pipe, other = pipes("sd1"), pipes("sd1")
+    patch = eraser.fit(pipe, STAR)
+    with torch.no_grad():
+        for parameter in other.unet.parameters():
+            parameter.mul_(1.01)
+    before = weights(other)
+    with pytest.raises(PatchError, match="other weights: unet"):
+        patch.apply(other)
+    assert same(before, weights(other))
+    patch.apply(other, force=True)
+
+
+def embeddings(pipe: Any, text: str) -> torch.Tensor:
+    """States `[tokens, d]` as the pipeline itself makes them."""
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    with torch.no_grad():
+        return pipe.encode_prompt(text, **options)[0][0]
