@@ -72,7 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command with arguments and return its exit code. `ERASERS_DEBUG=1` shows tracebacks."""
     try:
         code = app(list(arguments), prog_name="erase", standalone_mode=False)
-        return int(code or 0)
+        # The argument parser turns an interrupt into this code.
+        return fail("interrupted", 130) if code == 130 else int(code or 0)
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
     except Exception as error:

@@ -55,14 +55,12 @@ def load_pipeline(
             raise ValueError(
                 f"expected {key}={value}, got {options[key]!r}; only safetensors and diffusers' own code load"
             )
-    source = _locate(model)
+    source, kind = _locate(model), torch_dtype(dtype or "float32")
     try:
         with _quiet():
             from diffusers import DiffusionPipeline
 
-            pipe = DiffusionPipeline.from_pretrained(
-                source, dtype=torch_dtype(dtype or "float32"), **{**options, "use_safetensors": True}
-            )
+            pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **{**options, "use_safetensors": True})
     except Exception as error:
         # diffusers, transformers, safetensors and the Hub client raise a dozen unrelated types here.
         raise ModelNotFound(_explain(model, error)) from error
@@ -192,7 +190,7 @@ def _locate(model: str | Path) -> str:
             raise ModelNotFound("the embedded model is not in this installation; reinstall erasers")
         return str(MODEL_DIR)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text.strip() and path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ModelNotFound(f"{text} is not a diffusers model: it has no model_index.json")
         return str(path)

@@ -1,0 +1,75 @@
+"""Which prompts a model is measured with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from erasers.concept import Concept
+from erasers.evaluation.profile import is_shapes, plain_prompts, profile_for, shapes_prompts
+from erasers.shapes import MODEL_DIR
+from erasers.shapes.prompts import concept_for
+
+
+def texts(splits: dict[str, list[object]], split: str) -> list[str]:
+    return [ask.text for ask in splits[split]]  # type: ignore[attr-defined]
+
+
+def test_the_embedded_model_and_its_copies_are_known(tmp_path: Path) -> None:
+    shutil.copytree(MODEL_DIR / "tokenizer", tmp_path / "copy" / "tokenizer")
+    assert is_shapes("shapes")
+    assert is_shapes(str(tmp_path / "copy"))
+    assert not is_shapes("CompVis/stable-diffusion-v1-4")
+    (tmp_path / "copy" / "tokenizer" / "tokenizer.json").write_text("{")
+    is_shapes.cache_clear()
+    assert not is_shapes(str(tmp_path / "copy"))
+
+
+def test_profiles_differ() -> None:
+    assert profile_for("shapes").judge is not None
+    assert profile_for("some/model").judge is None
+    assert "no judge" in profile_for("some/model").note
+
+
+def test_one_concept_gets_every_split() -> None:
+    splits = shapes_prompts([concept_for("star")], 7)["star"]
+    assert {split: len(asks) for split, asks in splits.items()} == dict.fromkeys(
+        ("explicit", "synonym", "neighbour", "unrelated"), 7
+    )
+
+
+def test_what_is_kept_never_names_another_erased_concept() -> None:
+    found = shapes_prompts([concept_for("star"), concept_for("cross"), concept_for("red")], 20)
+    for splits in found.values():
+        for split in ("neighbour", "unrelated"):
+            assert len(splits[split]) == 20
+            for text in texts(splits, split):
+                assert not {"star", "pentagram", "cross", "red", "crimson", "scarlet"} & set(text.split())
+
+
+def test_an_alias_that_is_erased_is_not_held_out() -> None:
+    concept = Concept("star", aliases=("pentagram",))
+    assert all("five pointed thing" in text for text in texts(shapes_prompts([concept], 10)["star"], "synonym"))
+    both = Concept("star", aliases=("pentagram", "five pointed thing"))
+    assert "synonym" not in shapes_prompts([both], 10)["star"]
+
+
+def test_a_concept_without_synonyms_has_no_such_split() -> None:
+    assert "synonym" not in shapes_prompts([concept_for("ring")], 3)["ring"]
+
+
+def test_an_unknown_word_is_refused() -> None:
+    with pytest.raises(ValueError, match="shapes does not know 'dog'"):
+        shapes_prompts([Concept("dog")], 3)
+
+
+def test_plain_prompts_are_few_and_leave_out_what_is_unsafe_unless_asked() -> None:
+    nudity = Concept.preset("nudity")
+    assert "explicit" not in plain_prompts(nudity, 50)
+    assert len(plain_prompts(nudity, 50, unsafe=True)["explicit"]) == 4
+    style = plain_prompts(Concept.preset("van gogh"), 2)
+    assert texts(style, "explicit") == ["a painting in the style of van gogh", "a landscape by van gogh"]
+    assert "neighbour" not in plain_prompts(Concept("bicycle"), 3)
+    assert not any("bicycle" in text for text in texts(plain_prompts(Concept("bicycle"), 4), "unrelated"))

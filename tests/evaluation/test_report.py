@@ -1,0 +1,128 @@
+"""The report, on a tiny random pipeline with a judge that is made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from erasers import Concept, Patch, get_eraser
+from erasers.evaluation.profile import Ask, PlainPrompt, Profile
+from erasers.evaluation.report import generate, make_report
+
+
+class Script:
+    """Judges by the order in which pictures come."""
+
+    name = "script"
+
+    def __init__(self, values: Sequence[bool | None]) -> None:
+        self.values = list(values)
+
+    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Any]) -> list[Any]:
+        from erasers.judges import Verdict
+
+        now, self.values = self.values[: len(images)], self.values[len(images) :]
+        return [Verdict(value) for value in now]
+
+
+def ask(text: str, seed: int) -> Ask:
+    return PlainPrompt(text, seed, {"object": text.split()[-1]})
+
+
+def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
+    return {
+        concept.name: {
+            "explicit": [ask(f"a {concept.name}", i) for i in range(samples)],
+            "unrelated": [ask("a moon", 100 + i) for i in range(samples)],
+        }
+        for concept in concepts
+    }
+
+
+def profile(values: Sequence[bool | None]) -> Profile:
+    return Profile(2, 2.0, 3, prompts, lambda: Script(values))
+
+
+@pytest.fixture
+def patch(pipe: Any) -> Patch:
+    return get_eraser("uce").fit(pipe, "star")
+
+
+def test_pictures_do_not_depend_on_the_batch(pipe: Any) -> None:
+    asks = [ask(text, seed) for seed, text in enumerate(["a star", "a moon", "a circle", "a ring", "a star"])]
+    one, three = (
+        [image for images in generate(pipe, asks, steps=2, guidance=2.0, batch=batch) for image in images]
+        for batch in (1, 3)
+    )
+    for a, b in zip(one, three, strict=True):
+        difference = [abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
+        assert max(difference) <= 1
+
+
+def test_the_summary_counts_what_the_judge_says(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    # Two concepts, two splits, two samples: before star 2/2 and 1/2, ring 2/2 and 2/2; after all 0/2, 1/2, 0/2, 2/2.
+    values = [True, True, True, False, True, True, True, True] + [False, False, False, True, False, False, True, True]
+    facts = {"edit_seconds": 0.5, "patch_bytes": 123, "model": "tiny"}
+    concepts = [Concept("star"), Concept("ring")]
+    summary = make_report(
+        pipe, patch, concepts, tmp_path / "new" / "report", profile=profile(values), samples=2, facts=facts
+    )
+    written = json.loads((tmp_path / "new" / "report" / "summary.json").read_text())
+    assert written == summary
+    assert list(summary["splits"]) == ["explicit", "unrelated"]
+    explicit, unrelated = summary["splits"]["explicit"], summary["splits"]["unrelated"]
+    assert (explicit["before"]["value"], explicit["before"]["n"], explicit["after"]["value"]) == (1.0, 4, 0.0)
+    assert (unrelated["before"]["value"], unrelated["after"]["value"]) == (0.75, 0.75)
+    assert set(explicit["after"]) == {"value", "n", "low", "high"}
+    assert summary["concepts"]["star"]["unrelated"]["after"]["value"] == 0.5
+    assert summary["concepts"]["ring"]["explicit"]["after"]["n"] == 2
+    assert (summary["edit_seconds"], summary["patch_bytes"], summary["method"]) == (0.5, 123, "uce")
+    assert "note" not in summary
+    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == ["grid.png", "summary.json"]
+    with Image.open(tmp_path / "new" / "report" / "grid.png") as grid:
+        assert grid.width > 400
+    assert all(torch.equal(before[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+
+
+def test_unscored_is_counted_and_an_unscored_split_is_absent(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    values = [None, True, True, True] + [False, False, None, None]
+    summary = make_report(pipe, patch, [Concept("star")], tmp_path, profile=profile(values), samples=2)
+    assert list(summary["splits"]) == ["explicit"]
+    assert summary["splits"]["explicit"]["before"]["n"] == 1
+    assert summary["splits"]["explicit"]["before"]["unscored"] == 1
+    assert "3 of 8 pictures could not be judged" in summary["note"]
+
+
+def test_without_a_judge_there_are_pictures_and_no_numbers(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    blind = replace(profile([]), judge=None, note="no judge fits")
+    summary = make_report(pipe, patch, [Concept("star")], tmp_path, profile=blind, samples=2)
+    assert (summary["splits"], summary["concepts"], summary["note"]) == ({}, {}, "no judge fits")
+    assert (tmp_path / "grid.png").is_file()
+
+
+def test_after_a_failure_the_pipeline_is_unedited(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    class Broken(Script):
+        def judge(self, images: Sequence[Image.Image], prompts: Sequence[Any]) -> list[Any]:
+            if len(self.values) <= 4:
+                raise RuntimeError("broken")
+            return super().judge(images, prompts)
+
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    broken = replace(profile([]), judge=lambda: Broken([True] * 8))
+    with pytest.raises(RuntimeError, match="broken"):
+        make_report(pipe, patch, [Concept("star")], tmp_path, profile=broken, samples=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_samples_are_refused(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        make_report(pipe, patch, [Concept("star")], tmp_path, profile=profile([]), samples=0)

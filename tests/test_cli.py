@@ -1,0 +1,291 @@
+"""The `erase` command: the main job on the embedded model, and one clear line for every bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from erasers import Patch, cli
+from erasers.cli_input import build_concepts, build_eraser, default_out
+
+STAR = ("--concept", "star", "--model", "shapes")
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def star_patch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patch of the embedded model, saved."""
+    from erasers import get_eraser, load_pipeline
+    from erasers.shapes.prompts import concept_for
+
+    path = tmp_path_factory.mktemp("patch") / "star.safetensors"
+    get_eraser("uce").fit(load_pipeline("shapes"), concept_for("star")).save(path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr with which a command ends; its exit code has to be 2."""
+    code = cli.run([str(argument) for argument in arguments])
+    output, error = capsys.readouterr()
+    assert code == 2
+    assert output == ""
+    assert len(error.strip().splitlines()) == 1
+    assert error.startswith("error: ")
+    return error
+
+
+def test_the_main_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.run([*STAR, "--method", "rece", "--out", "star.safetensors", "--report", "a/report", "--samples", "3"]) == 0
+    )
+    output = capsys.readouterr().out
+    assert "star -> 'circle'" in output
+    assert "explicit" in output
+    patch = Patch.load("star.safetensors")
+    assert patch.meta["concepts"][0]["name"] == "star"
+    summary = json.loads(Path("a/report/summary.json").read_text())
+    assert list(summary["splits"]) == ["explicit", "synonym", "neighbour", "unrelated"]
+    for split in summary["splits"].values():
+        for side in ("before", "after"):
+            assert set(split[side]) == {"value", "n", "low", "high"}
+            assert split[side]["n"] == 3
+            assert 0 <= split[side]["low"] <= split[side]["value"] <= split[side]["high"] <= 1
+    assert summary["concepts"] == {"star": summary["splits"]}
+    assert summary["patch_bytes"] == Path("star.safetensors").stat().st_size
+    assert summary["edit_seconds"] > 0
+    with Image.open("a/report/grid.png") as grid:
+        assert grid.width > 500
+
+
+def test_several_concepts_in_one_solve(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--model",
+        "shapes",
+        "--method",
+        "uce",
+        "--concept",
+        "star",
+        "--concept",
+        "red",
+        "--preserve",
+        "circle",
+    ]
+    assert cli.run([*arguments, "--anchor", "star=square", "--anchor", "red=blue", "--alias", "red=crimson"]) == 0
+    assert "star+red-uce.safetensors" in capsys.readouterr().out
+    concepts = Patch.load("star+red-uce.safetensors").meta["concepts"]
+    assert [(entry["name"], entry["anchor"]) for entry in concepts] == [("star", "square"), ("red", "blue")]
+    assert concepts[1]["aliases"] == ["crimson"]
+    assert all(entry["preserve"] == ["circle"] for entry in concepts)
+
+
+def test_options_reach_the_method() -> None:
+    assert (
+        cli.run([*STAR, "--method", "uce", "--set", "ridge=0.25", "--set", "rows=last", "--out", "p.safetensors"]) == 0
+    )
+    config = Patch.load("p.safetensors").meta["config"]
+    assert (config["ridge"], config["rows"]) == (0.25, "last")
+
+
+def test_presets_bring_the_options_of_their_paper() -> None:
+    nudity, monet = build_concepts(["nudity"], shapes=False), build_concepts(["nudity", "monet"], shapes=False)
+    eraser, note = build_eraser("rece", [], nudity)
+    assert (eraser.rounds, eraser.reg) == (3, 0.1)  # type: ignore[attr-defined]
+    assert "rounds=3" in note
+    assert build_eraser("rece", ["rounds=1"], nudity)[0].rounds == 1  # type: ignore[attr-defined]
+    assert "its defaults are used" in build_eraser("rece", [], monet)[1]
+
+
+def test_a_synonym_stands_for_its_word() -> None:
+    assert [concept.name for concept in build_concepts(["pentagram"], shapes=True)] == ["star"]
+
+
+def test_default_file_names_are_plain() -> None:
+    assert str(default_out(build_concepts(["van gogh", "a/b"], shapes=False), "uce")) == "van_gogh+a_b-uce.safetensors"
+
+
+def test_apply_writes_a_folder_that_plain_diffusers_loads(star_patch: Path) -> None:
+    command = [sys.executable, "-m", "erasers.cli", "apply", str(star_patch), "--model", "shapes", "--save", "erased"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code = (
+        "import sys, torch; from diffusers import StableDiffusionPipeline\n"
+        "pipe = StableDiffusionPipeline.from_pretrained('erased')\n"
+        "image = pipe('a red star', num_inference_steps=2).images[0]; print(image.size, 'erasers' in sys.modules)"
+    )
+    plain = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert plain.stdout.strip() == "(32, 32) False"
+    assert json.loads(Path("erased/erasure.json").read_text())["patches"][0]["method"] == "uce"
+
+
+def test_inspect_says_what_a_patch_does(star_patch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(star_patch)]) == 0
+    output = capsys.readouterr().out
+    for word in ("uce", "star", "circle", "transform/text", "float32", "attn2.to_k"):
+        assert word in output
+
+
+def test_generate_draws_before_and_after(star_patch: Path) -> None:
+    options = ["--model", "shapes", "--n", "2", "--steps", "2"]
+    assert cli.run(["generate", "a red star", *options, "--out", "plain.png"]) == 0
+    assert cli.run(["generate", "a red star", *options, "--patch", str(star_patch), "--out", "both.png"]) == 0
+    with Image.open("plain.png") as plain, Image.open("both.png") as both:
+        assert plain.size == (2 * 136 + 8, 144)
+        assert both.height > 2 * 128
+
+
+def test_generate_tells_of_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["generate", "a red dog", "--model", "shapes", "--n", "1", "--steps", "1"]) == 0
+    assert "shapes does not know dog" in capsys.readouterr().err
+
+
+def test_methods_lists_options_and_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["methods"]) == 0
+    output = capsys.readouterr().out
+    for word in ("uce", "rece", "ridge", "uce-v1", "rece-official", "last or tail or all"):
+        assert word in output
+
+
+@pytest.mark.parametrize("command", [[], ["apply"], ["inspect"], ["generate"], ["methods"]])
+def test_help_and_version(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*command, "--help"]) == 0
+    assert "Usage: erase" in capsys.readouterr().out
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("erasers ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--concept star"),
+        (("--model", "shapes"), "--concept star"),
+        (("--concept", "", "--model", "shapes"), "an empty --concept"),
+        (("--concept", "star", "--concept", " ", "--model", "shapes"), "an empty --concept"),
+        (("--concept", "stra", "--model", "shapes"), "did you mean 'star'?"),
+        (("--concept", "dog", "--model", "shapes"), "shapes does not know 'dog'; it knows circle"),
+        (("--concept", "star", "--concept", "star", "--model", "shapes"), "star"),
+        ((*STAR, "--method", "rce"), "did you mean 'rece'?"),
+        ((*STAR, "--method", "uce-v9"), "uce-v1"),
+        ((*STAR, "--set", "rige=1"), "did you mean 'ridge'?"),
+        ((*STAR, "--set", "ridge"), "key=value"),
+        ((*STAR, "--set", "ridge=much"), "ridge as a number"),
+        ((*STAR, "--set", "ridge=-1"), "ridge"),
+        ((*STAR, "--set", "rows=some"), "last or tail or all"),
+        ((*STAR, "--anchor", "dog"), "shapes does not know the word 'dog'"),
+        ((*STAR, "--anchor", "circle", "--anchor", "ring"), "expected one --anchor"),
+        ((*STAR, "--anchor", "rng=circle"), "no --concept 'rng'"),
+        ((*STAR, "--alias", ""), "alias"),
+        ((*STAR, "--alias", "pentagrm"), "did you mean 'pentagram'?"),
+        ((*STAR, "--concept", "red", "--alias", "crimson"), "--alias star=crimson"),
+        ((*STAR, "--preserve", "dog"), "dog"),
+        ((*STAR, "--samples", "0"), "--samples"),
+        ((*STAR, "--samples", "many"), "--samples"),
+        ((*STAR, "--dtype", "int8"), "unknown dtype 'int8'"),
+        ((*STAR, "--device", "tpu"), "unknown device 'tpu'"),
+        ((*STAR, "--device", "cuda:99"), "no device 'cuda:99'"),
+        ((*STAR, "--out", "no/such/x.safetensors"), "does not exist; create it first"),
+        ((*STAR, "--out", "."), "is a folder"),
+        ((*STAR, "--report", "file"), "is a file"),
+        ((*STAR, "--report", "file/below"), "is a file"),
+        ((*STAR, "--sampels", "3"), "--samples"),
+        (("star",), "--concept TEXT"),
+        (("--model", "shapes", "methods"), "--model stands before 'methods'"),
+        (("--concept", "star", "--model", "./nowhere"), "no model folder './nowhere'"),
+        (("--concept", "nudity"), "--model shapes"),
+        (("--concept", "star", "--model", "no/such-model"), "--model shapes"),
+        (("apply", "missing.safetensors", "--model", "shapes", "--save", "new"), "does not exist"),
+        (("apply", "--save", "new"), "PATCH"),
+        (("inspect", "missing.safetensors"), "does not exist"),
+        (("inspect", "file"), "not a safetensors file"),
+        (("inspect", "."), "folder"),
+        (("generate", "", "--model", "shapes"), "an empty prompt"),
+        (("generate", "a star", "--model", "shapes", "--n", "0"), "--n"),
+        (("generate", "a star", "--model", "shapes", "--patch", "missing"), "does not exist"),
+        (("generate", "a star", "--model", "shapes", "--out", "no/such/x.png"), "create it first"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_clear_line(
+    arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("text")
+    assert words in refused(capsys, *arguments)
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_truncated_and_foreign_patches(star_patch: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    whole = star_patch.read_bytes()
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "few").write_bytes(whole[:5])
+    save_file({"lora.weight": torch.zeros(2, 2)}, tmp_path / "lora")
+    for name, words in (("half", "truncated"), ("few", "truncated"), ("lora", "is not a patch")):
+        assert words in refused(capsys, "inspect", name)
+        assert words in refused(capsys, "apply", name, "--model", "shapes", "--save", "new")
+        assert words in refused(capsys, "generate", "a star", "--model", "shapes", "--patch", name)
+
+
+def test_a_patch_for_another_base(star_patch: Path, pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from erasers import load_pipeline
+
+    pipe.save_pretrained("tiny")
+    refused(capsys, "apply", star_patch, "--model", "tiny", "--save", "new")
+    other = load_pipeline("shapes")
+    for parameter in other.unet.parameters():
+        parameter.data.mul_(1.5)
+    other.save_pretrained("other")
+    capsys.readouterr()
+    assert "--force" in refused(capsys, "apply", star_patch, "--model", "other", "--save", "new")
+    assert "other weights" in refused(capsys, "generate", "a star", "--model", "other", "--patch", star_patch)
+    assert not Path("new").exists()
+
+
+def test_a_full_folder_is_not_overwritten(star_patch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("full").mkdir()
+    Path("full/mine").write_text("mine")
+    assert "not empty" in refused(capsys, "apply", star_patch, "--model", "shapes", "--save", "full")
+
+
+def test_an_unsupported_pipeline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, **blocks)
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained("unconditional")
+    capsys.readouterr()
+    assert "Stable Diffusion" in refused(capsys, "--concept", "star", "--model", "unconditional")
+
+
+def test_a_bug_is_not_taken_for_bad_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, star_patch: Path
+) -> None:
+    monkeypatch.setattr("erasers.cli.show_patch", lambda *_: {}["key"])
+    assert cli.run(["inspect", str(star_patch)]) == 1
+    assert "ERASERS_DEBUG=1" in capsys.readouterr().err
+    monkeypatch.setenv("ERASERS_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.run(["inspect", str(star_patch)])
+
+
+def test_interrupting_leaves_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, star_patch: Path
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("erasers.cli.show_patch", interrupt)
+    assert cli.run(["inspect", str(star_patch)]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

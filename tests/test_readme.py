@@ -1,0 +1,87 @@
+"""The README keeps its word: its commands parse, its Python runs, its Quick start is what is promised."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from erasers import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def quick_start() -> list[str]:
+    section = re.search(r"^## Quick start$(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+    assert section
+    return blocks("sh", section[1])
+
+
+def commands() -> list[list[str]]:
+    texts = [*blocks("sh"), *(re.sub(r"\[/?[a-z]+\]", "", cli._EXAMPLES),)]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("erase ")]
+
+
+def test_quick_start_is_two_blocks_that_do_all_the_set_up() -> None:
+    first, second = quick_start()
+    assert first.splitlines()[0] == "python -m pip install -e . -c constraints.txt"
+    assert "--model shapes" in first
+    assert "--report report" in first
+    assert second.splitlines() == ['python -m pip install -e ".[test]" -c constraints.txt', "python -m pytest -n 2"]
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_commands_parse(arguments: list[str]) -> None:
+    group: Any = typer.main.get_command(cli.app)
+    if arguments[0] in group.commands:
+        group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+    else:
+        group.make_context("erase", arguments)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(code.splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["image"].size == (32, 32)
+    assert type(names["erased"]).__name__ == "StableDiffusionPipeline"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_methods_table_has_every_method() -> None:
+    from erasers import list_erasers
+
+    for name in list_erasers():
+        assert f"| `{name}` |" in README
+    for preset in ("uce-v1", "uce-v2", "rece-official"):
+        assert f"`{preset}`" in README
+
+
+def test_constraints_pin_what_setup_cfg_asks_for() -> None:
+    from configparser import ConfigParser
+
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = parser["options"]["install_requires"] + parser["options.extras_require"]["test"]
+    wanted = {re.split("[<>=]", line)[0].lower().replace("_", "-") for line in lines.split()}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert pins[0].startswith("# ")
+    assert {pin.split("==")[0].lower().replace("_", "-") for pin in pins[1:]} == wanted
