@@ -17,7 +17,7 @@ from torch import nn
 
 from erasers.hashing import tensor_hashes
 from erasers.patch_file import PatchError
-from erasers.ports import FLOATS, component, find_parameter
+from erasers.ports import FLOATS, component, find_parameter, refuse_streaming
 
 _STATE = "_erasers_state"
 _NAME = re.compile(r"^(?P<form>transform|lowrank|dense)/(?P<target>[^/]+?)(/(?P<part>[ABT]))?$")
@@ -201,11 +201,14 @@ def base_weights(pipe: Any, entry: Entry, check: Check) -> dict[str, torch.Tenso
 
 def _find(pipe: Any, entry: Entry) -> dict[str, nn.Parameter]:
     live = {}
-    for name, edit in entry.edits.items():
-        try:
+    try:
+        for name in sorted({_component(name) for name in entry.edits}):
+            refuse_streaming(name, component(pipe, name))
+        for name, edit in entry.edits.items():
             live[name] = find_parameter(pipe, name, linear=edit.form != "dense")
-        except ValueError as error:
-            raise PatchError(str(error)) from None
+    except ValueError as error:
+        raise PatchError(str(error)) from None
+    for name, edit in entry.edits.items():
         shape, wanted = tuple(live[name].shape), edit.shape()
         if len(shape) != len(wanted) or any(w not in (None, s) for s, w in zip(shape, wanted, strict=True)):
             raise PatchError(f"the patch is for another model: {name} has shape {shape}, the edit needs {wanted}")

@@ -133,7 +133,6 @@ def find_parameter(pipe: Any, name: str, *, linear: bool) -> nn.Parameter:
     if not isinstance(parameter, nn.Parameter):
         raise ValueError(f"expected {type(pipe).__name__} with {name}, got a {component_name} without it")
     check_plain(name, parameter)
-    _refuse_group_offload(component_name, root)
     return parameter
 
 
@@ -148,6 +147,22 @@ def component(pipe: Any, name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"expected a pipeline with a {name}, got {type(pipe).__name__} without one")
     return module
+
+
+def refuse_streaming(name: str, root: nn.Module) -> None:
+    """Refuse a component whose weights a diffusers hook swaps in and out (group offloading, layerwise casting).
+
+    Raises:
+        ValueError: Names the component, the hook and the way out.
+    """
+    for module in root.modules():
+        # A look into __dict__, for nn.Module is slow to say that it lacks an attribute.
+        for hook in getattr(module.__dict__.get("_diffusers_hook"), "hooks", {}):
+            if "group_offload" in hook or "layerwise_casting" in hook:
+                raise ValueError(
+                    f"{name} is under diffusers' {hook} hook, which keeps its own copy of the weights; "
+                    "edit the pipeline first and switch that on afterwards"
+                )
 
 
 def check_editable(name: str, layer: nn.Module) -> None:
@@ -212,20 +227,9 @@ def _find_family(pipe: Any) -> tuple[_Family, nn.Module]:
         if isinstance(denoiser, nn.Module) and family.denoiser in names:
             if not hasattr(pipe, "text_encoder") and not hasattr(pipe, "text_encoder_2"):
                 break
-            _refuse_group_offload(family.component, denoiser)
+            refuse_streaming(family.component, denoiser)
             return family, denoiser
     raise TypeError(f"expected a pipeline of a supported family ({_supported()}), got {type(pipe).__name__}")
-
-
-def _refuse_group_offload(name: str, denoiser: nn.Module) -> None:
-    for module in denoiser.modules():
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-        for hook in hooks:
-            if "group_offload" in hook or "layerwise_casting" in hook:
-                raise ValueError(
-                    f"{name} is under diffusers' {hook} hook, which keeps its own copy of the weights; "
-                    "edit the pipeline first and switch that on afterwards"
-                )
 
 
 def _supported() -> str:

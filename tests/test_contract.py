@@ -101,7 +101,7 @@ def test_config_is_json(pipe, eraser):
 
 
 def test_unedited_model_with_edited_prompt_gives_the_same_picture(pipe, eraser):
-    """Feeding T x to the unedited denoiser is the same as editing every port: a check that shares no code with apply."""
+    """Feeding T x to the unedited denoiser equals editing every port: a check that shares no code with apply."""
     patch = eraser.fit(pipe, STAR)
     parts = {name.rpartition("/")[2]: value for name, value in patch.tensors.items()}
     transform = parts["T"] if "T" in parts else torch.eye(parts["A"].shape[1]) + parts["B"] @ parts["A"]

@@ -143,6 +143,13 @@ def transform_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.eye(a.shape[1], dtype=a.dtype, device=a.device) + b @ a
 
 
+def compress(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same T with at most d rows in A: where there are more, A = I and B = T - I."""
+    if a.shape[0] <= a.shape[1]:
+        return a, b
+    return torch.eye(a.shape[1], dtype=a.dtype, device=a.device), b @ a
+
+
 def compose(
     first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 
 from erasers.concept import Concept, Concepts, as_concepts, preset_options
-from erasers.methods.closed_form import adversarial_rows, compose, transform_of
+from erasers.methods.closed_form import adversarial_rows, compose, compress, transform_of
 from erasers.methods.gathered import port_gram
 from erasers.methods.rows import Rows
 from erasers.methods.uce import BARE, UCE, Task, Templates, port_hashes, require_above, require_templates, stack_pairs
@@ -139,7 +139,7 @@ class RECE(UCE):
             rows: c, the original embedding of the concept `[n, d]`.
             anchors: What each derived row becomes `[n, d]`.
         """
-        a, b = start
+        a, b = compress(*start)
         erase, anchor = [task.erase.double()], [task.anchor.double()]
         # A row weighs s when it and its anchor are multiplied by the square root of s.
         weight = (self.round_erase_scale / self.erase_scale) ** 0.5
@@ -147,7 +147,7 @@ class RECE(UCE):
             reg = self.reg if self.reg is not None else _REG
             derived = adversarial_rows(gram, transform_of(a, b), rows, reg=reg)
             if self.anchor_policy == "current":
-                a, b = compose((a, b), self._step(task, derived, anchors))
+                a, b = compress(*compose((a, b), self._step(task, derived, anchors)))
             else:
                 erase.append(weight * derived)
                 anchor.append(weight * anchors.double())

@@ -1,0 +1,311 @@
+"""Seconds, CPU seconds and memory of the closed-form methods at full model size, with random weights, on the CPU.
+
+    python benchmarks/speed.py --out speed.json              # Stable Diffusion 1.4 size
+    python benchmarks/speed.py --size sdxl --out speed.json
+
+Every time is given as a ratio to the floor, measured right before it in the same run: cloning the edited weights once.
+Only the weights that are edited (and the text encoders) exist; the rest of the UNet is left on the meta device.
+Editing means solving, packing the patch and applying it. Encoding prompts, fingerprinting weights and the whole of
+`fit` plus `apply` in a process that has seen nothing yet are columns of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from erasers import Concept, get_eraser
+from erasers.hashing import _MEMO
+from erasers.methods import closed_form
+from erasers.methods.gathered import port_gram
+from erasers.methods.rows import encode
+from erasers.methods.uce import port_hashes, stack_pairs
+from erasers.patch import transform_patch
+from erasers.ports import text_ports
+
+SDXL_UNET = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL_UNET = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64, "attention_head_dim": 4}
+SIZES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "tiny": (SMALL_UNET, [TINY]),
+    "sd14": ({"cross_attention_dim": 768}, [CLIP_L]),
+    "sdxl": (SDXL_UNET, [CLIP_L, CLIP_G]),
+}
+
+
+class WordTokenizer:
+    """One token a word, ids by word: no vocabulary files are needed for random weights."""
+
+    model_max_length, bos, eos, pad_token_id = 77, 49406, 49407, 49407
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        ids = torch.full((len(texts), self.model_max_length), self.eos)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            words = [sum(ord(letter) * 31**k for k, letter in enumerate(word)) % 49000 for word in text.split()][:75]
+            ids[row, : len(words) + 1] = torch.tensor([self.bos, *words])
+            mask[row, : len(words) + 2] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def make_pipe(size: str) -> Any:
+    """A pipeline whose ports and text encoders are real and random."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    unet_options, encoders = SIZES[size]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**unet_options)
+    for name, layer in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            layer.weight = torch.nn.Parameter(torch.randn(layer.weight.shape) / layer.in_features**0.5)
+    parts: dict[str, Any] = {"unet": unet}
+    for suffix, options in zip(("", "_2"), encoders, strict=False):
+        parts[f"tokenizer{suffix}"] = WordTokenizer()
+        parts[f"text_encoder{suffix}"] = CLIPTextModel(CLIPTextConfig(**options)).eval()
+    return SimpleNamespace(**parts)
+
+
+def names(count: int, first: str) -> list[str]:
+    """Distinct short prompts of two to six words, as artists' names have tokens."""
+    return [" ".join([f"{first}{index}", *"abcde"[: 1 + index % 5]]) for index in range(count)]
+
+
+def measure(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Wall seconds, CPU seconds and the highest resident memory above the start, of one call."""
+    reset = Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")
+        before = _status("VmRSS")
+    except OSError:
+        before = None
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    if before is not None:
+        seconds["peak_mib"] = (_status("VmHWM") - before) / 1024
+    return seconds, result
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, gram_cached: bool) -> dict[str, Any]:
+    """One method on one task, `repeat` times, each right after the floor."""
+    ports = text_ports(pipe)
+    encoding, task = measure(lambda: eraser.gather(pipe, concepts, ports))
+    pipe.unet.__dict__.pop(_MEMO, None)
+    hashing, hashes = measure(lambda: port_hashes(pipe, ports))
+    rounds = getattr(eraser, "rounds", None)
+    if gram_cached:
+        port_gram(ports, hashes, cache=True)
+
+    def edit() -> Any:
+        a, b = eraser.solve(task.erase, task.anchor, task.preserve)
+        if rounds:
+            gram = port_gram(ports, hashes, cache=gram_cached)
+            pairs = eraser.prompt_pairs(concepts, eraser.round_templates)
+            rows = stack_pairs(task.encoded, pairs, eraser.round_rows)
+            *_, (_, a, b) = eraser.iterate(task, (a, b), gram, *rows)
+        patch = transform_patch(eraser, concepts, ports, a, b, hashes)
+        patch.apply(pipe)
+        return patch
+
+    runs = []
+    for _ in range(repeat + 1):
+        floor, clones = measure(lambda: [port.module.weight.data.clone() for port in ports])
+        del clones
+        found, patch = measure(edit)
+        cpu_ratio = found["cpu_seconds"] / max(floor["cpu_seconds"], 1e-9)
+        ratio = found["seconds"] / floor["seconds"]
+        runs.append({"floor": floor["seconds"], **found, "ratio": ratio, "cpu_ratio": cpu_ratio})
+        patch.remove(pipe)
+    runs = runs[1:]  # the first run warms up memory and threads
+    return {
+        "eraser": repr(eraser),
+        "erased": len(concepts),
+        "preserved": len(eraser.preserved_texts(concepts)),
+        "rank": int(task.erase.shape[0]),
+        **{
+            f"edit_{key}": statistics.median(run[key] for run in runs)
+            for key in ("seconds", "cpu_seconds", "ratio", "cpu_ratio")
+        },
+        "edit_peak_mib": max(run.get("peak_mib", float("nan")) for run in runs),
+        "floor_seconds": statistics.median(run["floor"] for run in runs),
+        "ratio_of_each_run": [round(run["ratio"], 2) for run in runs],
+        "encode_seconds": encoding["seconds"],
+        "encode_cpu_seconds": encoding["cpu_seconds"],
+        "hash_seconds": hashing["seconds"],
+        "patch_bytes": patch.nbytes,
+        **total(pipe, eraser, concepts),
+    }
+
+
+def total(pipe: Any, eraser: Any, concepts: list[Concept]) -> dict[str, float]:
+    """`fit` plus `apply` with nothing remembered: no fingerprints and an empty disk cache."""
+
+    def cold() -> Any:
+        patch = eraser.fit(pipe, concepts)
+        patch.apply(pipe)
+        return patch
+
+    kept = os.environ["ERASERS_CACHE"]
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["ERASERS_CACHE"] = empty
+        for module in vars(pipe).values():
+            getattr(module, "__dict__", {}).pop(_MEMO, None)
+        found, patch = measure(cold)
+    os.environ["ERASERS_CACHE"] = kept
+    patch.remove(pipe)
+    return {f"total_{key}": value for key, value in found.items()}
+
+
+def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
+    """100 erased and 1000 preserved rows from the rows themselves, without the cached Gram matrix."""
+    ports = text_ports(pipe)
+    width = ports[0].module.in_features
+    erase, anchor, preserve = (torch.randn(count, width) for count in (100, 100, 1000))
+    eraser, hashes = get_eraser("uce-v2"), port_hashes(pipe, ports)
+
+    def edit() -> Any:
+        a, b = closed_form.ridge_edit(erase, anchor, preserve, ridge=0.5)
+        patch = transform_patch(eraser, [Concept("random rows")], ports, a, b, hashes)
+        patch.apply(pipe)
+        return patch
+
+    runs = []
+    for _ in range(repeat + 1):
+        floor = measure(lambda: [port.module.weight.data.clone() for port in ports])[0]["seconds"]
+        found, patch = measure(edit)
+        runs.append({"edit_seconds": found["seconds"], "edit_ratio": found["seconds"] / floor, "floor_seconds": floor})
+        patch.remove(pipe)
+    return {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
+
+
+def encoding_case(pipe: Any, batches: int) -> dict[str, Any]:
+    """1101 short prompts by row policy `last`, against padding to 77 tokens in batches of 16."""
+    prompts = [*names(100, "erased"), *names(1000, "kept"), ""]
+    short, _ = measure(lambda: encode(pipe, prompts, "last"))
+    padded = 0.0
+    for start in range(0, 16 * batches, 16):
+        padded += measure(lambda first=start: encode(pipe, prompts[first : first + 16], "all"))[0]["cpu_seconds"]
+    whole = padded / (16 * batches) * len(prompts)
+    return {
+        "prompts": len(prompts),
+        "last_cpu_seconds": short["cpu_seconds"],
+        "last_seconds": short["seconds"],
+        "padded_cpu_seconds": whole,
+        "padded_batches_measured": batches,
+        "cpu_ratio": whole / short["cpu_seconds"],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware that the figures depend on."""
+    import diffusers
+    import transformers
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+    }
+
+
+def run(size: str, repeat: int, batches: int) -> dict[str, Any]:
+    """Every case at one size."""
+    pipe = make_pipe(size)
+    weights = [port.module.weight for port in text_ports(pipe)]
+    one = [Concept("van gogh", anchor="art")]
+    kept = names(1000, "kept")
+    many = [Concept(name, preserve=kept if not index else ()) for index, name in enumerate(names(100, "erased"))]
+    nudity = [Concept.preset("nudity")]
+    official = get_eraser("rece-official").resolved(nudity)
+    default = get_eraser("rece").resolved(nudity)
+    cases: dict[str, Any] = {}
+    for name, eraser, concepts, gram_cached in (
+        ("uce-v2, 1 concept", get_eraser("uce-v2"), one, False),
+        ("uce (default), 1 concept", get_eraser("uce"), one, False),
+        ("uce-v2, 100 erased + 1000 preserved", get_eraser("uce-v2"), many, False),
+        ("rece-official, nudity", official, nudity, False),
+        ("rece-official, nudity, Gram cached", official, nudity, True),
+        ("rece (default), nudity", default, nudity, False),
+        ("rece (default), nudity, Gram cached", default, nudity, True),
+    ):
+        cases[name] = edit_case(pipe, eraser, concepts, repeat, gram_cached=gram_cached)
+    cases["uce-v2, 100 + 1000 random rows, nothing cached"] = rows_case(pipe, repeat)
+    return {
+        "size": size,
+        "matrices": len(weights),
+        "numbers": sum(weight.numel() for weight in weights),
+        "machine": machine(),
+        "cases": cases,
+        "encoding": encoding_case(pipe, batches),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="sd14")
+    parser.add_argument("--repeat", type=int, default=7, help="runs of each case, after one to warm up")
+    parser.add_argument(
+        "--batches", type=int, default=4, help="padded batches of 16 to time, of the 69 that 1101 prompts need"
+    )
+    parser.add_argument("--threads", type=int, help="torch threads; all cores when not given")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ERASERS_CACHE"] = folder
+        result = run(options.size, options.repeat, options.batches)
+    for name, case in result["cases"].items():
+        print(f"{name:50} {case['edit_seconds']:8.3f} s  {case['edit_ratio']:7.2f} x the floor")
+    encoding = result["encoding"]
+    print(
+        f"encoding 1101 prompts: {encoding['last_cpu_seconds']:.1f} CPU s, {encoding['cpu_ratio']:.1f} x below padded"
+    )
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
