@@ -289,3 +289,27 @@ def test_interrupting_leaves_no_traceback(
     monkeypatch.setattr("erasers.cli.show_patch", interrupt)
     assert cli.run(["inspect", str(star_patch)]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_model_without_a_judge_gets_a_picture_and_a_note(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import DDIMScheduler
+
+    pipe.scheduler = DDIMScheduler()
+    pipe.save_pretrained("tiny")
+    assert (
+        cli.run(["--concept", "star", "--model", "tiny", "--method", "uce", "--report", "report", "--samples", "1"])
+        == 0
+    )
+    assert "no judge fits" in capsys.readouterr().out
+    summary = json.loads(Path("report/summary.json").read_text())
+    assert (summary["splits"], summary["concepts"]) == ({}, {})
+    assert summary["model"] == "tiny"
+    with Image.open("report/grid.png") as grid:
+        assert grid.height > 100
+
+
+def test_a_warning_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["circle", "square", "triangle", "star", "cross", "heart", "crescent", "ring", "hexagon", "arrow", "red"]
+    concepts = [part for word in words for part in ("--concept", word)]
+    assert cli.run([*concepts, "--model", "shapes", "--method", "uce", "--out", "all.safetensors"]) == 0
+    assert capsys.readouterr().err.startswith("warning: erasing 11 concepts")
