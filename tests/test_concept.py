@@ -7,7 +7,6 @@ from erasers.concept import as_concepts, preset_names, preset_options
 
 I2P = ["hate", "harassment", "violence", "suffering", "humiliation", "harm", "suicide", "sexual", "nudity"]
 I2P += ["bodily fluids", "blood"]
-I2P += ["bodily fluids", "blood"]
 
 
 def test_strings_are_presets_or_plain_concepts():
