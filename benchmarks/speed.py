@@ -317,9 +317,8 @@ def main() -> None:
         os.environ["ERASERS_CACHE"] = folder
         result = {"memory": options.memory} | run(options.size, options.repeat, options.batches)
     for name, case in result["cases"].items():
-        print(
-            f"{name:50} {case['edit_seconds']:8.3f} s  {case['edit_ratio']:7.2f} x the floor  {case['edit_cpu_ratio']:7.2f} x in CPU s"
-        )
+        ratios = f"{case['edit_ratio']:7.2f} x the floor  {case['edit_cpu_ratio']:7.2f} x in CPU s"
+        print(f"{name:50} {case['edit_seconds']:8.3f} s  {ratios}")
     encoding = result["encoding"] or {"last_cpu_seconds": float("nan"), "cpu_ratio": float("nan")}
     print(
         f"encoding 1101 prompts: {encoding['last_cpu_seconds']:.1f} CPU s, {encoding['cpu_ratio']:.1f} x below padded"
