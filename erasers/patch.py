@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Patch", "PatchError", "transform_patch"]
 
-_MAX_LISTED = 3
+_MAX_LISTED = 32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,9 +237,13 @@ def transform_patch(
 
 
 def concept_meta(concept: Concept) -> dict[str, Any]:
-    """A concept as JSON-able values; pictures are only counted."""
-    fields = ("name", "aliases", "anchor", "kind", "preserve", "neighbours")
+    """A concept as JSON-able values; pictures are only counted, and so are long lists, with their sha256."""
+    fields = ("name", "aliases", "kind", "preserve", "neighbours", "templates")
     found = {field: getattr(concept, field) for field in fields}
+    for field, value in found.items():
+        if isinstance(value, tuple) and len(value) > _MAX_LISTED:
+            digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+            found[field] = {"count": len(value), "sha256": digest}
     return {key: value for key, value in found.items() if value} | {
         "anchor": concept.anchor,
         "images": len(concept.images),

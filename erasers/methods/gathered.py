@@ -12,7 +12,7 @@ import torch
 from erasers.cache import cached
 from erasers.hashing import module_hash
 from erasers.methods import closed_form
-from erasers.methods.rows import Rows, encode
+from erasers.methods.rows import Prompt, Rows, encode
 from erasers.ports import Port, text_encoders
 
 # Below this, encoding the texts takes less time than hashing the text encoder for the key.
@@ -51,7 +51,7 @@ class Preserved:
         return torch.as_tensor(total) / max(1, self.count)
 
 
-def preserved_rows(pipe: Any, texts: Sequence[str], policy: Rows, width: int, *, cache: bool) -> Preserved:
+def preserved_rows(pipe: Any, texts: Sequence[Prompt], policy: Rows, width: int, *, cache: bool) -> Preserved:
     """Encode the preserved texts; large sets come from the disk cache when the text encoder was seen before.
 
     Args:
@@ -94,7 +94,7 @@ def sum_of_grams(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.triu(total) + torch.triu(total, diagonal=1).T
 
 
-def _accumulate(pipe: Any, texts: Sequence[str], policy: Rows, width: int) -> dict[str, torch.Tensor]:
+def _accumulate(pipe: Any, texts: Sequence[Prompt], policy: Rows, width: int) -> dict[str, torch.Tensor]:
     """Preserved rows while they are fewer than d / 2, else their Gram matrix, in bounded memory."""
     chunk = 4096 if policy == "last" else 128
     rows: list[torch.Tensor] = []

@@ -11,7 +11,7 @@ import torch
 from erasers.concept import Concept, Concepts, as_concepts, preset_options
 from erasers.methods.closed_form import adversarial_rows, compose, compress, transform_of
 from erasers.methods.gathered import port_gram
-from erasers.methods.rows import Rows
+from erasers.methods.rows import Prompt, Rows
 from erasers.methods.uce import BARE, UCE, Task, Templates, port_hashes, require_above, require_templates, stack_pairs
 from erasers.patch import Patch, transform_patch
 from erasers.ports import text_ports
@@ -64,11 +64,11 @@ class RECE(UCE):
     rounds: int | None = None
     reg: float | None = None
     round_rows: Rows = "tail"
-    round_templates: Templates = BARE
+    round_templates: Templates = "auto"
     round_ridge: float = 0.1
     round_erase_scale: float = 1.0
     round_preserve_scale: float = 0.1
-    anchor_policy: Literal["original", "current"] = "current"
+    anchor_policy: Literal["original", "current"] = "original"
     upstream_compat: bool = False
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class RECE(UCE):
         """The policy that encodes enough for UCE and for the rounds."""
         return "last" if self.rows == self.round_rows == "last" else "all"
 
-    def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
+    def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[Prompt, Prompt]]:
         """Every (erased prompt, anchor prompt) of UCE and of the rounds."""
         return self.prompt_pairs(concepts, self.templates) + self.prompt_pairs(concepts, self.round_templates)
 

@@ -2,16 +2,18 @@
 
 Row policies, for a prompt whose last subject token is at position i (0 is BOS, so i = 0 for the empty prompt):
 
-* `last`: row i alone. The encoder is causal, so the tokens after i are not even encoded.
+* `last`: row i alone. A CLIP encoder is causal, so the tokens after i are not even encoded.
 * `tail`: row i and all that follow, the end and padding tokens included.
 * `all`: every row of the padded prompt.
 """
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -22,13 +24,24 @@ Rows: TypeAlias = Literal["last", "tail", "all"]
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": ("{}", "a {}", "a picture of a {}", "a red {}", "a blue {} on a white background"),
-    "style": ("{}", "a picture in the style of {}", "art by {}", "a painting by {}", "{} style"),
-    "attribute": ("{}", "a {} thing", "a picture of a {} object", "something {}"),
+    "style": ("[{}]", "a picture[ in the style of {}]", "art[ by {}]", "a painting[ by {}]", "[{} style]"),
+    "attribute": ("[{}]", "a[ {}] thing", "a picture of a[ {}] object", "something[ {}]"),
     "identity": ("{}", "a picture of {}", "a photo of {}", "a portrait of {}"),
-    "unsafe": ("{}", "a picture of {}", "a photo with {}"),
-    "implicit": ("{}", "with {}", "a picture with {}"),
+    "unsafe": ("[{}]", "a picture[ of {}]", "a photo[ with {}]"),
+    "implicit": ("[{}]", "a picture[ with {}]", "a picture[ with a {}]"),
 }
+"""Prompt patterns by kind of concept; `[...]` goes with the name when the anchor is empty."""
+
 _TOKENS_A_BATCH = 2048
+_OPTIONAL = re.compile(r"(?P<before>.*?)\[(?P<inner>[^\[\]]*\{\}[^\[\]]*)\](?P<after>.*)", re.DOTALL)
+_LETTERS = string.ascii_letters
+
+
+class Prompt(NamedTuple):
+    """A prompt, and the part of it that ends with the subject."""
+
+    text: str
+    head: str
 
 
 @dataclass(frozen=True)
@@ -50,27 +63,27 @@ class Encoded:
         return self.states[self.last :] if policy == "tail" else self.states
 
 
-def encode(pipe: Any, texts: Iterable[str], policy: Rows) -> dict[str, Encoded]:
-    """States of every distinct text, as the pipeline itself would give them to the denoiser.
+def encode(pipe: Any, prompts: Iterable[Prompt], policy: Rows) -> dict[Prompt, Encoded]:
+    """States of every distinct prompt, as the pipeline itself would give them to the denoiser.
 
     Args:
         pipe: A supported pipeline.
-        texts: Prompts; each distinct one is encoded once.
+        prompts: Each distinct one is encoded once.
         policy: Decides how many tokens are encoded: those that `Encoded.rows(policy)` needs.
 
     Raises:
         TypeError: An unsupported pipeline.
         ValueError: A pipeline without its text encoder, or a width that does not fit.
     """
-    prompts = list(dict.fromkeys(texts))
-    if not prompts:
+    distinct = list(dict.fromkeys(prompts))
+    if not distinct:
         return {}
-    parts = [_encode_one(encoder, prompts, policy) for encoder in text_encoders(pipe)]
+    parts = [_encode_one(encoder, distinct, policy) for encoder in text_encoders(pipe)]
     found = {}
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(distinct):
         states, lasts = zip(*(part[index] for part in parts), strict=True)
         if len(set(lasts)) > 1:
-            raise ValueError(f"expected both tokenizers to split {prompt!r} alike, got last tokens {lasts}")
+            raise ValueError(f"expected both tokenizers to split {prompt.text!r} alike, got last tokens {lasts}")
         found[prompt] = Encoded(torch.cat(states, dim=-1), lasts[0])
     return found
 
@@ -90,24 +103,42 @@ def pair_rows(concept: Encoded, anchor: Encoded, policy: Rows) -> tuple[torch.Te
 
 
 def templates_for(concept: Concept, templates: Sequence[str] | Literal["auto"]) -> tuple[str, ...]:
-    """The prompt patterns to use for a concept: given ones, or those of its kind."""
-    return TEMPLATES[concept.kind] if templates == "auto" else tuple(templates)
+    """The prompt patterns to use for a concept: given ones, else its own, else those of its kind."""
+    return (concept.templates or TEMPLATES[concept.kind]) if templates == "auto" else tuple(templates)
 
 
-def fill(template: str, text: str) -> str:
-    """The template with its `{}` filled; spaces are collapsed, so that an empty text leaves no gap."""
-    return " ".join(template.replace("{}", text).split())
+def whole(text: str) -> Prompt:
+    """A prompt that is all subject."""
+    return Prompt(text, text)
 
 
-def _encode_one(encoder: TextEncoder, prompts: Sequence[str], policy: Rows) -> list[tuple[torch.Tensor, int]]:
+def fill(template: str, text: str) -> Prompt:
+    """The template with its `{}` filled; spaces are collapsed.
+
+    An empty text takes the `[...]` around the `{}` with it, and the subject then ends where that stood.
+    """
+    match = _OPTIONAL.fullmatch(template)
+    before, after = template.split("{}") if match is None else (match["before"], match["after"])
+    if match is not None and text:
+        left, right = match["inner"].split("{}")
+        before, after = before + left, right + after
+    # A suffix belongs to the word: the plural s of "two {}s".
+    suffix = "" if not text else after[: len(after) - len(after.lstrip(_LETTERS))]
+    head, full = f"{before}{text}{suffix}", f"{before}{text}{after}"
+    return Prompt(" ".join(full.split()), " ".join(head.split()))
+
+
+def _encode_one(encoder: TextEncoder, prompts: Sequence[Prompt], policy: Rows) -> list[tuple[torch.Tensor, int]]:
     """(states, last subject token) of each prompt by one encoder."""
     length = _max_length(encoder)
-    tokens = encoder.tokenizer(
-        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    ids, mask = _tokenize(encoder, [prompt.text for prompt in prompts], length)
     # The mask counts BOS, subject tokens and one EOS; '' has no subject and starts at BOS.
-    lasts = (mask.sum(dim=1) - 2).clamp(min=0).tolist()
+    ends = mask.sum(dim=1) - 2
+    partial = [index for index, prompt in enumerate(prompts) if prompt.head != prompt.text]
+    if partial:
+        heads = _tokenize(encoder, [prompts[index].head for index in partial], length)[1]
+        ends[partial] = heads.sum(dim=1) - 2
+    lasts = ends.clamp(min=0).tolist()
     short = policy == "last" and _is_causal(encoder.model)
     sizes = [last + 1 if short else length for last in lasts]
     results: list[tuple[torch.Tensor, int]] = [(torch.empty(0), 0)] * len(prompts)
@@ -116,6 +147,12 @@ def _encode_one(encoder: TextEncoder, prompts: Sequence[str], policy: Rows) -> l
         for row, index in enumerate(batch):
             results[index] = states[row], lasts[index]
     return results
+
+
+def _tokenize(encoder: TextEncoder, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, each `[texts, length]`."""
+    tokens = encoder.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from erasers.eraser import Eraser
 from erasers.hashing import tensor_hashes
 from erasers.methods.closed_form import leading_directions, oblique_edit_gram
 from erasers.methods.gathered import Preserved, preserved_rows
-from erasers.methods.rows import Encoded, Rows, encode, fill, pair_rows, templates_for
+from erasers.methods.rows import Encoded, Prompt, Rows, encode, fill, pair_rows, templates_for, whole
 from erasers.patch import Patch, transform_patch
 from erasers.ports import Port, component, text_ports
 
@@ -42,7 +43,8 @@ class UCE(Eraser):
         aliases: Erase the concept's aliases too.
         neighbours: Preserve the concept's neighbours too; `preserve` always counts.
         preserve_empty: Preserve the empty prompt.
-        empty_anchor: What an empty anchor becomes in a template: the empty prompt, or the template without the word.
+        empty_anchor: What an empty anchor becomes in a template: the empty prompt (`bare`), or the template without the
+            concept and the `[...]` around it (`template`).
         solver: `ridge` is UCE; `oblique` projects the concept's directions out (`closed_form.oblique_edit`).
         rank: Directions that `oblique` removes.
         ridge: Weight of staying near the original weights, above 0.
@@ -60,6 +62,7 @@ class UCE(Eraser):
             "preserve_templates": BARE,
             "aliases": False,
             "neighbours": False,
+            "empty_anchor": "bare",
             "preserve_empty": True,
             "ridge": 0.5,
             "preserve_scale": "auto",
@@ -71,6 +74,7 @@ class UCE(Eraser):
             "preserve_templates": BARE,
             "aliases": False,
             "neighbours": False,
+            "empty_anchor": "bare",
             "preserve_empty": False,
             "ridge": 0.5,
             "preserve_scale": 1.0,
@@ -84,7 +88,7 @@ class UCE(Eraser):
     aliases: bool = True
     neighbours: bool = True
     preserve_empty: bool = True
-    empty_anchor: Literal["bare", "template"] = "bare"
+    empty_anchor: Literal["bare", "template"] = "template"
     solver: Literal["ridge", "oblique"] = "ridge"
     rank: int = 4
     ridge: float = 0.5
@@ -129,7 +133,7 @@ class UCE(Eraser):
             )
         if torch.equal(erase, anchor):
             raise ValueError("expected anchors that differ from the concepts, got the same token embeddings")
-        kept = self.preserved_texts(concepts)
+        kept = self.preserved_prompts(concepts)
         preserve = preserved_rows(pipe, kept, self.preserve_rows, width, cache=self.cache)
         return Task(
             encoded, erase, anchor, preserve, sum(len(concept.terms(aliases=self.aliases)) for concept in concepts)
@@ -158,45 +162,47 @@ class UCE(Eraser):
         """The policy that encodes enough for all that this method reads."""
         return self.rows
 
-    def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
+    def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[Prompt, Prompt]]:
         """Every (erased prompt, anchor prompt) that this method reads."""
         return self.prompt_pairs(concepts, self.templates)
 
-    def prompt_pairs(self, concepts: Sequence[Concept], templates: Templates) -> list[tuple[str, str]]:
+    def prompt_pairs(self, concepts: Sequence[Concept], templates: Templates) -> list[tuple[Prompt, Prompt]]:
         """(erased prompt, anchor prompt) for every name, alias and template."""
         pairs = []
         for concept in concepts:
             bare = not concept.anchor.strip() and self.empty_anchor == "bare"
             for term in concept.terms(aliases=self.aliases):
                 for template in templates_for(concept, templates):
-                    pairs.append((fill(template, term), "" if bare else fill(template, concept.anchor)))
+                    pairs.append((fill(template, term), whole("") if bare else fill(template, concept.anchor)))
         return list(dict.fromkeys(pairs))
 
-    def preserved_texts(self, concepts: Sequence[Concept]) -> list[str]:
-        """Every preserved prompt once; neighbours that are erased themselves are left out.
+    def preserved_prompts(self, concepts: Sequence[Concept]) -> list[Prompt]:
+        """Every preserved prompt once, without those that name another of the erased concepts.
 
         Raises:
             ValueError: A text that is to be both erased and preserved.
         """
         erased = {term.lower() for concept in concepts for term in concept.terms(aliases=self.aliases)}
-        texts = [""] if self.preserve_empty else []
+        prompts = [whole("")] if self.preserve_empty else []
         for concept in concepts:
             for text in concept.preserve:
                 if text.lower() in erased:
                     raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
-            near = [text for text in concept.neighbours if self.neighbours and text.lower() not in erased]
+            others = erased - {term.lower() for term in concept.terms(aliases=self.aliases)}
+            kept = (*concept.preserve, *(concept.neighbours if self.neighbours else ()))
+            kept = tuple(text for text in kept if not any(names(text, other) for other in others))
             for template in templates_for(concept, self.preserve_templates):
-                texts += [fill(template, text) for text in (*concept.preserve, *near)]
-        texts = list(dict.fromkeys(texts))
+                prompts += [fill(template, text) for text in kept]
+        prompts = list(dict.fromkeys(prompts))
         count = sum(len(concept.terms(aliases=False)) for concept in concepts)
-        if count > _MANY_ERASED and len(texts) <= _FEW_PRESERVED:
+        if count > _MANY_ERASED and len(prompts) <= _FEW_PRESERVED:
             warnings.warn(
-                f"erasing {count} concepts while preserving {len(texts)} prompts: pictures are known to collapse "
+                f"erasing {count} concepts while preserving {len(prompts)} prompts: pictures are known to collapse "
                 f"beyond {_MANY_ERASED} concepts with {_FEW_PRESERVED} preserved; preserve more, or erase fewer",
                 UserWarning,
                 stacklevel=4,
             )
-        return texts
+        return prompts
 
 
 @dataclass(frozen=True)
@@ -211,15 +217,20 @@ class Task:
         terms: Number of erased names and aliases.
     """
 
-    encoded: Mapping[str, Encoded]
+    encoded: Mapping[Prompt, Encoded]
     erase: torch.Tensor
     anchor: torch.Tensor
     preserve: Preserved
     terms: int
 
 
+def names(text: str, term: str) -> bool:
+    """Whether a prompt contains a term (in lower case) as whole words."""
+    return term in text.lower() and re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text.lower()) is not None
+
+
 def stack_pairs(
-    encoded: Mapping[str, Encoded], pairs: Sequence[tuple[str, str]], policy: Rows
+    encoded: Mapping[Prompt, Encoded], pairs: Sequence[tuple[Prompt, Prompt]], policy: Rows
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Erased rows and anchor rows `[n, d]` of all prompt pairs."""
     parts = [pair_rows(encoded[old], encoded[new], policy) for old, new in pairs]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from erasers.concept import Concept, Kind
 from erasers.shapes.world import (
@@ -23,6 +23,10 @@ from erasers.shapes.world import (
     phrase,
 )
 
+PRESERVED = 200
+"""Captions that an erasure preserves."""
+TEMPLATES = 24
+"""Prompt patterns in which a concept is erased."""
 Maker: TypeAlias = Callable[[random.Random], tuple[str, dict[str, str]]]
 
 SPLITS = ("explicit", "synonym", "neighbour", "unrelated")
@@ -65,33 +69,53 @@ def kind_of(word: str) -> tuple[str, str]:
 def concept_for(word: str) -> Concept:
     """The concept of a word of the world with its kind, anchor and neighbours.
 
-    Synonyms are not passed on: they stay held out unless the caller adds them as aliases.
+    It preserves a sample of captions that lack the concept, as others preserve a sample of COCO captions, and it
+    occurs in a sample of captions (`templates`). Both use canonical words alone: synonyms are not passed on, so that
+    they stay held out unless the caller adds them as aliases.
     """
     kind, name = canonical(word)
     kinds: dict[str, Kind] = {"object": "object", "colour": "attribute", "style": "style", "mark": "implicit"}
-    return Concept(name, anchor=ANCHORS.get(name, ""), kind=kinds[kind], neighbours=NEIGHBOURS.get(name, ()))
+    rng = random.Random(f"{name}/concept")
+    return Concept(
+        name,
+        anchor=ANCHORS.get(name, ""),
+        kind=kinds[kind],
+        neighbours=NEIGHBOURS.get(name, ()),
+        preserve=_captions(rng, PRESERVED, name),
+        templates=("[{}]" if kind in ("style", "mark") else "{}", *_captions(rng, TEMPLATES - 1, name, kind)),
+    )
 
 
-def _ask(rng: random.Random, kind: str, word: str, value: str, named: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """A prompt that says `word` for the property `kind`, beside the other `named` properties.
+def _captions(rng: random.Random, n: int, avoid: str, kind: str = "") -> tuple[str, ...]:
+    """n distinct captions in canonical words without the word `avoid`; with a kind, `{}` stands for that property.
+
+    A style or the stamp is written as `[...{}]`, since the caption is whole without it.
+    """
+    texts: dict[str, None] = {}
+    while len(texts) < n:
+        words: dict[str, Any] = {
+            "thing": rng.choice([o for o in OBJECTS if o != avoid]),
+            "colour": rng.choice([c for c in COLOURS if c != avoid]) if rng.random() < 0.8 else "",
+            "style": rng.choice([s for s in STYLES[1:] if s != avoid]) if rng.random() < 0.4 else "",
+            "background": rng.choice(BACKGROUNDS) if rng.random() < 0.4 else "",
+            "size": rng.choice(SIZES) if rng.random() < 0.3 else "",
+        }
+        if kind in ("object", "colour"):
+            words["thing" if kind == "object" else "colour"] = "{}"
+        elif kind == "style":
+            words["style"] = ""
+        text = phrase(**words)
+        suffix = {"style": "[ in the style of {}]", "mark": "[ with a {}]"}.get(kind, "")
+        texts[text + suffix] = None
+    return tuple(texts)
+
+
+def _ask(rng: random.Random, kind: str, word: str, avoid: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """A prompt that says `word` for the property `kind`, in a context of words that are not to be avoided.
 
     Returns:
-        The text, and the wanted value of `kind`.
+        The text, and the context: property -> value.
     """
-    words = {"thing": named.get("object", ""), "colour": named.get("colour", ""), "style": named.get("style", "")}
-    if kind != "mark":
-        words["thing" if kind == "object" else kind] = word
-    text = phrase(
-        **words,
-        background=rng.choice(BACKGROUNDS) if rng.random() < 0.5 else "",
-        size=rng.choice(SIZES) if rng.random() < 0.3 else "",
-        mark=kind == "mark",
-    )
-    return text, {kind: value}
-
-
-def _about(rng: random.Random, kind: str, word: str, value: str, avoid: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Ask for one property, in a context drawn from the words of other kinds that are not to be avoided."""
     context = {}
     if kind != "object":
         context["object"] = rng.choice([o for o in OBJECTS if o not in avoid])
@@ -99,15 +123,35 @@ def _about(rng: random.Random, kind: str, word: str, value: str, avoid: Sequence
         context["colour"] = rng.choice([c for c in COLOURS if c not in avoid])
     if kind in ("object", "colour") and rng.random() < 0.3:
         context["style"] = rng.choice([s for s in STYLES[1:] if s not in avoid])
-    return _ask(rng, kind, word, value, context)
+    words = context | ({} if kind == "mark" else {kind: word})
+    text = phrase(
+        thing=words["object"],
+        colour=words.get("colour", ""),
+        style=words.get("style", ""),
+        background=rng.choice(BACKGROUNDS) if rng.random() < 0.5 else "",
+        size=rng.choice(SIZES) if rng.random() < 0.3 else "",
+        mark=kind == "mark",
+    )
+    return text, context
+
+
+def _erased(kind: str, words: Sequence[str], value: str, rng: random.Random) -> tuple[str, dict[str, str]]:
+    """Ask for the concept by one of `words`; what is wanted is the concept alone."""
+    return _ask(rng, kind, rng.choice(words), (value,))[0], {kind: value}
+
+
+def _kept(kind: str, words: Sequence[str], avoid: Sequence[str], rng: random.Random) -> tuple[str, dict[str, str]]:
+    """Ask for one of `words`; object, colour and style are wanted where they are named."""
+    value = rng.choice(words)
+    text, context = _ask(rng, kind, value, avoid)
+    return text, {kind: value, **context}
 
 
 def _unrelated(kind: str, name: str, rng: random.Random) -> tuple[str, dict[str, str]]:
-    """Ask for a value of any kind but the erased one's closest: neither the concept nor one of its neighbours."""
+    """Ask for anything but the concept and its neighbours."""
     away = (name, *NEIGHBOURS.get(name, ()))
     other = rng.choice(["object", "colour", "style"])
-    value = rng.choice([word for word in KINDS[other] if word not in away])
-    return _about(rng, other, value, value, away)
+    return _kept(other, [word for word in KINDS[other] if word not in away], away, rng)
 
 
 def split_prompts(concept: str, n: int, *, seed: int = 0) -> dict[str, list[Prompt]]:
@@ -115,7 +159,7 @@ def split_prompts(concept: str, n: int, *, seed: int = 0) -> dict[str, list[Prom
 
     `explicit` names the concept by its canonical word and `synonym` by another word that the captions use for it; both
     want the concept itself. `neighbour` asks for a thing of the same kind that looks most like it and `unrelated` for
-    anything else; both want what they ask for. A split that has no words is absent.
+    anything else; both want the object, colour and style that they name. A split that has no words is absent.
 
     Raises:
         ValueError: the world has no such word, or n < 1.
@@ -125,15 +169,11 @@ def split_prompts(concept: str, n: int, *, seed: int = 0) -> dict[str, list[Prom
     kind, name = canonical(concept)
     near = NEIGHBOURS.get(name, ())
 
-    def of(words: Sequence[str], value: str | None, rng: random.Random) -> tuple[str, dict[str, str]]:
-        word = rng.choice(words)
-        return _about(rng, kind, word, value or word, (name,))
-
-    makers: dict[str, Maker] = {"explicit": partial(of, (name,), name)}
+    makers: dict[str, Maker] = {"explicit": partial(_erased, kind, (name,), name)}
     if name in SYNONYMS:
-        makers["synonym"] = partial(of, SYNONYMS[name], name)
+        makers["synonym"] = partial(_erased, kind, SYNONYMS[name], name)
     if near:
-        makers["neighbour"] = partial(of, near, None)
+        makers["neighbour"] = partial(_kept, kind, near, (name,))
     makers["unrelated"] = partial(_unrelated, kind, name)
     splits = {}
     for split, make in makers.items():

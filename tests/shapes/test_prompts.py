@@ -29,10 +29,10 @@ def test_splits_say_what_they_want(word: str) -> None:
         for prompt in splits.get(split, []):
             assert word not in prompt.text.split()
             assert not any(phrase in prompt.text for phrase in world.SYNONYMS.get(word, ()))
-            ((wanted_kind, value),) = prompt.wants.items()
-            assert value in prompt.text.split()
-            assert value != word
-            assert split == "unrelated" or (wanted_kind == kind and value in near)
+            named = {word for words in world.KINDS.values() for word in words} & set(prompt.text.split())
+            assert named == set(prompt.wants.values())
+            assert all(value in world.KINDS[wanted] for wanted, value in prompt.wants.items())
+            assert split == "unrelated" or prompt.wants[kind] in near
 
 
 def test_prompts_are_reproducible_and_seeds_are_distinct() -> None:
