@@ -24,8 +24,6 @@ class Concept:
         preserve: Concepts that must not move.
         neighbours: Concepts near this one that must survive; preserved like `preserve`, and reported apart.
         images: Example pictures, for methods that learn from pictures.
-        templates: Prompts in which the concept occurs, each with one `{}` for its name; text in `[...]` around it goes
-            with the name when the anchor is empty, as in "a boat[ in the style of {}]". None: those of its kind.
 
     Raises:
         ValueError: An empty name or text, or an unknown kind.
@@ -40,7 +38,6 @@ class Concept:
     preserve: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     images: tuple[Any, ...] = ()
-    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", _text("name", self.name))
@@ -48,11 +45,8 @@ class Concept:
             raise TypeError(f"expected the anchor of {self.name!r} as text, got {type(self.anchor).__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {self.kind!r}")
-        for field in ("aliases", "preserve", "neighbours", "templates"):
+        for field in ("aliases", "preserve", "neighbours"):
             object.__setattr__(self, field, _texts(field, getattr(self, field)))
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"expected templates with one {{}} each, got {template!r}")
         images: Any = self.images
         if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
             images = (images,)

@@ -238,7 +238,7 @@ def transform_patch(
 
 def concept_meta(concept: Concept) -> dict[str, Any]:
     """A concept as JSON-able values; pictures are only counted, and so are long lists, with their sha256."""
-    fields = ("name", "aliases", "kind", "preserve", "neighbours", "templates")
+    fields = ("name", "aliases", "kind", "preserve", "neighbours")
     found = {field: getattr(concept, field) for field in fields}
     for field, value in found.items():
         if isinstance(value, tuple) and len(value) > _MAX_LISTED:

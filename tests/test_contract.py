@@ -15,12 +15,13 @@ from erasers import Concept, Patch, PatchError, get_eraser, list_erasers
 
 # Every registered method must have a row: options that make it quick, and its variants.
 TABLE: dict[str, list[dict[str, Any]]] = {
-    "uce": [{}, {"rows": "last"}, {"solver": "oblique", "rank": 2, "ridge": 0.01}],
-    "rece": [{}, {"rows": "last", "round_rows": "last", "anchor_policy": "original"}],
+    "uce": [{}, {"rows": "tail", "templates": "auto"}, {"solver": "oblique", "rank": 2, "ridge": 0.01}],
+    "rece": [{}, {"rows": "tail", "anchor_policy": "current"}],
 }
 ROWS = [(name, options) for name, rows in TABLE.items() for options in rows]
 IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in ROWS]
-STAR = Concept("star", aliases=["pentagram"], anchor="circle", preserve=["moon", "blue"], neighbours=["ring"])
+KEPT = ["moon", "blue", "a red moon", "a picture of a blue ring", "a moon on a white background", "red", "a blue moon"]
+STAR = Concept("star", aliases=["pentagram"], anchor="circle", preserve=KEPT, neighbours=["ring"])
 
 
 def test_table_covers_every_registered_method():

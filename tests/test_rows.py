@@ -91,11 +91,3 @@ def test_the_subject_may_stand_inside_the_prompt(pipe):
     whole_prompt = encode(pipe, [whole(prompt.text)], "all")[whole(prompt.text)]
     short = encode(pipe, [prompt], "last")[prompt]
     torch.testing.assert_close(short.rows("last")[0], whole_prompt.states[2], rtol=0, atol=1e-5)
-
-
-def test_own_templates_come_before_those_of_the_kind():
-    concept = Concept("x", templates=["a drawn {}"])
-    assert templates_for(concept, "auto") == ("a drawn {}",)
-    assert templates_for(concept, ["b {}"]) == ("b {}",)
-    with pytest.raises(ValueError, match="'no place'"):
-        Concept("x", templates=["no place"])

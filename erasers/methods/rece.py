@@ -34,8 +34,9 @@ class RECE(UCE):
 
     All of it is d x d algebra on H = sum_l W_l'W_l: no layer and no text encoder is run again.
 
-    Differs from the official code: rounds are not selected by generating and judging pictures; the defaults use the
-    rows and templates of `UCE`. `rece-official` is the released script.
+    Differs from the official code: rounds are not selected by generating and judging pictures; the defaults start from
+    those of `UCE`, solve from the original weights, and weigh derived rows a tenth, since they disturb what is
+    preserved most. `rece-official` is the released script.
 
     Args:
         rounds: Rounds after UCE; None takes the paper's number for a concept preset, else 3.
@@ -56,6 +57,7 @@ class RECE(UCE):
             **UCE.presets["uce-v1"],
             "round_rows": "all",
             "round_templates": BARE,
+            "round_erase_scale": 1.0,
             "anchor_policy": "current",
             "upstream_compat": True,
         },
@@ -63,10 +65,10 @@ class RECE(UCE):
 
     rounds: int | None = None
     reg: float | None = None
-    round_rows: Rows = "tail"
-    round_templates: Templates = "auto"
+    round_rows: Rows = "last"
+    round_templates: Templates = BARE
     round_ridge: float = 0.1
-    round_erase_scale: float = 1.0
+    round_erase_scale: float = 0.1
     round_preserve_scale: float = 0.1
     anchor_policy: Literal["original", "current"] = "original"
     upstream_compat: bool = False

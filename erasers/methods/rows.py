@@ -103,8 +103,8 @@ def pair_rows(concept: Encoded, anchor: Encoded, policy: Rows) -> tuple[torch.Te
 
 
 def templates_for(concept: Concept, templates: Sequence[str] | Literal["auto"]) -> tuple[str, ...]:
-    """The prompt patterns to use for a concept: given ones, else its own, else those of its kind."""
-    return (concept.templates or TEMPLATES[concept.kind]) if templates == "auto" else tuple(templates)
+    """The prompt patterns to use for a concept: given ones, or those of its kind."""
+    return TEMPLATES[concept.kind] if templates == "auto" else tuple(templates)
 
 
 def whole(text: str) -> Prompt:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from erasers.concept import Concept, Kind
 from erasers.shapes.world import (
@@ -25,8 +25,6 @@ from erasers.shapes.world import (
 
 PRESERVED = 200
 """Captions that an erasure preserves."""
-TEMPLATES = 24
-"""Prompt patterns in which a concept is erased."""
 Maker: TypeAlias = Callable[[random.Random], tuple[str, dict[str, str]]]
 
 SPLITS = ("explicit", "synonym", "neighbour", "unrelated")
@@ -69,9 +67,8 @@ def kind_of(word: str) -> tuple[str, str]:
 def concept_for(word: str) -> Concept:
     """The concept of a word of the world with its kind, anchor and neighbours.
 
-    It preserves a sample of captions that lack the concept, as others preserve a sample of COCO captions, and it
-    occurs in a sample of captions (`templates`). Both use canonical words alone: synonyms are not passed on, so that
-    they stay held out unless the caller adds them as aliases.
+    It preserves a sample of captions that lack the concept, as others preserve a sample of COCO captions. Synonyms are
+    neither erased nor preserved: they stay held out unless the caller adds them as aliases.
     """
     kind, name = canonical(word)
     kinds: dict[str, Kind] = {"object": "object", "colour": "attribute", "style": "style", "mark": "implicit"}
@@ -82,31 +79,21 @@ def concept_for(word: str) -> Concept:
         kind=kinds[kind],
         neighbours=NEIGHBOURS.get(name, ()),
         preserve=_captions(rng, PRESERVED, name),
-        templates=("[{}]" if kind in ("style", "mark") else "{}", *_captions(rng, TEMPLATES - 1, name, kind)),
     )
 
 
-def _captions(rng: random.Random, n: int, avoid: str, kind: str = "") -> tuple[str, ...]:
-    """n distinct captions in canonical words without the word `avoid`; with a kind, `{}` stands for that property.
-
-    A style or the stamp is written as `[...{}]`, since the caption is whole without it.
-    """
+def _captions(rng: random.Random, n: int, avoid: str) -> tuple[str, ...]:
+    """n distinct captions in canonical words, without the word `avoid`."""
     texts: dict[str, None] = {}
     while len(texts) < n:
-        words: dict[str, Any] = {
-            "thing": rng.choice([o for o in OBJECTS if o != avoid]),
-            "colour": rng.choice([c for c in COLOURS if c != avoid]) if rng.random() < 0.8 else "",
-            "style": rng.choice([s for s in STYLES[1:] if s != avoid]) if rng.random() < 0.4 else "",
-            "background": rng.choice(BACKGROUNDS) if rng.random() < 0.4 else "",
-            "size": rng.choice(SIZES) if rng.random() < 0.3 else "",
-        }
-        if kind in ("object", "colour"):
-            words["thing" if kind == "object" else "colour"] = "{}"
-        elif kind == "style":
-            words["style"] = ""
-        text = phrase(**words)
-        suffix = {"style": "[ in the style of {}]", "mark": "[ with a {}]"}.get(kind, "")
-        texts[text + suffix] = None
+        text = phrase(
+            thing=rng.choice([o for o in OBJECTS if o != avoid]),
+            colour=rng.choice([c for c in COLOURS if c != avoid]) if rng.random() < 0.8 else "",
+            style=rng.choice([s for s in STYLES[1:] if s != avoid]) if rng.random() < 0.4 else "",
+            background=rng.choice(BACKGROUNDS) if rng.random() < 0.4 else "",
+            size=rng.choice(SIZES) if rng.random() < 0.3 else "",
+        )
+        texts[text] = None
     return tuple(texts)
 
 
