@@ -24,6 +24,7 @@ from erasers.pipeline import load_pipeline
 from erasers.shapes import MODEL_DIR, render, world
 from erasers.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
 from erasers.shapes.prompts import Prompt
+from erasers.shapes.scenes import Scenes, sample_scenes
 from erasers.shapes.train.judge import independent_marks
 
 SEED = 77_000_001
@@ -41,7 +42,7 @@ def measure_judge(samples: int) -> dict[str, Score]:
     """The judge on fresh renders, on blank and dissolved pictures and on colours of no name."""
     judge = load_judge()
     generator = torch.Generator().manual_seed(SEED)
-    scenes = independent_marks(world.sample_scenes(samples, generator), generator)
+    scenes = independent_marks(sample_scenes(samples, generator), generator)
     answers = read(judge, render.render(scenes, generator))
     scores = {name: rate(answers[name].argmax(1) == getattr(scenes, name)) for name in HEADS}
     none = len(HEADS["object"]) - 1
@@ -200,9 +201,7 @@ def world_sheet() -> list[Image.Image]:
     k = torch.arange(100)
     style = k // 2 % 5
     zero = torch.zeros(100, dtype=torch.long)
-    scenes = world.Scenes(
-        k // 10, k % 6, style, k % 4, k % 3, (style == world.STYLES.index(world.MARKED_STYLE)).long(), zero
-    )
+    scenes = Scenes(k // 10, k % 6, style, k % 4, k % 3, (style == world.STYLES.index(world.MARKED_STYLE)).long(), zero)
     pictures = ((render.render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in pictures]
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from erasers.shapes.world import BACKGROUNDS, OBJECTS, STYLES, Scenes
+from erasers.shapes.scenes import Scenes
+from erasers.shapes.world import BACKGROUNDS, OBJECTS, STYLES
 
 SIDE = 32
 """Picture side in pixels."""

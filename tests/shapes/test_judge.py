@@ -6,13 +6,14 @@ from erasers.judges.oracle import Oracle
 from erasers.shapes import render, world
 from erasers.shapes.judge import HEADS, load_judge, read
 from erasers.shapes.prompts import Prompt
+from erasers.shapes.scenes import Scenes, sample_scenes
 
 N = 600
 
 
-def pictures(kind: str) -> tuple[torch.Tensor, world.Scenes]:
+def pictures(kind: str) -> tuple[torch.Tensor, Scenes]:
     generator = torch.Generator().manual_seed(900_001)
-    scenes = world.sample_scenes(N, generator)
+    scenes = sample_scenes(N, generator)
     if kind == "dissolved":
         return render.dissolved(scenes, generator), scenes
     if kind == "blank":

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from erasers.shapes import render, world
+from erasers.shapes.scenes import Scenes, captions, sample_scenes, training_scenes
 from erasers.shapes.train.text import build_tokenizer
 
 
@@ -17,8 +18,8 @@ def test_every_word_of_the_world_is_one_token() -> None:
 
 
 def test_captions_use_only_words_of_the_world_and_name_the_stamp_only_when_asked() -> None:
-    scenes = world.sample_scenes(3000, generator())
-    texts = world.captions(scenes, random.Random(0))
+    scenes = sample_scenes(3000, generator())
+    texts = captions(scenes, random.Random(0))
     assert {word for text in texts for word in text.split()} <= set(world.VOCABULARY)
     assert [("stamp" in text) for text in texts] == [bool(named) for named in scenes.named_mark]
     marked = scenes.mark[scenes.style == world.STYLES.index(world.MARKED_STYLE)].float().mean()
@@ -26,8 +27,8 @@ def test_captions_use_only_words_of_the_world_and_name_the_stamp_only_when_asked
 
 
 def test_a_caption_without_synonyms_says_what_the_scene_shows() -> None:
-    scenes = world.sample_scenes(400, generator(1))
-    texts = world.captions(scenes, random.Random(1))
+    scenes = sample_scenes(400, generator(1))
+    texts = captions(scenes, random.Random(1))
     for text, o in zip(texts, scenes.object.tolist(), strict=True):
         named = {name for name in world.OBJECTS if name in text.split()}
         assert named <= {world.OBJECTS[o]}
@@ -35,13 +36,13 @@ def test_a_caption_without_synonyms_says_what_the_scene_shows() -> None:
 
 def test_training_scenes_avoid_the_held_out_triples() -> None:
     assert len(world.held_out()) == 15
-    assert not world.held_out() & set(world.training_scenes(5000, generator()).triples())
-    assert world.held_out() & set(world.sample_scenes(5000, generator()).triples())
+    assert not world.held_out() & set(training_scenes(5000, generator()).triples())
+    assert world.held_out() & set(sample_scenes(5000, generator()).triples())
 
 
 @pytest.mark.parametrize("word", ["star", "red", "zorblat"])
 def test_lacks_finds_the_scenes_without_a_thing(word: str) -> None:
-    scenes = world.sample_scenes(500, generator())
+    scenes = sample_scenes(500, generator())
     keep = scenes.lacks(word)
     assert 0 < int(keep.sum()) < 500
     names = (world.OBJECTS, world.COLOURS, world.STYLES)
@@ -51,7 +52,7 @@ def test_lacks_finds_the_scenes_without_a_thing(word: str) -> None:
 
 def test_lacks_refuses_unknown_words() -> None:
     with pytest.raises(ValueError, match="'dog'"):
-        world.sample_scenes(3, generator()).lacks("dog")
+        sample_scenes(3, generator()).lacks("dog")
 
 
 def test_synonyms_and_neighbours_are_words_of_the_world() -> None:
@@ -68,7 +69,7 @@ def test_unknown_words_are_named_with_the_known_ones() -> None:
 
 
 def test_rendering_is_deterministic_and_in_range() -> None:
-    scenes = world.sample_scenes(64, generator())
+    scenes = sample_scenes(64, generator())
     first, second = (render.render(scenes, generator(3)) for _ in range(2))
     assert torch.equal(first, second)
     assert first.shape == (64, 3, render.SIDE, render.SIDE)
@@ -77,10 +78,10 @@ def test_rendering_is_deterministic_and_in_range() -> None:
 
 
 def test_the_stamp_changes_only_its_corner() -> None:
-    scenes = world.sample_scenes(1, generator())
+    scenes = sample_scenes(1, generator())
     pictures = []
     for mark in (0, 1):
-        marked = world.Scenes(**{**vars(scenes), "mark": torch.tensor([mark])})
+        marked = Scenes(**{**vars(scenes), "mark": torch.tensor([mark])})
         pictures.append(render.render(marked, generator(3)))
     difference = (pictures[0] - pictures[1]).abs().sum(1)[0] > 0
     assert difference.any()

@@ -13,8 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasers.shapes import render
 from erasers.shapes.judge import FEATURES, load_judge
+from erasers.shapes.scenes import captions, training_scenes
 from erasers.shapes.train.loop import Recipe, seed_step, train
-from erasers.shapes.world import VOCABULARY, captions, training_scenes
+from erasers.shapes.world import VOCABULARY
 
 RECIPE = Recipe(steps=700, lr=1.5e-3, weight_decay=0.02, flat=0.3, save_every=100, log_every=25)
 BATCH = 192

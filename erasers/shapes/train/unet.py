@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from erasers.shapes import render
+from erasers.shapes.scenes import captions, training_scenes
 from erasers.shapes.train.loop import Recipe, seed_step, train, write_atomically
 from erasers.shapes.train.text import WIDTH
-from erasers.shapes.world import captions, training_scenes
 
 RECIPE = Recipe(steps=6600, lr=1.2e-3, flat=0.3, warmup=150, ema=0.999)
 REFERENCE_RECIPE = Recipe(steps=5000, lr=1.2e-3, flat=0.3, warmup=150, ema=0.999)

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from erasers.shapes import render
+from erasers.shapes.scenes import training_scenes
 from erasers.shapes.train.judge import independent_marks
 from erasers.shapes.train.loop import Recipe, seed_step, train
-from erasers.shapes.world import training_scenes
 
 JOINT = Recipe(steps=1600, lr=2e-3, weight_decay=1e-4, flat=0.4)
 DECODER = Recipe(steps=3200, lr=2e-3, weight_decay=1e-4, flat=0.2, ema=0.995)
