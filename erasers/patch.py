@@ -259,10 +259,12 @@ def _fit_check(patch: Patch, force: bool) -> edits.Check:
             return
         live = str(dtypes[wrong[0]]).removeprefix("torch.")
         fitted = patch.meta.get("base_dtype", live)
-        advice = f"load the model in {fitted}" if live != fitted else "use the model the patch was fitted on"
+        advice = "use the model the patch was fitted on"
+        if live != fitted:
+            advice += f", in {fitted} (this one is in {live})"
         raise PatchError(
-            f"the patch was fitted on other weights: {wrong[0]} differs ({len(wrong)} of {len(candidates)} do; fitted "
-            f"in {fitted}, here {live}); {advice}, or pass force=True"
+            f"the patch was fitted on other weights: {wrong[0]} differs ({len(wrong)} of {len(candidates)} do); "
+            f"{advice}, or pass force=True"
         )
 
     return check

@@ -26,7 +26,7 @@ def _load_as_float32(config: Path) -> None:
 
 
 def assemble(out: Path) -> None:
-    """Write `out/model`, a plain diffusers folder in fp16, from the trained parts."""
+    """Write `out/model`, a plain diffusers folder, and the reference denoisers in `out/reference`, all in fp16."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -49,6 +49,8 @@ def assemble(out: Path) -> None:
     _load_as_float32(temporary / "text_encoder" / "config.json")
     shutil.rmtree(out / "model", ignore_errors=True)
     temporary.rename(out / "model")
+    for folder in sorted(out.glob("unet-without-*")):
+        UNet2DConditionModel.from_pretrained(folder).half().save_pretrained(out / "reference" / folder.name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
