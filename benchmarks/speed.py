@@ -33,10 +33,12 @@ from erasers import Concept, get_eraser
 from erasers.hashing import _MEMO
 from erasers.methods import closed_form
 from erasers.methods.gathered import port_gram
-from erasers.methods.rows import encode
+from erasers.methods.rows import encode, whole
 from erasers.methods.uce import port_hashes, stack_pairs
 from erasers.patch import transform_patch
+from erasers.pipeline import load_pipeline
 from erasers.ports import text_ports
+from erasers.shapes.prompts import concept_for
 
 SDXL_UNET = {
     "block_out_channels": (320, 640, 1280),
@@ -168,7 +170,7 @@ def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, g
     return {
         "eraser": repr(eraser),
         "erased": len(concepts),
-        "preserved": len(eraser.preserved_texts(concepts)),
+        "preserved": len(eraser.preserved_prompts(concepts)),
         "rank": int(task.erase.shape[0]),
         **{
             f"edit_{key}": statistics.median(run[key] for run in runs)
@@ -231,19 +233,42 @@ def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
 
 def encoding_case(pipe: Any, batches: int) -> dict[str, Any]:
     """1101 short prompts by row policy `last`, against padding to 77 tokens in batches of 16."""
-    prompts = [*names(100, "erased"), *names(1000, "kept"), ""]
+    prompts = [whole(text) for text in (*names(100, "erased"), *names(1000, "kept"), "")]
     short, _ = measure(lambda: encode(pipe, prompts, "last"))
     padded = 0.0
     for start in range(0, 16 * batches, 16):
         padded += measure(lambda first=start: encode(pipe, prompts[first : first + 16], "all"))[0]["cpu_seconds"]
-    whole = padded / (16 * batches) * len(prompts)
+    all_padded = padded / (16 * batches) * len(prompts)
     return {
         "prompts": len(prompts),
         "last_cpu_seconds": short["cpu_seconds"],
         "last_seconds": short["seconds"],
-        "padded_cpu_seconds": whole,
+        "padded_cpu_seconds": all_padded,
         "padded_batches_measured": batches,
-        "cpu_ratio": whole / short["cpu_seconds"],
+        "cpu_ratio": all_padded / short["cpu_seconds"],
+    }
+
+
+def latency_case(pairs: int = 40) -> dict[str, float]:
+    """One denoising step of `shapes` with the patch and without it, in turn."""
+    pipe = load_pipeline("shapes")
+    patch = get_eraser("rece").fit(pipe, concept_for("star"))
+    latents, states = torch.randn(8, 4, 8, 8), torch.randn(8, 24, 128)
+
+    @torch.no_grad()
+    def step() -> Any:
+        return pipe.unet(latents, 500, states).sample
+
+    step()
+    ratios = []
+    for _ in range(pairs):
+        plain = measure(step)[0]["cpu_seconds"]
+        with patch.applied(pipe):
+            ratios.append(measure(step)[0]["cpu_seconds"] / plain)
+    return {
+        "median": statistics.median(ratios),
+        "low": sorted(ratios)[pairs // 10],
+        "high": sorted(ratios)[-pairs // 10],
     }
 
 
@@ -296,6 +321,7 @@ def run(size: str, repeat: int, batches: int) -> dict[str, Any]:
         "machine": machine(),
         "cases": cases,
         "encoding": encoding_case(pipe, batches) if batches else {},
+        "latency_ratio": latency_case(),
     }
 
 
@@ -323,6 +349,8 @@ def main() -> None:
     print(
         f"encoding 1101 prompts: {encoding['last_cpu_seconds']:.1f} CPU s, {encoding['cpu_ratio']:.1f} x below padded"
     )
+    step = result["latency_ratio"]
+    print(f"a patched step takes {step['median']:.3f} of an unpatched one ({step['low']:.3f} to {step['high']:.3f})")
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -20,9 +20,11 @@ EXTRA_STAGES = ("clip",)
 """Run only when asked for: it needs the extra `[clip]`."""
 
 
-def _load_as_float32(config: Path) -> None:
-    """Make transformers load fp16 weights as float32, as diffusers does, so that the plain pipeline's parts agree."""
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+def _rewrite(config: Path, **changes: str) -> None:
+    """Change entries of a configuration, and drop the folder that it was loaded from."""
+    entries = json.loads(config.read_text()) | changes
+    entries.pop("_name_or_path", None)
+    config.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 def assemble(out: Path) -> None:
@@ -46,11 +48,16 @@ def assemble(out: Path) -> None:
     temporary = out / ".model"
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary, safe_serialization=True)
-    _load_as_float32(temporary / "text_encoder" / "config.json")
+    for part in ("unet", "vae"):
+        _rewrite(temporary / part / "config.json")
+    # transformers would load fp16 weights as fp16 where diffusers makes them float32: the parts of a pipeline must agree.
+    _rewrite(temporary / "text_encoder" / "config.json", dtype="float32")
     shutil.rmtree(out / "model", ignore_errors=True)
     temporary.rename(out / "model")
     for folder in sorted(out.glob("unet-without-*")):
-        UNet2DConditionModel.from_pretrained(folder).half().save_pretrained(out / "reference" / folder.name)
+        reference = out / "reference" / folder.name
+        UNet2DConditionModel.from_pretrained(folder).half().save_pretrained(reference)
+        _rewrite(reference / "config.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
