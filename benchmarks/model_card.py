@@ -94,7 +94,7 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
     scores: dict[str, dict[str, Score]] = {}
     sheet: list[Image.Image] = []
     for name, pool, count in (("seen", triples, samples), ("held out", held_out, samples // 2)):
-        prompts = prompts_for([pool[k % len(pool)] for k in rng.sample(range(10 * len(pool)), count)], rng, SEED)
+        prompts = prompts_for(rng.choices(pool, k=count), rng, SEED)
         pictures = generate(pipe, prompts)
         scores[name] = judged(pictures, prompts)
         sheet += pictures[:50]

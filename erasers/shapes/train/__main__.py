@@ -50,7 +50,7 @@ def assemble(out: Path) -> None:
     pipe.save_pretrained(temporary, safe_serialization=True)
     for part in ("unet", "vae"):
         _rewrite(temporary / part / "config.json")
-    # transformers would load fp16 weights as fp16 where diffusers makes them float32: the parts of a pipeline must agree.
+    # diffusers loads fp16 weights as float32, transformers as fp16: the parts of a pipeline must agree.
     _rewrite(temporary / "text_encoder" / "config.json", dtype="float32")
     shutil.rmtree(out / "model", ignore_errors=True)
     temporary.rename(out / "model")
