@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -85,3 +86,17 @@ def test_constraints_pin_what_setup_cfg_asks_for() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert pins[0].startswith("# ")
     assert {pin.split("==")[0].lower().replace("_", "-") for pin in pins[1:]} == wanted
+
+
+def test_the_table_of_results_is_what_was_measured() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "shapes-closed-form.json").read_text())["rows"]
+    cells = {(row["concept"], row["method"]): row["splits"] for row in rows}
+    for word in {row["concept"] for row in rows}:
+        before, after = cells[word, "unedited"], cells[word, "rece"]
+        shares = [f"{100 * before[split]['value']:.1f} → {100 * after[split]['value']:.1f}" for split in before]
+        assert f"| {word} | {' | '.join(shares)} |" in README
+        assert min(before[split]["value"] for split in ("explicit", "synonym")) >= 0.95
+        assert max(after[split]["value"] for split in ("explicit", "synonym")) <= 0.05
+        for split in ("neighbour", "unrelated"):
+            assert after[split]["value"] >= 0.95 * before[split]["value"]
+            assert after[split]["n"] >= 200
