@@ -73,7 +73,7 @@ def test_bad_values_name_the_field(name, option, value):
 
 def test_oblique_rounds_start_from_the_original():
     with pytest.raises(ValueError, match="anchor_policy='original'"):
-        get_eraser("rece", solver="oblique")
+        get_eraser("rece", solver="oblique", anchor_policy="current")
 
 
 def test_lists_become_tuples():
