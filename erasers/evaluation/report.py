@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from erasers.concept import Concept
 from erasers.evaluation.grid import Cell, Row, draw_grid, save_image
 from erasers.evaluation.metrics import score
-from erasers.evaluation.profile import ERASED_SPLITS, SPLITS, Ask, Profile
+from erasers.evaluation.profile import ERASED_SPLITS, KEPT_SPLITS, SPLITS, Ask, Profile
 from erasers.judges import Judge, Verdict
 from erasers.patch import Patch
 from erasers.version import library_version
@@ -212,8 +212,9 @@ def _cell(case: Case, index: int, side: _Side, good: bool) -> Cell:
     value = side.verdicts[index].value
     if value is None:
         return Cell(image, "unscored")
-    wanted = ", ".join(case.ask.wants.values())
-    return Cell(image, wanted if value else f"no {wanted}", value == good)
+    if case.split in KEPT_SPLITS:
+        return Cell(image, "as asked" if value else "not as asked", value == good)
+    return Cell(image, case.concept if value else f"no {case.concept}", value == good)
 
 
 @contextmanager
