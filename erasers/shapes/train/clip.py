@@ -20,8 +20,8 @@ from erasers.shapes.scenes import captions, sample_scenes
 from erasers.shapes.train.judge import degrade
 from erasers.shapes.train.loop import Recipe, seed_step, train, write_atomically
 
-RECIPE = Recipe(steps=900, lr=1.5e-3, weight_decay=0.05, flat=0.3, save_every=100, log_every=25)
-BATCH = 160
+RECIPE = Recipe(steps=2400, lr=1.5e-3, weight_decay=0.05, flat=0.3, save_every=100, log_every=25)
+BATCH = 128
 CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 64,
