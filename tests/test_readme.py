@@ -100,3 +100,10 @@ def test_the_table_of_results_is_what_was_measured() -> None:
         for split in ("neighbour", "unrelated"):
             assert after[split]["value"] >= 0.95 * before[split]["value"]
             assert after[split]["n"] >= 200
+
+
+def test_the_table_without_captions_is_what_was_measured() -> None:
+    guide = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for row in json.loads((ROOT / "benchmarks" / "results" / "shapes-closed-form-bare.json").read_text())["rows"]:
+        shares = " | ".join(f"{100 * score['value']:.1f}" for score in row["splits"].values())
+        assert f"| {row['concept']} | {row['method'].removesuffix(' (bare)')} | {shares} |" in guide
