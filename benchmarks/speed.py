@@ -292,8 +292,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(size: str, repeat: int, batches: int) -> dict[str, Any]:
-    """Every case at one size."""
+def run(size: str, repeat: int, batches: int, only: str) -> dict[str, Any]:
+    """Every case at one size whose name contains `only`."""
     pipe = make_pipe(size)
     weights = [port.module.weight for port in text_ports(pipe)]
     one = [Concept("van gogh", anchor="art")]
@@ -312,7 +312,8 @@ def run(size: str, repeat: int, batches: int) -> dict[str, Any]:
         ("rece (default), nudity", default, nudity, False),
         ("rece (default), nudity, Gram cached", default, nudity, True),
     ):
-        cases[name] = edit_case(pipe, eraser, concepts, repeat, gram_cached=gram_cached)
+        if only in name:
+            cases[name] = edit_case(pipe, eraser, concepts, repeat, gram_cached=gram_cached)
     cases["uce-v2, 100 + 1000 random rows, nothing cached"] = rows_case(pipe, repeat)
     return {
         "size": size,
@@ -334,6 +335,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, help="torch threads; all cores when not given")
     parser.add_argument("--memory", choices=("fresh", "reused"), default="fresh", help="pages that large tensors get")
+    parser.add_argument("--only", default="", help="run the cases whose name contains this text")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if options.threads:
@@ -341,7 +343,7 @@ def main() -> None:
     set_memory(options.memory)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ERASERS_CACHE"] = folder
-        result = {"memory": options.memory} | run(options.size, options.repeat, options.batches)
+        result = {"memory": options.memory} | run(options.size, options.repeat, options.batches, options.only)
     for name, case in result["cases"].items():
         ratios = f"{case['edit_ratio']:7.2f} x the floor  {case['edit_cpu_ratio']:7.2f} x in CPU s"
         print(f"{name:50} {case['edit_seconds']:8.3f} s  {ratios}")
