@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
@@ -150,3 +151,9 @@ def _texts(field: str, values: object) -> tuple[str, ...]:
         raise TypeError(f"expected {field} as a sequence of texts, got {type(values).__name__}")
     # "" is a legitimate thing to preserve (the unconditional prompt), never an alias.
     return tuple(value if value == "" and field == "preserve" else _text(field, value) for value in values)
+
+
+def names(text: str, term: str) -> bool:
+    """Whether a prompt contains a term as whole words; upper case does not matter."""
+    text, term = text.lower(), term.lower()
+    return term in text and re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text) is not None

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from erasers.atomic import write_atomically
+
 KEY = "erasers"
 FORMAT = 1
 _MAX_HEADER = 64 * 2**20
@@ -48,15 +50,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     if not path.parent.is_dir():
         raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(header))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

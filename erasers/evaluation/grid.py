@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from erasers.atomic import write_atomically
 
 INK, PALE, GOOD, BAD, LINE = "#1c1e21", "#6b7178", "#1a7f37", "#b3261e", "#d5d9de"
 _TEXT_WIDTH, _GAP, _MARGIN, _HEAD, _NOTE = 290, 14, 28, 34, 24
@@ -90,12 +91,7 @@ def tile(images: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Ima
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG; it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(part, format="PNG")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, lambda part: image.save(part, format="PNG"))
 
 
 def _panels(rows: Sequence[Row]) -> list[tuple[int, int]]:
@@ -157,4 +153,4 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

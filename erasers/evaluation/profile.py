@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from erasers.concept import Concept
+from erasers.concept import Concept, names
 from erasers.judges import Judge
 from erasers.pipeline import EMBEDDED
 
@@ -122,7 +121,11 @@ def shapes_prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[
         # Twelve times as many as needed: with several erased concepts most kept prompts may have to go.
         pool = split_prompts(words[concept.name], samples * (12 if len(concepts) > 1 or concept.aliases else 1))
         splits = {
-            split: list(islice((ask for ask in asks if not _names(ask.text, banned.get(split, ()))), samples))
+            split: list(
+                islice(
+                    (ask for ask in asks if not any(names(ask.text, word) for word in banned.get(split, ()))), samples
+                )
+            )
             for split, asks in pool.items()
         }
         found[concept.name] = {split: list(asks) for split, asks in splits.items() if asks}
@@ -142,7 +145,7 @@ def plain_prompts(concept: Concept, samples: int, *, unsafe: bool = False) -> di
     texts: dict[str, list[str]] = {
         "explicit": [template.format(concept.name) for template in templates],
         "neighbour": near,
-        "unrelated": [text for text in _UNRELATED if not _names(text, concept.terms())],
+        "unrelated": [text for text in _UNRELATED if not any(names(text, term) for term in concept.terms())],
     }
     if concept.kind == "unsafe" and not unsafe:
         del texts["explicit"]
@@ -164,10 +167,6 @@ def _vocabulary(model: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return None
-
-
-def _names(text: str, words: Sequence[str]) -> bool:
-    return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in words)
 
 
 def _oracle() -> Any:

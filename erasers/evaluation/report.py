@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from erasers.atomic import write_atomically
 from erasers.concept import Concept
 from erasers.evaluation.grid import Cell, Row, draw_grid, save_image
 from erasers.evaluation.metrics import score
@@ -100,7 +100,8 @@ def make_report(
     )
     save_image(draw_grid(title, [_row(cases, i, before, after) for i in shown]), folder / "grid.png")
     summary["seconds"] = round(time.perf_counter() - started, 3)
-    _write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary, indent=2) + "\n"
+    write_atomically(folder / "summary.json", lambda part: part.write_text(text, encoding="utf-8"))
     return summary
 
 
@@ -236,12 +237,3 @@ def _no_bars(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe.set_progress_bar_config(**before)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from erasers.concept import Concept, Concepts, as_concepts
+from erasers.concept import Concept, Concepts, as_concepts, names
 from erasers.eraser import Eraser
 from erasers.hashing import tensor_hashes
 from erasers.methods.closed_form import leading_directions, oblique_edit_gram
@@ -223,11 +222,6 @@ class Task:
     anchor: torch.Tensor
     preserve: Preserved
     terms: int
-
-
-def names(text: str, term: str) -> bool:
-    """Whether a prompt contains a term (in lower case) as whole words."""
-    return term in text.lower() and re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text.lower()) is not None
 
 
 def stack_pairs(

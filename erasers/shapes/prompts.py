@@ -13,7 +13,6 @@ from erasers.shapes.world import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
-    MARK,
     NEIGHBOURS,
     OBJECTS,
     SIZES,
@@ -170,4 +169,4 @@ def split_prompts(concept: str, n: int, *, seed: int = 0) -> dict[str, list[Prom
     return splits
 
 
-__all__ = ["ANCHORS", "MARK", "SPLITS", "Prompt", "concept_for", "kind_of", "split_prompts"]
+__all__ = ["ANCHORS", "SPLITS", "Prompt", "concept_for", "kind_of", "split_prompts"]

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from erasers.atomic import write_atomically
 from erasers.shapes.train import __main__ as command
 from erasers.shapes.train import judge, text, unet, vae
-from erasers.shapes.train.loop import Recipe, rate, seed_step, train, write_atomically
+from erasers.shapes.train.loop import Recipe, rate, seed_step, train
 
 
 def run_toy(out: Path, steps: int, *, interrupt_at: int | None = None) -> dict[str, Tensor]:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from erasers.atomic import write_atomically
 from erasers.shapes import render
 from erasers.shapes.scenes import captions, sample_scenes
 from erasers.shapes.train.judge import degrade
-from erasers.shapes.train.loop import Recipe, seed_step, train, write_atomically
+from erasers.shapes.train.loop import Recipe, seed_step, train
 
 RECIPE = Recipe(steps=2400, lr=1.5e-3, weight_decay=0.05, flat=0.3, save_every=100, log_every=25)
 BATCH = 128

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from erasers.atomic import write_atomically
 from erasers.shapes import render
 from erasers.shapes.judge import HEADS, JudgeNetwork
 from erasers.shapes.scenes import Scenes, sample_scenes
-from erasers.shapes.train.loop import Recipe, seed_step, train, write_atomically
+from erasers.shapes.train.loop import Recipe, seed_step, train
 
 RECIPE = Recipe(steps=2200, lr=4e-3, flat=0.25)
 BATCH = (96, 16, 16)

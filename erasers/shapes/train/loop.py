@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from erasers.atomic import write_atomically
 
 LossStep = Callable[[int], dict[str, Tensor]]
 """Step number -> named scalars, of which "loss" is minimised."""
@@ -43,17 +44,6 @@ def rate(recipe: Recipe, step: int) -> float:
     return max(0.5 * (1 + math.cos(math.pi * (step - start) / max(1, recipe.steps - start))), 1e-3)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def seed_step(seed: int, step: int) -> torch.Generator:
     """A CPU generator that depends on the step alone, so that a resumed run draws what the first would have drawn."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -69,6 +59,7 @@ def _checkpoint(
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{key}/{name}"] = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: save_file(tensors, file, metadata={"step": str(step)}))
 
 

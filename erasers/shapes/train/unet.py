@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from erasers.atomic import write_atomically
 from erasers.shapes import render
 from erasers.shapes.scenes import captions, training_scenes
-from erasers.shapes.train.loop import Recipe, seed_step, train, write_atomically
+from erasers.shapes.train.loop import Recipe, seed_step, train
 from erasers.shapes.train.text import WIDTH
 
 RECIPE = Recipe(steps=6600, lr=1.2e-3, flat=0.3, warmup=150, ema=0.999)
