@@ -30,12 +30,12 @@ from typing import Any
 import torch
 
 from erasers import Concept, get_eraser
+from erasers.build import transform_patch
 from erasers.hashing import _MEMO
 from erasers.methods import closed_form
 from erasers.methods.gathered import port_gram
 from erasers.methods.rows import encode, whole
 from erasers.methods.uce import port_hashes, stack_pairs
-from erasers.patch import transform_patch
 from erasers.pipeline import load_pipeline
 from erasers.ports import text_ports
 from erasers.shapes.prompts import concept_for

@@ -15,29 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from erasers import edits, patch_file
 from erasers.hashing import raw_bytes
 from erasers.patch_file import FORMAT, PatchError
-from erasers.ports import Port
-from erasers.version import library_version
 
-if TYPE_CHECKING:
-    from erasers.concept import Concept
-    from erasers.eraser import Eraser
-
-__all__ = ["Patch", "PatchError", "transform_patch"]
-
-_MAX_LISTED = 32
+__all__ = ["Patch", "PatchError"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,61 +185,6 @@ class Patch:
 
     def _entry(self, strength: float) -> edits.Entry:
         return edits.Entry(self.digest, strength, self._edits)
-
-
-def transform_patch(
-    eraser: Eraser,
-    concepts: Sequence[Concept],
-    ports: Sequence[Port],
-    a: torch.Tensor,
-    b: torch.Tensor,
-    hashes: Mapping[str, str],
-) -> Patch:
-    """The patch of one transform T = I + B A shared by all ports.
-
-    Args:
-        eraser: The method, for the metadata.
-        concepts: What was erased.
-        ports: The layers that are edited, all of input width d.
-        a: A `[r, d]`.
-        b: B `[d, r]`.
-        hashes: Fingerprint of each port's weight by parameter name.
-
-    Raises:
-        PatchError: The factors do not fit the ports, or are not finite.
-    """
-    dtype = torch.float64 if ports[0].module.weight.dtype == torch.float64 else torch.float32
-    rank, width = a.shape
-    group: dict[str, torch.Tensor]
-    if 2 * rank < width:
-        group = {"transform/text/A": a.to(dtype), "transform/text/B": b.to(dtype)}
-    else:
-        group = {"transform/text/T": (torch.eye(width, dtype=a.dtype) + b @ a).to(dtype)}
-    meta = {
-        "format": FORMAT,
-        "library": library_version(),
-        "method": eraser.name,
-        "config": eraser.config(),
-        "concepts": [concept_meta(concept) for concept in concepts],
-        "groups": {"text": [port.name for port in ports]},
-        "base": {port.parameter: hashes[port.parameter] for port in ports},
-        "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
-    }
-    return Patch({name: tensor.cpu().contiguous() for name, tensor in group.items()}, meta)
-
-
-def concept_meta(concept: Concept) -> dict[str, Any]:
-    """A concept as JSON-able values; pictures are only counted, and so are long lists, with their sha256."""
-    fields = ("name", "aliases", "kind", "preserve", "neighbours")
-    found = {field: getattr(concept, field) for field in fields}
-    for field, value in found.items():
-        if isinstance(value, tuple) and len(value) > _MAX_LISTED:
-            digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
-            found[field] = {"count": len(value), "sha256": digest}
-    return {key: value for key, value in found.items() if value} | {
-        "anchor": concept.anchor,
-        "images": len(concept.images),
-    }
 
 
 def _fit_check(patch: Patch, force: bool) -> edits.Check:

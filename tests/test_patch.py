@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from tiny import draw, same, weights
 
 from erasers import Concept, Patch, PatchError, get_eraser
+from erasers.build import transform_patch
 from erasers.hashing import tensor_hash
-from erasers.patch import transform_patch
 from erasers.patch_file import FORMAT, KEY
 from erasers.ports import text_ports
 

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from erasers.build import transform_patch
 from erasers.concept import Concept, Concepts, as_concepts, preset_options
 from erasers.methods.closed_form import adversarial_rows, compose, compress, transform_of
 from erasers.methods.gathered import port_gram
 from erasers.methods.rows import Prompt, Rows
 from erasers.methods.uce import BARE, UCE, Task, Templates, port_hashes, require_above, require_templates, stack_pairs
-from erasers.patch import Patch, transform_patch
+from erasers.patch import Patch
 from erasers.ports import text_ports
 
 _ROUNDS = 3

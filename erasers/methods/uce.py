@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
+from erasers.build import transform_patch
 from erasers.concept import Concept, Concepts, as_concepts, names
 from erasers.eraser import Eraser
 from erasers.hashing import tensor_hashes
 from erasers.methods.closed_form import leading_directions, oblique_edit_gram
 from erasers.methods.gathered import Preserved, preserved_rows
 from erasers.methods.rows import Encoded, Prompt, Rows, encode, fill, pair_rows, templates_for, whole
-from erasers.patch import Patch, transform_patch
+from erasers.patch import Patch
 from erasers.ports import Port, component, text_ports
 
 BARE = ("{}",)
