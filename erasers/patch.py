@@ -169,19 +169,22 @@ class Patch:
             PatchError: A patch that is no low-rank edit of linear layers, or one for other weights.
             FileNotFoundError: The folder above `folder` does not exist.
         """
-        base = edits.base_weights(pipe, self._entry(1.0), _fit_check(self, force))
-        factors: dict[str, torch.Tensor] = {}
-        for name, edit in self._edits.items():
-            down, up = edit.factors(base[name])
-            layer = name.removesuffix(".weight")
-            factors[f"{layer}.lora_A.weight"] = down.float().cpu().clone()
-            factors[f"{layer}.lora_B.weight"] = up.float().cpu().clone()
-        target = Path(folder)
-        if not target.is_dir():
-            target.mkdir()
-        # diffusers takes rank as alpha where there is none; it refuses `alpha` keys in this style for some families.
-        patch_file.write_tensors(target / "pytorch_lora_weights.safetensors", factors, {"format": "pt"})
-        return target / "pytorch_lora_weights.safetensors"
+        from erasers.forms import to_lora
+
+        return to_lora(self, pipe, Path(folder), force=force)
+
+    def base_weights(self, pipe: Any, *, force: bool = False) -> dict[str, torch.Tensor]:
+        """The weights that the patch was fitted on, by parameter name, whether or not the pipeline is patched now.
+
+        Raises:
+            PatchError: The pipeline has other weights; `force` lets them pass.
+        """
+        return edits.base_weights(pipe, self._entry(1.0), _fit_check(self, force))
+
+    @property
+    def changes(self) -> Mapping[str, edits.Edit]:
+        """What happens to each parameter, by name."""
+        return MappingProxyType(self._edits)
 
     def _entry(self, strength: float) -> edits.Entry:
         return edits.Entry(self.digest, strength, self._edits)
