@@ -34,10 +34,10 @@ from erasers.build import transform_patch
 from erasers.hashing import _MEMO
 from erasers.methods import closed_form
 from erasers.methods.gathered import port_gram
-from erasers.methods.rows import encode, whole
-from erasers.methods.uce import port_hashes, stack_pairs
+from erasers.methods.rows import whole
+from erasers.methods.uce import port_hashes
 from erasers.pipeline import load_pipeline
-from erasers.ports import text_ports
+from erasers.ports import port_groups, text_ports
 from erasers.shapes.prompts import concept_for
 
 SDXL_UNET = {
@@ -138,10 +138,11 @@ def _status(key: str) -> int:
 
 def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, gram_cached: bool) -> dict[str, Any]:
     """One method on one task, `repeat` times, each right after the floor."""
-    ports = text_ports(pipe)
-    encoding, task = measure(lambda: eraser.gather(pipe, concepts, ports))
+    (group,) = port_groups(pipe)
+    ports = group.ports
+    encoding, (task,) = measure(lambda: eraser.gather(pipe, concepts, [group]))
     pipe.unet.__dict__.pop(_MEMO, None)
-    hashing, hashes = measure(lambda: port_hashes(pipe, ports))
+    hashing, hashes = measure(lambda: port_hashes(pipe, [group]))
     rounds = getattr(eraser, "rounds", None)
     if gram_cached:
         port_gram(ports, hashes, cache=True)
@@ -150,10 +151,8 @@ def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, g
         a, b = eraser.solve(task.erase, task.anchor, task.preserve)
         if rounds:
             gram = port_gram(ports, hashes, cache=gram_cached)
-            pairs = eraser.prompt_pairs(concepts, eraser.round_templates)
-            rows = stack_pairs(task.encoded, pairs, eraser.round_rows)
-            *_, (_, a, b) = eraser.iterate(task, (a, b), gram, *rows)
-        patch = transform_patch(eraser, concepts, ports, a, b, hashes)
+            *_, (_, a, b) = eraser.iterate(task, (a, b), gram)
+        patch = transform_patch(eraser, concepts, [(group, a, b)], hashes)
         patch.apply(pipe)
         return patch
 
@@ -208,14 +207,15 @@ def total(pipe: Any, eraser: Any, concepts: list[Concept]) -> dict[str, float]:
 
 def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
     """100 erased and 1000 preserved rows from the rows themselves, without the cached Gram matrix."""
-    ports = text_ports(pipe)
+    (group,) = port_groups(pipe)
+    ports = group.ports
     width = ports[0].module.in_features
     erase, anchor, preserve = (torch.randn(count, width) for count in (100, 100, 1000))
-    eraser, hashes = get_eraser("uce-v2"), port_hashes(pipe, ports)
+    eraser, hashes = get_eraser("uce-v2"), port_hashes(pipe, [group])
 
     def edit() -> Any:
         a, b = closed_form.ridge_edit(erase, anchor, preserve, ridge=0.5)
-        patch = transform_patch(eraser, [Concept("random rows")], ports, a, b, hashes)
+        patch = transform_patch(eraser, [Concept("random rows")], [(group, a, b)], hashes)
         patch.apply(pipe)
         return patch
 
@@ -234,10 +234,10 @@ def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
 def encoding_case(pipe: Any, batches: int) -> dict[str, Any]:
     """1101 short prompts by row policy `last`, against padding to 77 tokens in batches of 16."""
     prompts = [whole(text) for text in (*names(100, "erased"), *names(1000, "kept"), "")]
-    short, _ = measure(lambda: encode(pipe, prompts, "last"))
+    short, _ = measure(lambda: Reader(pipe, "last").encode(prompts))
     padded = 0.0
     for start in range(0, 16 * batches, 16):
-        padded += measure(lambda first=start: encode(pipe, prompts[first : first + 16], "all"))[0]["cpu_seconds"]
+        padded += measure(lambda first=start: Reader(pipe, "all").encode(prompts[first : first + 16]))[0]["cpu_seconds"]
     all_padded = padded / (16 * batches) * len(prompts)
     return {
         "prompts": len(prompts),

@@ -13,7 +13,7 @@ from erasers.concept import Concept
 from erasers.eraser import Eraser
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
-from erasers.ports import Port
+from erasers.ports import Group
 from erasers.version import library_version
 
 _MAX_LISTED = 32
@@ -22,42 +22,45 @@ _MAX_LISTED = 32
 def transform_patch(
     eraser: Eraser,
     concepts: Sequence[Concept],
-    ports: Sequence[Port],
-    a: torch.Tensor,
-    b: torch.Tensor,
+    edits: Sequence[tuple[Group, torch.Tensor, torch.Tensor]],
     hashes: Mapping[str, str],
 ) -> Patch:
-    """The patch of one transform T = I + B A shared by all ports.
+    """The patch of one transform T = I + B A for each group of ports.
 
     Args:
         eraser: The method, for the metadata.
         concepts: What was erased.
-        ports: The layers that are edited, all of input width d.
-        a: A `[r, d]`.
-        b: B `[d, r]`.
+        edits: (ports, A `[r, d]`, B `[d, r]`); d may be less than the input width of pooled ports.
         hashes: Fingerprint of each port's weight by parameter name.
 
     Raises:
         PatchError: The factors do not fit the ports, or are not finite.
     """
-    dtype = torch.float64 if ports[0].module.weight.dtype == torch.float64 else torch.float32
-    rank, width = a.shape
-    group: dict[str, torch.Tensor]
-    if 2 * rank < width:
-        group = {"transform/text/A": a.to(dtype), "transform/text/B": b.to(dtype)}
-    else:
-        group = {"transform/text/T": (torch.eye(width, dtype=a.dtype) + b @ a).to(dtype)}
+    tensors: dict[str, torch.Tensor] = {}
+    for group, a, b in edits:
+        tensors |= {f"transform/{group.name}/{part}": tensor for part, tensor in _smallest(group, a, b).items()}
+    ports = [port for group, _, _ in edits for port in group.ports]
     meta = {
         "format": FORMAT,
         "library": library_version(),
         "method": eraser.name,
         "config": eraser.config(),
         "concepts": [concept_meta(concept) for concept in concepts],
-        "groups": {"text": [port.name for port in ports]},
+        "groups": {group.name: [port.name for port in group.ports] for group, _, _ in edits},
         "base": {port.parameter: hashes[port.parameter] for port in ports},
         "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
     }
-    return Patch({name: tensor.cpu().contiguous() for name, tensor in group.items()}, meta)
+    return Patch(tensors, meta)
+
+
+def _smallest(group: Group, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A and B, or T where that is smaller, as wide as the input of the ports."""
+    layer = group.ports[0].module
+    dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    rank, width = a.shape[0], layer.in_features
+    a, b = (torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in (a, b.T))
+    parts = {"A": a, "B": b.T} if 2 * rank < width else {"T": torch.eye(width, dtype=a.dtype) + b.T @ a}
+    return {name: part.to("cpu", dtype).contiguous() for name, part in parts.items()}
 
 
 def concept_meta(concept: Concept) -> dict[str, Any]:

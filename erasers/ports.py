@@ -1,19 +1,20 @@
-"""Where text enters each family of diffusers models: the only place that knows families.
-
-A *port* is a linear map through which text enters the denoiser. Another family is another row of `_FAMILIES`.
-"""
+"""The ports of a pipeline: the linear maps through which text enters its denoiser, found by the table of families."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from erasers.families import FAMILIES, Family, supported
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Kind: TypeAlias = Literal["text", "pooled", "joint"]
+KINDS: tuple[Kind, ...] = ("text", "pooled", "joint")
 
 
 @dataclass(frozen=True)
@@ -30,82 +31,96 @@ class Port:
 
 
 @dataclass(frozen=True)
-class TextEncoder:
-    """One text encoder that feeds the ports.
+class Group:
+    """Ports that read the same states.
 
     Args:
-        tokenizer: Makes the token ids.
-        model: Turns ids into states.
-        states: `last` is the final state after the last LayerNorm; `penultimate` is the state before the last layer.
+        name: Unique in the pipeline.
+        kind: `text`: each token of the prompt, unmixed; `pooled`: one vector a prompt, in the first columns of the
+            input; `joint`: tokens after blocks have mixed them with each other and with the picture.
+        ports: In module order.
+        through: What the text states pass on their way to the ports, token by token; for `joint` ports an
+            approximation that leaves out what blocks and time steps do.
+        padding: States `[m, d]` that stand in the place of missing tokens whatever the prompt, as the ports read them.
     """
 
-    tokenizer: Any
-    model: Any
-    states: Literal["last", "penultimate"]
+    name: str
+    kind: Kind
+    ports: tuple[Port, ...]
+    through: tuple[nn.Module, ...] = ()
+    padding: torch.Tensor | None = None
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """What the ports see of text states `[n, d]`: `[n, width]`, on the CPU."""
+        return read_through(self.through, states)
 
 
-@dataclass(frozen=True)
-class _Family:
-    component: str
-    denoiser: str
-    pattern: re.Pattern[str]
-    pipelines: str
+@torch.no_grad()
+def read_through(modules: Sequence[nn.Module], states: torch.Tensor) -> torch.Tensor:
+    """States `[n, d]` after modules that act on each row alone; on the CPU."""
+    for module in modules:
+        first = next(module.parameters(), states)
+        states = module(states.to(first.device, first.dtype))
+    return states.detach().cpu()
 
 
-_FAMILIES = (
-    # attn1 reads text instead of the picture in blocks built with `only_cross_attention`.
-    _Family(
-        "unet",
-        "UNet2DConditionModel",
-        re.compile(r"(^|\.)attn[12]\.to_[kv]$"),
-        "Stable Diffusion 1.x, 2.x and SDXL",
-    ),
-)
+def port_groups(pipe: Any, kinds: Sequence[Kind] | Literal["auto"] = "auto") -> list[Group]:
+    """The ports of a pipeline by what they read, in module order.
 
-
-def text_ports(pipe: Any) -> list[Port]:
-    """The linear maps through which text enters the denoiser, in module order.
+    Args:
+        pipe: A diffusers pipeline.
+        kinds: Which ports; "auto" takes `text`, and `pooled` where there is no cross-attention.
 
     Raises:
         TypeError: An unsupported pipeline; the message lists the supported ones.
-        ValueError: A supported pipeline in a state that cannot be edited (fused, quantised, wrapped, offloaded).
+        ValueError: A supported pipeline in a state that cannot be edited (fused, quantised, wrapped, offloaded), or one
+            without such ports.
     """
-    family, denoiser = _find_family(pipe)
-    if getattr(denoiser, "encoder_hid_proj", None) is not None:
-        raise TypeError(
-            f"expected text to reach the {family.denoiser} unchanged, got a projection (encoder_hid_proj) in between; "
-            f"unload IP-Adapter weights, or use one of: {_supported()}"
-        )
-    ports = [Port(f"{family.component}.{path}", layer) for path, layer in _text_layers(denoiser, family)]
-    if not ports:
-        raise TypeError(f"expected cross-attention in {type(pipe).__name__}.{family.component}, got none")
-    for port in ports:
-        check_editable(port.name, port.module)
-    return ports
+    family, denoisers = find_family(pipe)
+    published: tuple[Kind, ...] = ("text",) if family.kind == "cross" else ("text", "pooled")
+    groups = []
+    for component_name, denoiser in denoisers:
+        suffix = "" if component_name == family.components[0] else f"-{component_name}"
+        for kind in published if kinds == "auto" else kinds:
+            found = list(_groups(family, component_name, denoiser, kind, suffix))
+            if not found and kinds != "auto":
+                raise ValueError(f"expected ports among those of {family.title}, got {kind!r}, which it does not have")
+            groups += found
+    if not groups:
+        raise TypeError(f"expected ports for text in {type(pipe).__name__}.{family.components[0]}, got none")
+    for group in groups:
+        for port in group.ports:
+            check_editable(port.name, port.module)
+    return groups
 
 
-def text_encoders(pipe: Any) -> list[TextEncoder]:
-    """The text encoders whose states, side by side, are what the ports read.
+def text_ports(pipe: Any) -> list[Port]:
+    """The linear maps that read each token of the prompt unmixed, in module order; raises as `port_groups` does."""
+    return [port for group in port_groups(pipe, ("text",)) for port in group.ports]
+
+
+def find_family(pipe: Any) -> tuple[Family, list[tuple[str, nn.Module]]]:
+    """The family of a pipeline, and its denoisers by the name of the component.
 
     Raises:
         TypeError: An unsupported pipeline.
-        ValueError: The pipeline was loaded without its text encoder or tokenizer.
+        ValueError: A denoiser whose weights diffusers swaps in and out.
     """
-    _find_family(pipe)
-    two = hasattr(pipe, "text_encoder_2")
-    states: Literal["last", "penultimate"] = "penultimate" if two else "last"
-    names = [("tokenizer", "text_encoder")] + ([("tokenizer_2", "text_encoder_2")] if two else [])
-    found = []
-    for tokenizer_name, encoder_name in names:
-        tokenizer, encoder = getattr(pipe, tokenizer_name, None), getattr(pipe, encoder_name, None)
-        if (tokenizer is None) != (encoder is None):
-            missing = tokenizer_name if tokenizer is None else encoder_name
-            raise ValueError(f"expected {type(pipe).__name__} with a {missing}, got None; load the pipeline with it")
-        if encoder is not None:
-            found.append(TextEncoder(tokenizer, encoder, states))
-    if not found:
-        raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
-    return found
+    for family in FAMILIES:
+        parts = [(name, getattr(pipe, name, None)) for name in family.components]
+        live = [(name, getattr(part, "_orig_mod", part)) for name, part in parts]
+        found = [(name, part) for name, part in live if isinstance(part, nn.Module) and _is_a(part, family.denoiser)]
+        if not found or not any(hasattr(pipe, name) for source in family.sources for name in source.encoders):
+            continue
+        for name, part in found:
+            refuse_streaming(name, part)
+            if getattr(part, "encoder_hid_proj", None) is not None:
+                raise TypeError(
+                    f"expected text to reach the {family.denoiser} unchanged, got a projection (encoder_hid_proj) in "
+                    f"between; unload IP-Adapter weights, or use one of: {supported()}"
+                )
+        return family, found
+    raise TypeError(f"expected a pipeline of a supported family ({supported()}), got {type(pipe).__name__}")
 
 
 def find_parameter(pipe: Any, name: str, *, linear: bool) -> nn.Parameter:
@@ -201,36 +216,53 @@ def check_plain(name: str, weight: torch.Tensor) -> None:
         )
 
 
-def _text_layers(denoiser: nn.Module, family: _Family) -> Iterator[tuple[str, Any]]:
+def _groups(family: Family, component_name: str, denoiser: nn.Module, kind: Kind, suffix: str) -> Iterator[Group]:
+    pattern, through = _pattern(family, kind)
+    layers: dict[tuple[str, ...], list[Port]] = {}
     for path, layer in denoiser.named_modules():
         # peft keeps the true layer below the wrapper under this name; the wrapper itself is what gets refused.
-        if not family.pattern.search(path):
-            continue
+        match = pattern.search(path) if pattern else None
         attention = denoiser.get_submodule(path.rpartition(".")[0])
-        if not getattr(attention, "is_cross_attention", False):
+        if not match or not getattr(attention, "is_cross_attention", True) and family.components == ("unet",):
             continue
-        _refuse_fused(f"{family.component}.{path}", attention)
-        yield path, layer
+        _refuse_fused(f"{component_name}.{path}", attention)
+        way = tuple(module.format(**match.groupdict()) for module in through)
+        layers.setdefault(way, []).append(Port(f"{component_name}.{path}", layer))
+    for index, (way, ports) in enumerate(layers.items()):
+        modules = tuple(denoiser.get_submodule(module) for module in way)
+        if kind == "joint":
+            # What every block does first to its half of the text; its scale and shift depend on the time step.
+            modules += (nn.LayerNorm(ports[0].module.in_features, eps=1e-6, elementwise_affine=False),)
+        name = kind + suffix + (f"-{index}" if len(layers) > 1 else "")
+        yield Group(name, kind, tuple(ports), modules, _padding(family, denoiser, modules) if kind == "text" else None)
+
+
+def _pattern(family: Family, kind: Kind) -> tuple[re.Pattern[str] | None, tuple[str, ...]]:
+    """The pattern of the ports of that kind, and the modules before them."""
+    if kind == "pooled":
+        return (re.compile(family.pooled.port), family.pooled.through) if family.pooled else (None, ())
+    if kind == "joint":
+        return family.joint, (*family.through, family.text.pattern.strip("^$"))
+    return family.text, family.through
+
+
+def _padding(family: Family, denoiser: nn.Module, through: tuple[nn.Module, ...]) -> torch.Tensor | None:
+    if not family.padding:
+        return None
+    if family.padding != "zero":
+        return denoiser.get_parameter(family.padding).detach().cpu()
+    layers = [module for part in through for module in part.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return None  # a linear port maps a state of zero to the same, edited or not
+    return read_through(through, torch.zeros(1, layers[0].in_features))
 
 
 def _refuse_fused(name: str, attention: nn.Module) -> None:
-    # The flag `fused_projections` stays set after unfusing; the processor is what tells.
-    if type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
+    # In the older attention class the flag `fused_projections` stays set after unfusing; there the processor tells.
+    newer = getattr(attention, "fused_projections", False) and hasattr(attention, "unfuse_projections")
+    if newer or type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
         raise ValueError(f"{name} is fused with its neighbours; call pipe.unfuse_qkv_projections() first")
 
 
-def _find_family(pipe: Any) -> tuple[_Family, nn.Module]:
-    for family in _FAMILIES:
-        denoiser = getattr(pipe, family.component, None)
-        denoiser = getattr(denoiser, "_orig_mod", denoiser)
-        names = {cls.__name__ for cls in type(denoiser).__mro__}
-        if isinstance(denoiser, nn.Module) and family.denoiser in names:
-            if not hasattr(pipe, "text_encoder") and not hasattr(pipe, "text_encoder_2"):
-                break
-            refuse_streaming(family.component, denoiser)
-            return family, denoiser
-    raise TypeError(f"expected a pipeline of a supported family ({_supported()}), got {type(pipe).__name__}")
-
-
-def _supported() -> str:
-    return "; ".join(f"{family.pipelines}: {family.denoiser}" for family in _FAMILIES)
+def _is_a(part: nn.Module, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(part).__mro__)

@@ -10,8 +10,7 @@ from erasers import Concept, get_eraser
 from erasers.methods.closed_form import adversarial_rows, ridge_edit, transform_of
 from erasers.methods.gathered import sum_of_grams
 from erasers.methods.rece import RECE
-from erasers.methods.uce import stack_pairs
-from erasers.ports import text_ports
+from erasers.ports import port_groups
 
 V1, V2 = 1e-10, 1e-4  # the official v2 inverts in float32 even in float64
 
@@ -83,12 +82,11 @@ def test_rece_derived_rows_end_to_end():
     eraser = get_eraser("rece-official").resolved(concepts)
     assert isinstance(eraser, RECE)
     assert (eraser.rounds, eraser.reg) == (3, 0.1)
-    ports = text_ports(pipe)
-    task = eraser.gather(pipe, concepts, ports)
-    rows = stack_pairs(task.encoded, eraser.prompt_pairs(concepts, eraser.round_templates), eraser.round_rows)
-    gram = sum_of_grams([port.module.weight for port in ports])
+    (group,) = port_groups(pipe)
+    (task,) = eraser.gather(pipe, concepts, [group])
+    gram = sum_of_grams([port.module.weight for port in group.ports])
     start = eraser.solve(task.erase, task.anchor, task.preserve)
-    for k, found in enumerate(eraser.iterate(task, start, gram, *rows)):
+    for k, found in enumerate(eraser.iterate(task, start, gram)):
         assert relative(golden[f"rece/adv/ep{k}/nudity"], found.derived) <= V1
 
 

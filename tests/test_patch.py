@@ -16,17 +16,17 @@ from erasers import Concept, Patch, PatchError, get_eraser
 from erasers.build import transform_patch
 from erasers.hashing import tensor_hash
 from erasers.patch_file import FORMAT, KEY
-from erasers.ports import text_ports
+from erasers.ports import port_groups, text_ports
 
 D = 32
 
 
 def random_patch(pipe: Any, seed: int = 0, rank: int = 2) -> Patch:
-    ports = text_ports(pipe)
+    (group,) = port_groups(pipe)
     generator = torch.Generator().manual_seed(seed)
     a, b = (0.3 * torch.randn(rank, D, generator=generator) for _ in range(2))
-    hashes = {port.parameter: tensor_hash(port.module.weight) for port in ports}
-    return transform_patch(get_eraser("uce"), [Concept(f"concept {seed}")], ports, a, b.T.contiguous(), hashes)
+    hashes = {port.parameter: tensor_hash(port.module.weight) for port in group.ports}
+    return transform_patch(get_eraser("uce"), [Concept(f"concept {seed}")], [(group, a, b.T)], hashes)
 
 
 def changed(patch: Patch, tensors: dict[str, torch.Tensor] | None = None, **meta: Any) -> Patch:

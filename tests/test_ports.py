@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erasers.ports import text_encoders, text_ports
+from erasers.methods.encoding import text_parts
+from erasers.ports import text_ports
 
 
 @pytest.mark.parametrize(("family", "count", "width"), [("sd1", 8, 32), ("sd2", 8, 48), ("sdxl", 16, 40)])
@@ -29,7 +30,7 @@ def test_blocks_whose_first_attention_reads_text(pipe):
 
 @pytest.mark.parametrize("pipe", [object(), None, SimpleNamespace(unet=torch.nn.Linear(2, 2), text_encoder=None)])
 def test_unsupported(pipe):
-    for call in (text_ports, text_encoders):
+    for call in (text_ports, text_parts):
         with pytest.raises(TypeError, match=r"Stable Diffusion 1\.x, 2\.x and SDXL: UNet2DConditionModel"):
             call(pipe)
 
@@ -78,7 +79,7 @@ def test_missing_text_encoder_is_named(pipes):
     pipe = pipes("sd1")
     pipe.text_encoder = None
     with pytest.raises(ValueError, match="with a text_encoder, got None"):
-        text_encoders(pipe)
+        text_parts(pipe)
     pipe.tokenizer = None
     with pytest.raises(ValueError, match="with a text encoder, got None"):
-        text_encoders(pipe)
+        text_parts(pipe)

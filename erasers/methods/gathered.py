@@ -12,8 +12,9 @@ import torch
 from erasers.cache import cached
 from erasers.hashing import module_hash
 from erasers.methods import closed_form
-from erasers.methods.rows import Prompt, Rows, encode
-from erasers.ports import Port, text_encoders
+from erasers.methods.encoding import Reader, text_parts
+from erasers.methods.rows import Encoded, Prompt, Rows
+from erasers.ports import Group, Port
 
 # Below this, encoding the texts takes less time than hashing the text encoder for the key.
 _FEWEST_CACHED = 32
@@ -51,30 +52,55 @@ class Preserved:
         return torch.as_tensor(total) / max(1, self.count)
 
 
-def preserved_rows(pipe: Any, texts: Sequence[Prompt], policy: Rows, width: int, *, cache: bool) -> Preserved:
-    """Encode the preserved texts; large sets come from the disk cache when the text encoder was seen before.
+def preserved_rows(
+    reader: Reader, groups: Sequence[Group], texts: Sequence[Prompt], widths: Sequence[int], *, cache: bool
+) -> list[Preserved]:
+    """What must not move in each group of ports: the rows of the preserved texts, and what stands for missing tokens.
+
+    Large sets come from the disk cache when text encoders and what lies before the ports were seen before.
 
     Args:
-        pipe: A supported pipeline.
+        reader: Its policy says which rows are preserved.
+        groups: Groups of ports.
         texts: Distinct texts, maybe none.
-        policy: Which of their rows are preserved.
-        width: d, the input width of the ports.
+        widths: d of each group.
         cache: Use the disk cache.
     """
     if not texts:
-        return Preserved(torch.zeros(0, width, dtype=torch.float64), None, 0, 0)
+        return [Preserved(torch.zeros(0, width, dtype=torch.float64), None, 0, 0) for width in widths]
+
+    def encode() -> dict[str, torch.Tensor]:
+        return _accumulate(reader, groups, texts, widths)
+
     if not cache or len(texts) < _FEWEST_CACHED:
-        return _unpack(_accumulate(pipe, texts, policy, width), len(texts))
-    key = (_encoders_key(pipe), tuple(texts), policy)
-    return _unpack(cached("preserve", key, lambda: _accumulate(pipe, texts, policy, width)), len(texts))
+        found = encode()
+    else:
+        ways = [[group.name, *(module_hash(module) for module in group.through)] for group in groups]
+        found = cached(
+            "preserve", (_encoders_key(reader.pipe), tuple(texts), reader.policy, reader.max_length, ways), encode
+        )
+    return [
+        Preserved(found.get(f"{i}/rows"), found.get(f"{i}/gram"), int(found[f"{i}/count"]), len(texts))
+        for i in range(len(groups))
+    ]
 
 
-def port_gram(ports: Sequence[Port], hashes: Mapping[str, str], *, cache: bool) -> torch.Tensor:
-    """H = sum_l W_l'W_l `[d, d]` in float64 over the ports, from the disk cache when these weights were seen before."""
+def port_gram(
+    ports: Sequence[Port], hashes: Mapping[str, str], width: int | None = None, *, cache: bool
+) -> torch.Tensor:
+    """H = sum_l W_l'W_l `[d, d]` in float64 over the ports, from the disk cache when these weights were seen before.
+
+    Args:
+        ports: All of one group.
+        hashes: Fingerprints of their weights.
+        width: d; only the first d columns of each W_l count. None: all.
+        cache: Use the disk cache.
+    """
+    weights = [port.module.weight[:, :width] for port in ports]
     if not cache:
-        return sum_of_grams([port.module.weight for port in ports])
-    key = sorted(hashes[port.parameter] for port in ports)
-    return cached("gram", key, lambda: {"gram": sum_of_grams([port.module.weight for port in ports])})["gram"]
+        return sum_of_grams(weights)
+    key = [*sorted(hashes[port.parameter] for port in ports), str(weights[0].shape[1])]
+    return cached("gram", key, lambda: {"gram": sum_of_grams(weights)})["gram"]
 
 
 @torch.no_grad()
@@ -94,35 +120,53 @@ def sum_of_grams(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.triu(total) + torch.triu(total, diagonal=1).T
 
 
-def _accumulate(pipe: Any, texts: Sequence[Prompt], policy: Rows, width: int) -> dict[str, torch.Tensor]:
-    """Preserved rows while they are fewer than d / 2, else their Gram matrix, in bounded memory."""
-    chunk = 4096 if policy == "last" else 128
-    rows: list[torch.Tensor] = []
-    total = torch.zeros(width, width, dtype=torch.float64)
-    count = 0
+def _accumulate(
+    reader: Reader, groups: Sequence[Group], texts: Sequence[Prompt], widths: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Preserved rows of each group while they are fewer than d / 2, else their Gram matrix, in bounded memory."""
+    chunk = 4096 if reader.policy == "last" else 128
+    totals = [_Total(width) for width in widths]
     for start in range(0, len(texts), chunk):
-        encoded = encode(pipe, texts[start : start + chunk], policy)
-        fresh = torch.cat([item.rows(policy) for item in encoded.values()]).double()
-        count += len(fresh)
-        rows.append(fresh)
-        if 2 * count > width:
-            total += closed_form.gram(torch.cat(rows))
-            rows = []
-    found = {"count": torch.tensor(count)}
-    if 2 * count > width:
-        return found | {"gram": total}
-    return found | {"rows": torch.cat(rows)}
+        encoded = reader.encode(texts[start : start + chunk]).values()
+        for group, total in zip(groups, totals, strict=True):
+            total.add(torch.cat([group.read(states_for(group, item, reader.policy)) for item in encoded]))
+    for group, total in zip(groups, totals, strict=True):
+        if group.padding is not None:
+            total.add(group.padding)
+    return {f"{i}/{name}": tensor for i, total in enumerate(totals) for name, tensor in total.tensors().items()}
 
 
-def _unpack(tensors: Mapping[str, torch.Tensor], texts: int) -> Preserved:
-    return Preserved(tensors.get("rows"), tensors.get("gram"), int(tensors["count"]), texts)
+def states_for(group: Group, encoded: Encoded, policy: Rows) -> torch.Tensor:
+    """The states `[n, d]` of one prompt that a group of ports reads, before what they pass on the way."""
+    return torch.as_tensor(encoded.pooled)[None] if group.kind == "pooled" else encoded.rows(policy)
+
+
+class _Total:
+    """Rows `[m, d]` while they are few, then their Gram matrix `[d, d]`."""
+
+    def __init__(self, width: int) -> None:
+        self.rows: list[torch.Tensor] = []
+        self.gram = torch.zeros(width, width, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        self.rows.append(rows.double())
+        self.count += len(rows)
+        if 2 * self.count > len(self.gram):
+            self.gram += closed_form.gram(torch.cat(self.rows))
+            self.rows = []
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        many = 2 * self.count > len(self.gram)
+        return {"count": torch.tensor(self.count)} | ({"gram": self.gram} if many else {"rows": torch.cat(self.rows)})
 
 
 def _encoders_key(pipe: Any) -> list[str]:
     parts = []
-    for encoder in text_encoders(pipe):
-        backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else repr(sorted(encoder.tokenizer.get_vocab().items()))
-        limits = f"{encoder.tokenizer.model_max_length} {encoder.tokenizer.pad_token_id} {encoder.states}"
-        parts += [module_hash(encoder.model), hashlib.sha256(words.encode()).hexdigest(), limits]
+    for _, tokenizer, model in text_parts(pipe):
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+        limits = f"{tokenizer.model_max_length} {tokenizer.pad_token_id} {type(pipe).__name__}"
+        parts += [module_hash(model), hashlib.sha256(words.encode()).hexdigest(), limits]
     return parts

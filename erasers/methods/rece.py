@@ -8,14 +8,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
-from erasers.build import transform_patch
 from erasers.concept import Concept, Concepts, as_concepts, preset_options
 from erasers.methods.closed_form import adversarial_rows, compose, compress, transform_of
 from erasers.methods.gathered import port_gram
 from erasers.methods.rows import Prompt, Rows
-from erasers.methods.uce import BARE, UCE, Task, Templates, port_hashes, require_above, require_templates, stack_pairs
+from erasers.methods.uce import BARE, UCE, Task, Templates, require_above, require_templates, stack_pairs
 from erasers.patch import Patch
-from erasers.ports import text_ports
 
 _ROUNDS = 3
 _REG = 0.1
@@ -96,18 +94,15 @@ class RECE(UCE):
         progress: bool = True,
     ) -> Patch:
         """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
-        found = as_concepts(concepts)
-        eraser = self.resolved(found)
-        ports = text_ports(pipe)
-        hashes = port_hashes(pipe, ports)
-        task = eraser.gather(pipe, found, ports)
-        pairs = eraser.prompt_pairs(found, eraser.round_templates)
-        rows, anchors = stack_pairs(task.encoded, pairs, eraser.round_rows)
-        a, b = eraser.solve(task.erase, task.anchor, task.preserve)
-        if eraser.rounds:
-            gram = port_gram(ports, hashes, cache=eraser.cache)
-            *_, (_, a, b) = eraser.iterate(task, (a, b), gram, rows, anchors)
-        return transform_patch(eraser, found, ports, a, b, hashes)
+        return UCE.fit(self.resolved(as_concepts(concepts)), pipe, concepts)
+
+    def edit(self, task: Task, hashes: Mapping[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """UCE's edit, carried on through the rounds."""
+        a, b = super().edit(task, hashes)
+        if self.rounds:
+            gram = port_gram(task.group.ports, hashes, task.erase.shape[1], cache=self.cache)
+            *_, (_, a, b) = self.iterate(task, (a, b), gram)
+        return a, b
 
     def resolved(self, concepts: Sequence[Concept]) -> RECE:
         """The same eraser with `rounds` and `reg` filled in: the paper's where all concepts agree on it."""
@@ -125,23 +120,17 @@ class RECE(UCE):
         """Every (erased prompt, anchor prompt) of UCE and of the rounds."""
         return self.prompt_pairs(concepts, self.templates) + self.prompt_pairs(concepts, self.round_templates)
 
-    def iterate(
-        self,
-        task: Task,
-        start: tuple[torch.Tensor, torch.Tensor],
-        gram: torch.Tensor,
-        rows: torch.Tensor,
-        anchors: torch.Tensor,
-    ) -> Iterator[Round]:
+    def iterate(self, task: Task, start: tuple[torch.Tensor, torch.Tensor], gram: torch.Tensor) -> Iterator[Round]:
         """The rounds (arXiv 2407.12383, algorithm 1).
 
         Args:
             task: What UCE erased and preserved.
             start: A, B of UCE.
             gram: H `[d, d]`.
-            rows: c, the original embedding of the concept `[n, d]`.
-            anchors: What each derived row becomes `[n, d]`.
         """
+        # c, the original embeddings of the concept, and what each embedding derived from them becomes.
+        pairs = self.prompt_pairs(task.concepts, self.round_templates)
+        rows, anchors = stack_pairs(task.group, task.encoded, pairs, self.round_rows)
         a, b = compress(*start)
         erase, anchor = [task.erase.double()], [task.anchor.double()]
         # A row weighs s when it and its anchor are multiplied by the square root of s.
@@ -159,7 +148,8 @@ class RECE(UCE):
 
     def _step(self, task: Task, derived: torch.Tensor, anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         only_empty = self.preserve_empty and task.preserve.texts == 1
-        repeats = task.terms if self.upstream_compat and only_empty else 1
+        terms = sum(len(concept.terms(aliases=self.aliases)) for concept in task.concepts)
+        repeats = terms if self.upstream_compat and only_empty else 1
         return task.preserve.ridge_edit(
             derived,
             anchors,

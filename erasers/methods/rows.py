@@ -1,24 +1,23 @@
-"""From prompts to token-embedding rows: tokenising, one batched encoding, and the choice of rows.
+"""Prompts, and the choice of rows of their states.
 
-Row policies, for a prompt whose last subject token is at position i (0 is BOS, so i = 0 for the empty prompt):
+Row policies, for a prompt whose last subject token is at position i (the first token's, 0, for the empty prompt):
 
-* `last`: row i alone. A CLIP encoder is causal, so the tokens after i are not even encoded.
-* `tail`: row i and all that follow, the end and padding tokens included.
-* `all`: every row of the padded prompt.
+* `last`: row i alone.
+* `tail`: row i and all that follow, with the end and padding tokens that the denoiser sees.
+* `all`: every row that the denoiser sees.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
 from erasers.concept import Concept
-from erasers.ports import TextEncoder, text_encoders
 
 Rows: TypeAlias = Literal["last", "tail", "all"]
 
@@ -32,7 +31,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 """Prompt patterns by kind of concept; `[...]` goes with the name when the anchor is empty."""
 
-_TOKENS_A_BATCH = 2048
 _OPTIONAL = re.compile(r"(?P<before>.*?)\[(?P<inner>[^\[\]]*\{\}[^\[\]]*)\](?P<after>.*)", re.DOTALL)
 _LETTERS = string.ascii_letters
 
@@ -45,11 +43,11 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """States of one prompt.
+class Segment:
+    """States of one prompt by one text encoder (or by several side by side).
 
     Args:
-        states: `[tokens, d]`: up to the last subject token under the policy `last`, else the whole padded prompt.
+        states: `[tokens, d]`: up to the last subject token under the policy `last`, else all that the denoiser sees.
         last: Position of the last subject token.
     """
 
@@ -63,43 +61,41 @@ class Encoded:
         return self.states[self.last :] if policy == "tail" else self.states
 
 
-def encode(pipe: Any, prompts: Iterable[Prompt], policy: Rows) -> dict[Prompt, Encoded]:
-    """States of every distinct prompt, as the pipeline itself would give them to the denoiser.
+@dataclass(frozen=True)
+class Encoded:
+    """What a denoiser gets to see of one prompt.
 
     Args:
-        pipe: A supported pipeline.
-        prompts: Each distinct one is encoded once.
-        policy: Decides how many tokens are encoded: those that `Encoded.rows(policy)` needs.
-
-    Raises:
-        TypeError: An unsupported pipeline.
-        ValueError: A pipeline without its text encoder, or a width that does not fit.
+        segments: Sequences of states that stand one after the other.
+        pooled: The vector `[d]` beside them, where it was asked for.
     """
-    distinct = list(dict.fromkeys(prompts))
-    if not distinct:
-        return {}
-    parts = [_encode_one(encoder, distinct, policy) for encoder in text_encoders(pipe)]
-    found = {}
-    for index, prompt in enumerate(distinct):
-        states, lasts = zip(*(part[index] for part in parts), strict=True)
-        if len(set(lasts)) > 1:
-            raise ValueError(f"expected both tokenizers to split {prompt.text!r} alike, got last tokens {lasts}")
-        found[prompt] = Encoded(torch.cat(states, dim=-1), lasts[0])
-    return found
+
+    segments: tuple[Segment, ...]
+    pooled: torch.Tensor | None = None
+
+    def rows(self, policy: Rows) -> torch.Tensor:
+        """The rows `[n, d]` of that policy, of all segments."""
+        return torch.cat([segment.rows(policy) for segment in self.segments])
 
 
 def pair_rows(concept: Encoded, anchor: Encoded, policy: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the concept and, row by row, what each of them becomes; both `[n, d]`.
 
-    `tail` starts both at their last subject token and takes as many rows as the longer prompt has left. An empty anchor
-    starts at its BOS row under `last` and `tail`.
+    `tail` starts both at their last subject token and takes as many rows as the longer prompt has left. `all` starts
+    both at their first row. Where the denoiser does not see padding, and prompts have states of different lengths, the
+    last row of the anchor stands for what it lacks. An empty anchor starts at its first row under `last` and `tail`.
     """
-    if policy == "last":
-        return concept.rows("last"), anchor.rows("last")
-    if policy == "all":
-        return concept.states, anchor.states
-    count = len(concept.states) - max(concept.last, anchor.last)
-    return concept.rows("tail")[:count], anchor.rows("tail")[:count]
+    pairs = [_pair(old, new, policy) for old, new in zip(concept.segments, anchor.segments, strict=True)]
+    return torch.cat([old for old, _ in pairs]), torch.cat([new for _, new in pairs])
+
+
+def _pair(concept: Segment, anchor: Segment, policy: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    old, new = concept.rows(policy), anchor.rows(policy)
+    if policy == "tail" and len(concept.states) == len(anchor.states):
+        count = min(len(old), len(new))
+        return old[:count], new[:count]
+    index = torch.arange(len(old)).clamp(max=len(new) - 1)
+    return old, new[index]
 
 
 def templates_for(concept: Concept, templates: Sequence[str] | Literal["auto"]) -> tuple[str, ...]:
@@ -126,66 +122,3 @@ def fill(template: str, text: str) -> Prompt:
     suffix = "" if not text else after[: len(after) - len(after.lstrip(_LETTERS))]
     head, full = f"{before}{text}{suffix}", f"{before}{text}{after}"
     return Prompt(" ".join(full.split()), " ".join(head.split()))
-
-
-def _encode_one(encoder: TextEncoder, prompts: Sequence[Prompt], policy: Rows) -> list[tuple[torch.Tensor, int]]:
-    """(states, last subject token) of each prompt by one encoder."""
-    length = _max_length(encoder)
-    ids, mask = _tokenize(encoder, [prompt.text for prompt in prompts], length)
-    # The mask counts BOS, subject tokens and one EOS; '' has no subject and starts at BOS.
-    ends = mask.sum(dim=1) - 2
-    partial = [index for index, prompt in enumerate(prompts) if prompt.head != prompt.text]
-    if partial:
-        heads = _tokenize(encoder, [prompts[index].head for index in partial], length)[1]
-        ends[partial] = heads.sum(dim=1) - 2
-    lasts = ends.clamp(min=0).tolist()
-    short = policy == "last" and _is_causal(encoder.model)
-    sizes = [last + 1 if short else length for last in lasts]
-    results: list[tuple[torch.Tensor, int]] = [(torch.empty(0), 0)] * len(prompts)
-    for size, batch in _batches(sizes):
-        states = _states(encoder, ids[batch, :size], mask[batch, :size])
-        for row, index in enumerate(batch):
-            results[index] = states[row], lasts[index]
-    return results
-
-
-def _tokenize(encoder: TextEncoder, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, each `[texts, length]`."""
-    tokens = encoder.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return tokens["input_ids"], tokens["attention_mask"]
-
-
-@torch.no_grad()
-def _states(encoder: TextEncoder, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    first = next(encoder.model.parameters(), None)
-    device = ids.device if first is None or first.is_meta else first.device
-    use_mask = getattr(getattr(encoder.model, "config", None), "use_attention_mask", False)
-    given = {"attention_mask": mask.to(device) if use_mask else None}
-    if encoder.states == "penultimate":
-        output = encoder.model(ids.to(device), output_hidden_states=True, **given).hidden_states[-2]
-    else:
-        output = encoder.model(ids.to(device), **given)[0]
-    return torch.as_tensor(output).detach().cpu()
-
-
-def _batches(sizes: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Indices grouped by equal size (so that nothing is padded), in batches of a bounded number of tokens."""
-    groups: dict[int, list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
-    batches = []
-    for size, group in sorted(groups.items()):
-        step = max(1, _TOKENS_A_BATCH // size)
-        batches += [(size, group[start : start + step]) for start in range(0, len(group), step)]
-    return batches
-
-
-def _max_length(encoder: TextEncoder) -> int:
-    limit = getattr(getattr(encoder.model, "config", None), "max_position_embeddings", None)
-    length = int(encoder.tokenizer.model_max_length)
-    return min(length, int(limit)) if limit else length
-
-
-def _is_causal(model: Any) -> bool:
-    names = {cls.__name__ for cls in type(model).__mro__}
-    return bool(names & {"CLIPTextModel", "CLIPTextModelWithProjection"})

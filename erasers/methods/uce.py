@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -14,10 +14,11 @@ from erasers.concept import Concept, Concepts, as_concepts, names
 from erasers.eraser import Eraser
 from erasers.hashing import tensor_hashes
 from erasers.methods.closed_form import leading_directions, oblique_edit_gram
+from erasers.methods.encoding import Reader
 from erasers.methods.gathered import Preserved, preserved_rows
-from erasers.methods.rows import Encoded, Prompt, Rows, encode, fill, pair_rows, templates_for, whole
+from erasers.methods.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
 from erasers.patch import Patch
-from erasers.ports import Port, component, text_ports
+from erasers.ports import KINDS, Group, Kind, component, port_groups
 
 BARE = ("{}",)
 Templates: TypeAlias = tuple[str, ...] | Literal["auto"]
@@ -51,6 +52,12 @@ class UCE(Eraser):
         ridge: Weight of staying near the original weights, above 0.
         erase_scale: Weight of the erased rows, above 0.
         preserve_scale: Weight of the preserved rows; "auto" is max(0.1, 1 / number of preserved prompts).
+        ports: Which ports are edited. `text` reads each token of the prompt unmixed: cross-attention keys and values,
+            or the embedder before joint attention. `pooled` reads one vector a prompt beside them (SDXL, SD3, FLUX.1,
+            Lumina-Next). `joint` are the keys and values that joint blocks have for text: a heuristic, since they read
+            states that earlier blocks have mixed. "auto" is `text`, and `pooled` where there is no cross-attention.
+        max_sequence_length: Tokens that a prompt is padded to, where pictures are drawn with another number than the
+            pipeline's default (256 for FLUX.1 schnell); CLIP encoders take no such number.
         cache: Keep encoded preserve sets (and Gram matrices) on disk.
     """
 
@@ -95,10 +102,16 @@ class UCE(Eraser):
     ridge: float = 0.5
     erase_scale: float = 1.0
     preserve_scale: float | Literal["auto"] = "auto"
+    ports: tuple[Kind, ...] | Literal["auto"] = "auto"
+    max_sequence_length: int | None = None
     cache: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.ports:
+            raise ValueError(f"expected ports as auto or some of {', '.join(KINDS)}, got none")
+        if self.max_sequence_length is not None:
+            require_above("max_sequence_length", self.max_sequence_length, 1, equal=True)
         for field in ("ridge", "erase_scale"):
             require_above(field, getattr(self, field), 0)
         if self.preserve_scale != "auto":
@@ -117,28 +130,32 @@ class UCE(Eraser):
     ) -> Patch:
         """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
         found = as_concepts(concepts)
-        ports = text_ports(pipe)
-        task = self.gather(pipe, found, ports)
-        a, b = self.solve(task.erase, task.anchor, task.preserve)
-        return transform_patch(self, found, ports, a, b, port_hashes(pipe, ports))
+        groups = port_groups(pipe, self.ports)
+        hashes = port_hashes(pipe, groups)
+        tasks = self.gather(pipe, found, groups)
+        return transform_patch(self, found, [(task.group, *self.edit(task, hashes)) for task in tasks], hashes)
 
-    def gather(self, pipe: Any, concepts: Sequence[Concept], ports: Sequence[Port]) -> Task:
-        """Encode every prompt of the task once."""
-        prompts = [prompt for pair in self.pairs_to_encode(concepts) for prompt in pair]
-        encoded = encode(pipe, prompts, self.rows_to_encode())
-        erase, anchor = stack_pairs(encoded, self.prompt_pairs(concepts, self.templates), self.rows)
-        width = ports[0].module.in_features
-        if erase.shape[1] != width:
-            raise ValueError(
-                f"expected text states of width {width}, got {erase.shape[1]}; is the text encoder its own?"
-            )
-        if torch.equal(erase, anchor):
-            raise ValueError("expected anchors that differ from the concepts, got the same token embeddings")
+    def gather(self, pipe: Any, concepts: Sequence[Concept], groups: Sequence[Group]) -> list[Task]:
+        """Encode every prompt once; what each group of ports reads of them."""
+        pooled = any(group.kind == "pooled" for group in groups)
+        reader = Reader(pipe, self.rows_to_encode(), pooled, self.max_sequence_length)
+        encoded = reader.encode(prompt for pair in self.pairs_to_encode(concepts) for prompt in pair)
+        pairs = self.prompt_pairs(concepts, self.templates)
+        rows = [stack_pairs(group, encoded, pairs, self.rows) for group in groups]
+        for group, (erase, anchor) in zip(groups, rows, strict=True):
+            check_rows(group, erase, anchor)
         kept = self.preserved_prompts(concepts)
-        preserve = preserved_rows(pipe, kept, self.preserve_rows, width, cache=self.cache)
-        return Task(
-            encoded, erase, anchor, preserve, sum(len(concept.terms(aliases=self.aliases)) for concept in concepts)
-        )
+        keeper = replace(reader, policy=self.preserve_rows)
+        widths = [erase.shape[1] for erase, _ in rows]
+        preserved = preserved_rows(keeper, groups, kept, widths, cache=self.cache)
+        return [
+            Task(group, concepts, encoded, erase, anchor, preserve)
+            for group, (erase, anchor), preserve in zip(groups, rows, preserved, strict=True)
+        ]
+
+    def edit(self, task: Task, hashes: Mapping[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[r, d]` and B `[d, r]` of the edit of one group of ports; `hashes` are the fingerprints of its weights."""
+        return self.solve(task.erase, task.anchor, task.preserve)
 
     def solve(
         self, erase: torch.Tensor, anchor: torch.Tensor, preserve: Preserved
@@ -208,35 +225,56 @@ class UCE(Eraser):
 
 @dataclass(frozen=True)
 class Task:
-    """All that was read from the pipeline for one fit.
+    """All that was read from the pipeline for one group of ports.
 
     Args:
+        group: The ports.
+        concepts: What is erased.
         encoded: States of every erased and anchor prompt.
         erase: C `[n, d]`.
         anchor: G `[n, d]`.
         preserve: P.
-        terms: Number of erased names and aliases.
     """
 
+    group: Group
+    concepts: Sequence[Concept]
     encoded: Mapping[Prompt, Encoded]
     erase: torch.Tensor
     anchor: torch.Tensor
     preserve: Preserved
-    terms: int
 
 
 def stack_pairs(
-    encoded: Mapping[Prompt, Encoded], pairs: Sequence[tuple[Prompt, Prompt]], policy: Rows
+    group: Group, encoded: Mapping[Prompt, Encoded], pairs: Sequence[tuple[Prompt, Prompt]], policy: Rows
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Erased rows and anchor rows `[n, d]` of all prompt pairs."""
-    parts = [pair_rows(encoded[old], encoded[new], policy) for old, new in pairs]
-    return torch.cat([old for old, _ in parts]), torch.cat([new for _, new in parts])
+    """Erased rows and anchor rows `[n, d]` of all prompt pairs, as the ports of a group read them."""
+    if group.kind == "pooled":
+        parts = [tuple(torch.as_tensor(encoded[prompt].pooled)[None] for prompt in pair) for pair in pairs]
+    else:
+        parts = [pair_rows(encoded[old], encoded[new], policy) for old, new in pairs]
+    return group.read(torch.cat([old for old, _ in parts])), group.read(torch.cat([new for _, new in parts]))
 
 
-def port_hashes(pipe: Any, ports: Sequence[Port]) -> dict[str, str]:
+def check_rows(group: Group, erase: torch.Tensor, anchor: torch.Tensor) -> None:
+    """Refuse rows that do not fit the ports, or that leave nothing to do.
+
+    Raises:
+        ValueError: Says which.
+    """
+    width, got = group.ports[0].module.in_features, erase.shape[1]
+    if got != width and not (group.kind == "pooled" and got < width):
+        raise ValueError(f"expected text states of width {width}, got {got}; is the text encoder its own?")
+    if torch.equal(erase, anchor):
+        raise ValueError("expected anchors that differ from the concepts, got the same token embeddings")
+
+
+def port_hashes(pipe: Any, groups: Sequence[Group]) -> dict[str, str]:
     """Fingerprint of every port's weight, remembered on the denoiser."""
-    owner = component(pipe, ports[0].name.partition(".")[0])
-    return tensor_hashes({port.parameter: port.module.weight.data for port in ports}, owner=owner)
+    found: dict[str, str] = {}
+    for group in groups:
+        owner = component(pipe, group.ports[0].name.partition(".")[0])
+        found |= tensor_hashes({port.parameter: port.module.weight.data for port in group.ports}, owner=owner)
+    return found
 
 
 def require_above(field: str, value: float, bound: float, *, equal: bool = False) -> None:

@@ -28,7 +28,7 @@ def draw(pipe: Any, prompt: str | None, options: Mapping[str, Any], **more: Any)
     generator = torch.Generator().manual_seed(3)
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
-        output = pipe(prompt, generator=generator, **{**options, **more})
+        output = pipe(prompt=prompt, generator=generator, **{**options, **more})
     found = getattr(output, "images", None)
     found = getattr(output, "frames", None) if found is None else found
     return torch.as_tensor(output[0] if found is None else found)
