@@ -33,6 +33,7 @@ from erasers import Concept, get_eraser
 from erasers.build import transform_patch
 from erasers.hashing import _MEMO
 from erasers.methods import closed_form
+from erasers.methods.encoding import Reader
 from erasers.methods.gathered import port_gram
 from erasers.methods.rows import whole
 from erasers.methods.uce import port_hashes
