@@ -55,6 +55,8 @@ Write the erased model as a plain diffusers folder, which loads without this lib
   [cyan]erase apply star-rece.safetensors --model shapes --save erased[/cyan]
 """
 
+_PATCH = "A patch file, a folder with one, or a Hub id"
+
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
@@ -203,7 +205,7 @@ def methods() -> None:
 
 @app.command()
 def apply(
-    patches: Annotated[list[Path], typer.Argument(metavar="PATCH...", help="Patch files, applied in order.")],
+    patches: Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{_PATCH}; applied in order.")],
     save: Annotated[Path, typer.Option(help="New or empty folder for the erased model.")],
     model: Model = DEFAULT_MODEL,
     strength: Strength = 1.0,
@@ -215,9 +217,10 @@ def apply(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     with err.status("reading"):
-        from erasers.pipeline import ErasedPipeline, as_patches, check_free_folder
+        from erasers.pipeline import ErasedPipeline, as_patches, check_free_folder, refuse_twice
 
         loaded = as_patches(patches)
+        refuse_twice(model, loaded)
         folder = check_free_folder(save)
         pipe = _load(model, device, dtype)
     for patch in loaded:
@@ -228,21 +231,44 @@ def apply(
 
 @app.command()
 def inspect(
-    patch_file: Annotated[Path, typer.Argument(metavar="PATCH", help="A patch file.")],
+    reference: Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)],
 ) -> None:
     """Say what a patch erases, from which weights, and what is in it."""
     with err.status("reading"):
+        from erasers.hub import find_patch
         from erasers.patch import Patch
 
-        patch = Patch.load(patch_file)
-    show_patch(patch_file, patch)
+        path = find_patch(reference)
+        patch = Patch.load(path)
+    show_patch(path, patch)
+
+
+@app.command()
+def push(
+    reference: Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub; created when missing.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Folder of a report on the patch, for scores and picture.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Hub id of the model it was fitted on. [dim]from the report[/dim]")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Publish a patch on the Hub with a generated model card."""
+    with err.status("pushing"):
+        from erasers.pipeline import as_patches
+
+        patch = as_patches(reference)[0]
+        address = patch.push_to_hub(repository, private=private or None, report=report, base_model=base)
+    out.print(f"patch and model card in {escape(address)}")
 
 
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     model: Model = DEFAULT_MODEL,
-    patch: Annotated[list[Path] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
+    patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else 50[/dim]")] = None,
@@ -265,9 +291,10 @@ def generate(
         from erasers.evaluation import grid
         from erasers.evaluation import report as reporting
         from erasers.evaluation.profile import PlainPrompt, is_shapes, profile_for
-        from erasers.pipeline import as_patches
+        from erasers.pipeline import as_patches, refuse_twice
 
         loaded = as_patches(patch or [])
+        refuse_twice(model, loaded)
         profile = profile_for(model)
         if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
             err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")

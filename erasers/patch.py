@@ -173,6 +173,40 @@ class Patch:
 
         return to_lora(self, pipe, Path(folder), force=force)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        report: str | Path | None = None,
+        base_model: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Publish the patch with a generated model card; both replace what the repository has under these names.
+
+        Args:
+            repo_id: `user/name`; created when missing.
+            private: Whether a new repository is private; as the account has it when None.
+            token: Of the account; that of the login when None.
+            report: Folder written by `erase --report`: its scores go into the card, its picture beside it.
+            base_model: Hub id of the model the patch was fitted on; taken from the report when None.
+            license: Identifier of a licence, e.g. `apache-2.0`.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ValueError: A name that is no Hub id, or the report of another erasure.
+            FileNotFoundError: No report in that folder.
+            OSError: No connection, or no right to write there.
+        """
+        from erasers.hub import push_patch
+
+        return push_patch(
+            self, repo_id, private=private, token=token, report=report, base_model=base_model, license=license
+        )
+
     def base_weights(self, pipe: Any, *, force: bool = False) -> dict[str, torch.Tensor]:
         """The weights that the patch was fitted on, by parameter name, whether or not the pipeline is patched now.
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers.patch import Patch
+from erasers.hub import find_patch, reason
+from erasers.patch import Patch, PatchError
 from erasers.version import library_version
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 EMBEDDED = "shapes"
+RECORD = "erasure.json"
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-_OFFLINE = ("OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError", "ReadTimeout", "gaierror")
-_UNKNOWN = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "HFValidationError")
 _FIXED = {"use_safetensors": True, "trust_remote_code": False, "custom_pipeline": None}
 
 
@@ -84,7 +84,8 @@ class ErasedPipeline:
 
         Args:
             base: As for `load_pipeline`.
-            patches: Patches or paths of patch files.
+            patches: Patches, files, folders that hold one, or Hub ids (`user/repo`, `user/repo/file.safetensors`, with
+                `@revision` behind it if need be).
             strength: Scale of every patch.
             force: Apply patches that were fitted on other weights, too.
             **options: As for `load_pipeline`.
@@ -94,10 +95,11 @@ class ErasedPipeline:
 
         Raises:
             PatchError: A patch that is damaged or does not fit.
-            FileNotFoundError: No such patch file.
+            FileNotFoundError: No such patch.
             ModelNotFound: From `load_pipeline`.
         """
         loaded = as_patches(patches)
+        refuse_twice(base, loaded)
         pipe = load_pipeline(base, **options)
         for patch in loaded:
             patch.apply(pipe, strength=strength, force=force)
@@ -127,7 +129,7 @@ class ErasedPipeline:
             with _quiet():
                 pipe.save_pretrained(part, safe_serialization=True)
             record = {"library": library_version(), "patches": [_record(patch) for patch in patches]}
-            (part / "erasure.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             if target.exists():
                 target.rmdir()
             os.replace(part, target)
@@ -137,14 +139,31 @@ class ErasedPipeline:
 
 
 def as_patches(patches: Sequence[Patch | str | Path] | Patch | str | Path) -> list[Patch]:
-    """Load the patches that are given as paths.
+    """Load the patches that are given by reference: a file, a folder that holds one, or a Hub id; see `find_patch`.
 
     Raises:
-        FileNotFoundError: No such file.
+        FileNotFoundError: No such patch, or the Hub cannot be reached.
         PatchError: A damaged or foreign file.
     """
     several = [patches] if isinstance(patches, (Patch, str, Path)) else patches
-    return [patch if isinstance(patch, Patch) else Patch.load(patch) for patch in several]
+    return [patch if isinstance(patch, Patch) else Patch.load(find_patch(patch)) for patch in several]
+
+
+def refuse_twice(base: str | Path, patches: Sequence[Patch]) -> None:
+    """Refuse patches that a saved folder carries already: their edits are in its weights.
+
+    Raises:
+        PatchError: Names the patch.
+        ModelNotFound: No such folder.
+    """
+    record = Path(_locate(base)) / RECORD
+    try:
+        carried = {entry["sha256"] for entry in json.loads(record.read_text(encoding="utf-8"))["patches"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for patch in patches:
+        if patch.digest in carried:
+            raise PatchError(f"{base} carries {patch!r} already (see {RECORD}); load it without that patch")
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -202,26 +221,12 @@ def _locate(model: str | Path) -> str:
 
 
 def _explain(model: str | Path, error: BaseException) -> str:
-    names = {cls.__name__ for cause in _causes(error) for cls in type(cause).__mro__}
-    if names & set(_UNKNOWN):
-        reason = "no such folder and no such public model on the Hub; check the spelling, or log in if it is private"
-    elif names & set(_OFFLINE):
-        reason = (
-            f"no such folder, and the Hub cannot be reached; connect, or use the embedded model: --model {EMBEDDED}"
-        )
-    else:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = f"{first[:300]} ({type(error).__name__})"
-    return f"cannot load {str(model)!r}: {reason}"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    current: BaseException | None = error
-    seen: set[int] = set()
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
+    why = reason(
+        error,
+        unknown="no such folder and no such public model on the Hub; check the spelling, or log in if it is private",
+        offline=f"no such folder, and the Hub cannot be reached; connect, or use the embedded model: --model {EMBEDDED}",
+    )
+    return f"cannot load {str(model)!r}: {why}"
 
 
 def _refuse_adapters(pipe: Any) -> None:

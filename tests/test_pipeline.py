@@ -69,6 +69,18 @@ def test_a_saved_erased_pipeline_loads_without_this_library(folder: Path, patch:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "erased"]
 
 
+def test_a_patch_that_a_folder_carries_is_not_applied_again(folder: Path, patch: Patch, tmp_path: Path) -> None:
+    saved = ErasedPipeline.save_pretrained(patch.apply(load_pipeline(folder)), tmp_path / "erased", [patch])
+    for force in (False, True):
+        with pytest.raises(PatchError, match=r"erased carries Patch\(uce: 'star'.*erasure\.json"):
+            ErasedPipeline.from_pretrained(saved, patches=[patch], force=force)
+    other = get_eraser("uce").fit(load_pipeline(saved), Concept("red", anchor="blue"))
+    ErasedPipeline.from_pretrained(saved, patches=[other])
+    (saved / "erasure.json").write_text("[]")
+    with pytest.raises(PatchError, match="other weights"):
+        ErasedPipeline.from_pretrained(saved, patches=[patch])
+
+
 def test_a_folder_that_is_not_empty_is_never_touched(pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
