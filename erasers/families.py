@@ -168,7 +168,7 @@ FAMILIES: tuple[Family, ...] = (
         (Source(("text_encoder",)), Source(("text_encoder_2",), through=("text_embedder",))),
         mask=2,
         padding="text_embedding_padding",
-        unedited="time_extra_emb.pooler, a summary of the T5 states",
+        unedited="time_extra_emb.pooler (a summary of the T5 states)",
     ),
     Family(
         "Lumina-Next",

@@ -18,7 +18,7 @@ from erasers.methods.encoding import Reader
 from erasers.methods.gathered import Preserved, preserved_rows
 from erasers.methods.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
 from erasers.patch import Patch
-from erasers.ports import KINDS, Group, Kind, component, port_groups
+from erasers.ports import KINDS, Group, Kind, component, find_family, port_groups
 
 BARE = ("{}",)
 Templates: TypeAlias = tuple[str, ...] | Literal["auto"]
@@ -131,6 +131,8 @@ class UCE(Eraser):
         """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
         found = as_concepts(concepts)
         groups = port_groups(pipe, self.ports)
+        if unedited := find_family(pipe)[0].unedited:
+            warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=2)
         hashes = port_hashes(pipe, groups)
         tasks = self.gather(pipe, found, groups)
         return transform_patch(self, found, [(task.group, *self.edit(task, hashes)) for task in tasks], hashes)

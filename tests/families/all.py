@@ -1,0 +1,18 @@
+"""Every family that the tests know, by name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from families import llm, t5
+from families.base import Family
+from tiny import FAMILIES as UNETS
+from tiny import make_pipe
+
+_CALL = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+
+FAMILIES: dict[str, Family] = {
+    **{name: Family(partial(make_pipe, name), _CALL) for name in UNETS},
+    **t5.FAMILIES,
+    **llm.FAMILIES,
+}
