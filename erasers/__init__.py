@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from erasers.concept import Concept
     from erasers.eraser import Eraser, get_eraser, list_erasers
+    from erasers.forms import load_lora
     from erasers.patch import Patch, PatchError
     from erasers.pipeline import ErasedPipeline, ModelNotFound, load_pipeline
 
@@ -26,6 +27,7 @@ _HOME = {
     "PatchError": "patch",
     "get_eraser": "eraser",
     "list_erasers": "eraser",
+    "load_lora": "forms",
     "load_pipeline": "pipeline",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "__version__",
     "get_eraser",
     "list_erasers",
+    "load_lora",
     "load_pipeline",
 ]
 

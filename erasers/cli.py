@@ -16,53 +16,26 @@ import typer
 from rich.markup import escape
 
 from erasers import cli_input
-from erasers.cli_output import err, fail, out, show_patch, show_result, show_warning
+from erasers.cli_options import (
+    DEFAULT_MODEL,
+    EXAMPLES,
+    HELP,
+    PATCH,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    PatchReference,
+    Strength,
+)
+from erasers.cli_output import as_options, err, fail, out, show_patch, show_result, show_warning
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
     from erasers.eraser import Eraser
     from erasers.patch import Patch
 
-DEFAULT_MODEL = "CompVis/stable-diffusion-v1-4"
-
-# Typer keeps the line ends of a paragraph, so each paragraph is one line here.
-_HELP = "\n\n".join(
-    (
-        "Erase a concept from a diffusion model and keep the change as a small [bold]patch[/bold] file.",
-        "A patch knows what it erases and from which weights. Apply it to the same model, take it off bit for bit, "
-        "or bake it into a plain diffusers folder.",
-        "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after. For the embedded "
-        "model a judge counts what is in the pictures; for others you look at them.",
-    )
-)
-
-_EXAMPLES = """[bold]Examples[/bold]
-
-Erase stars from the embedded model, offline, and look at what happened:
-
-  [cyan]erase --concept star --model shapes --report report[/cyan]
-
-Erase a concept from Stable Diffusion 1.4:
-
-  [cyan]erase --concept nudity --method rece --out nudity.safetensors[/cyan]
-
-Several concepts in one solve, each with what it becomes:
-
-  [cyan]erase --concept star --anchor star=circle --concept red --anchor red=green --model shapes[/cyan]
-
-Write the erased model as a plain diffusers folder, which loads without this library:
-
-  [cyan]erase apply star-rece.safetensors --model shapes --save erased[/cyan]
-"""
-
-_PATCH = "A patch file, a folder with one, or a Hub id"
-
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
-Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on a CPU, else float16), float32, float16, bfloat16.")]
-Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
-Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
 
 
 def main() -> None:
@@ -88,11 +61,11 @@ def run(arguments: Sequence[str]) -> int:
             hint = " (a concept is given as --concept TEXT)" if text.startswith("No such command") else ""
             return fail(text + hint, 2)
         if isinstance(error, (ValueError, OSError)):
-            return fail(str(error).replace("pass force=True", "pass --force") or type(error).__name__, 2)
+            return fail(as_options(str(error)) or type(error).__name__, 2)
         return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
 
 
-@app.callback(invoke_without_command=True, help=_HELP, epilog=_EXAMPLES)
+@app.callback(invoke_without_command=True, help=HELP, epilog=EXAMPLES)
 def erase(
     context: typer.Context,
     concept: Annotated[
@@ -129,7 +102,7 @@ def erase(
     seed: Annotated[int, typer.Option(min=0, help="Seed of what the method draws.")] = 0,
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
 ) -> None:
-    """See `_HELP`."""
+    """See `HELP`."""
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context)
         return
@@ -205,7 +178,7 @@ def methods() -> None:
 
 @app.command()
 def apply(
-    patches: Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{_PATCH}; applied in order.")],
+    patches: Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{PATCH}; applied in order.")],
     save: Annotated[Path, typer.Option(help="New or empty folder for the erased model.")],
     model: Model = DEFAULT_MODEL,
     strength: Strength = 1.0,
@@ -230,9 +203,37 @@ def apply(
 
 
 @app.command()
-def inspect(
-    reference: Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)],
+def export(
+    reference: PatchReference,
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the file; the folder above it must exist.")],
+    form: Annotated[
+        str, typer.Option(help="lora (diffusers), kohya (web UIs, too), or delta (the edited weights themselves).")
+    ] = "lora",
+    model: Model = DEFAULT_MODEL,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
+    """Write a patch as a file of weights that loads without this library. A LoRA can be switched off by its user."""
+    cli_input.check_form(form)
+    cli_input.check_device(device)
+    cli_input.check_dtype(dtype)
+    with err.status("reading"):
+        from erasers.forms import check_folder
+        from erasers.pipeline import as_patches
+
+        check_folder(folder)
+        patch = as_patches(reference)[0]
+        pipe = _load(model, device, dtype)
+    if form == "delta":
+        path = patch.to_delta(pipe, folder, force=force)
+    else:
+        path = patch.to_lora(pipe, folder, form="peft" if form == "lora" else form, force=force)
+    out.print(f"{form} in {escape(str(path))}  ({path.stat().st_size} bytes)")
+
+
+@app.command()
+def inspect(reference: PatchReference) -> None:
     """Say what a patch erases, from which weights, and what is in it."""
     with err.status("reading"):
         from erasers.hub import find_patch
@@ -245,7 +246,7 @@ def inspect(
 
 @app.command()
 def push(
-    reference: Annotated[str, typer.Argument(metavar="PATCH", help=_PATCH)],
+    reference: PatchReference,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the Hub; created when missing.")],
     report: Annotated[
         Path | None, typer.Option(help="Folder of a report on the patch, for scores and picture.")
@@ -271,8 +272,12 @@ def generate(
     patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else 50[/dim]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else 7.5[/dim]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else the pipeline's[/dim]")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]")
+    ] = None,
     out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
         "out.png"
     ),

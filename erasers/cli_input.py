@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from erasers.eraser import Eraser
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+FORMS = ("lora", "kohya", "delta")
 _DEVICE = re.compile(r"(auto|cpu|mps|(cuda|xpu)(:\d+)?)")
 
 
@@ -127,6 +128,17 @@ def check_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}{suggest(dtype, DTYPES)}; expected {', '.join(DTYPES)}")
     return dtype
+
+
+def check_form(form: str) -> str:
+    """A form in which a patch is written for others.
+
+    Raises:
+        ValueError: Not one of `FORMS`.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}{suggest(form, FORMS)}; expected {', '.join(FORMS)}")
+    return form
 
 
 def pick_device(device: str) -> str:

@@ -60,33 +60,36 @@ def _bytes(count: int) -> str:
 def show_patch(path: Path, patch: Patch) -> None:
     """Print what a patch erases, from which weights, and its tensors."""
     meta = patch.meta
-    out.print(f"[bold]{escape(str(path))}[/bold]  {_bytes(path.stat().st_size)}")
-    out.print(f"method    {escape(str(meta['method']))}  (erasers {escape(str(meta.get('library', 'unknown')))})")
+    out.print(f"[bold]{plain(path)}[/bold]  {_bytes(path.stat().st_size)}")
+    out.print(f"method    {plain(meta['method'])}  (erasers {plain(meta.get('library', 'unknown'))})")
     for entry in meta["concepts"]:
         rest = {key: value for key, value in entry.items() if key not in ("name", "anchor") and value}
         words = ", ".join(f"{key}={value!r}" for key, value in rest.items())
-        out.print(
-            f"concept   {escape(str(entry.get('name')))}  -> {escape(repr(entry.get('anchor', '')))}  {escape(words)}"
-        )
+        out.print(f"concept   {plain(entry.get('name'))}  -> {plain(repr(entry.get('anchor', '')))}  {plain(words)}")
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
-    out.print(f"options   {escape(options)}")
-    base = list(meta["base"].items())
-    out.print(f"base      {len(base)} weights in {meta.get('base_dtype', '?')}; {base[0][0]} is {base[0][1][:16]}...")
+    out.print(f"options   {plain(options)}")
+    first = "".join(f"; {plain(name)} is {digest[:16]}..." for name, digest in list(meta["base"].items())[:1])
+    out.print(f"base      {len(meta['base'])} weights in {meta.get('base_dtype', '?')}{first}")
     table = Table("tensor", "shape", "dtype", "bytes", box=None, pad_edge=False)
     for name, tensor in patch.tensors.items():
         shape = " x ".join(map(str, tensor.shape))
         size = _bytes(tensor.numel() * tensor.element_size())
-        table.add_row(escape(name), shape, str(tensor.dtype).removeprefix("torch."), size)
+        table.add_row(plain(name), shape, str(tensor.dtype).removeprefix("torch."), size)
     out.print(table, soft_wrap=False)
+
+
+def plain(value: object) -> str:
+    """Text that may come from a file, for printing: no markup, and no characters that a terminal obeys."""
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)))
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line on stderr; stands in for `warnings.showwarning`."""
-    err.print(f"warning: {escape(str(message))}")
+    err.print(f"warning: {plain(message)}")
 
 
 def fail(message: str, code: int) -> int:
     """Print an error as one line on stderr and return its exit code."""
     line = " ".join(str(message).split())
-    err.print(f"[bold red]error:[/bold red] {escape(line)}")
+    err.print(f"[bold red]error:[/bold red] {plain(line)}")
     return code

@@ -152,26 +152,55 @@ class Patch:
         """
         return cls(*patch_file.read(Path(path)))
 
-    def to_lora(self, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
+    def to_lora(self, pipe: Any, folder: str | Path, *, form: str = "peft", force: bool = False) -> Path:
         """Write the patch as a LoRA that diffusers loads without this library: `pipe.load_lora_weights(folder)`.
 
-        The LoRA is exact, but whoever loads it can switch it off (`disable_lora`, `set_adapters`).
+        The LoRA is exact, but whoever loads it can switch it off (`disable_lora`, `set_adapters`), and so does loading
+        another LoRA after it. `erasers.load_lora` loads it and makes sure that all of it was loaded.
 
         Args:
             pipe: The pipeline the patch was fitted on; it is not changed.
             folder: Where `pytorch_lora_weights.safetensors` goes; created when only its last part is missing.
+            form: `peft` has the names of diffusers; `kohya` those that web UIs read as well, for the denoisers of
+                Stable Diffusion 1, 2, XL and Flux. Rename the file for a web UI, which shows its name.
             force: Write even when the pipeline's weights are not those the patch was fitted on.
 
         Returns:
             Path of the file.
 
         Raises:
-            PatchError: A patch that is no low-rank edit of linear layers, or one for other weights.
+            PatchError: Edits that are not low-rank edits of linear layers or that stock diffusers would not load in
+                this form (`to_delta` writes those), hooks, or a patch for other weights.
             FileNotFoundError: The folder above `folder` does not exist.
         """
         from erasers.forms import to_lora
 
-        return to_lora(self, pipe, Path(folder), force=force)
+        return to_lora(self, pipe, Path(folder), form=form, force=force)
+
+    def to_delta(self, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the edited weights themselves, for families without a LoRA loader and for dense edits.
+
+        They load without this library, and are bit for bit those of `apply`. For a patch of the transformer:
+
+            weights = safetensors.torch.load_file("folder/delta_weights.safetensors")
+            weights = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+            pipe.transformer.load_state_dict(weights, strict=False)
+
+        Args:
+            pipe: The pipeline the patch was fitted on, whose dtype the weights get; it is not changed.
+            folder: Where `delta_weights.safetensors` goes; created when only its last part is missing.
+            force: Write even when the pipeline's weights are not those the patch was fitted on.
+
+        Returns:
+            Path of the file; its tensors are named `<component>.<parameter>`.
+
+        Raises:
+            PatchError: A patch with hooks, or one for other weights.
+            FileNotFoundError: The folder above `folder` does not exist.
+        """
+        from erasers.forms import to_delta
+
+        return to_delta(self, pipe, Path(folder), force=force)
 
     def push_to_hub(
         self,

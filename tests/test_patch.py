@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import json
 import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -197,50 +196,6 @@ def test_other_models_are_refused(pipes):
     del bare.unet.mid_block.attentions[0].transformer_blocks[0].attn2
     with pytest.raises(PatchError, match="without it"):
         patch.apply(bare)
-
-
-def test_lora_is_exact_in_stock_diffusers(pipes, tmp_path):
-    for rank in (2, 20):
-        pipe = pipes("sd1")
-        patch = random_patch(pipe, rank=rank)
-        path = patch.to_lora(pipe, tmp_path / f"lora{rank}")
-        assert path.name == "pytorch_lora_weights.safetensors"
-        unedited = draw(pipe)
-        with patch.applied(pipe):
-            baked = draw(pipe)
-            twice = patch.to_lora(pipe, tmp_path / "again").read_bytes()
-        assert twice == path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pipe.load_lora_weights(str(path.parent))
-        assert (draw(pipe) - baked).abs().max() <= 2e-5
-        assert (unedited - baked).abs().max() > 1e-2
-        with pytest.raises(PatchError, match=r"adapter \(peft\)"):
-            patch.apply(pipe)
-        pipe.unload_lora_weights()
-        patch.apply(pipe)
-
-
-def test_lora_of_sdxl(pipes, tmp_path):
-    pipe = pipes("sdxl")
-    patch = get_eraser("uce-v2").fit(pipe, "star")
-    patch.to_lora(pipe, tmp_path)
-    with patch.applied(pipe):
-        baked = draw(pipe)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe.load_lora_weights(str(tmp_path))
-    assert (draw(pipe) - baked).abs().max() <= 2e-5
-
-
-def test_lora_needs_its_base_and_folder(pipes, tmp_path):
-    pipe = pipes("sd1")
-    patch = random_patch(pipe)
-    with pytest.raises(FileNotFoundError):
-        patch.to_lora(pipe, tmp_path / "no" / "where")
-    text_ports(pipe)[0].module.weight.data += 0.01
-    with pytest.raises(PatchError, match="other weights"):
-        patch.to_lora(pipe, tmp_path)
 
 
 def test_saved_pipeline_loads_without_this_library(pipe, tmp_path):

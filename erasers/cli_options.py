@@ -1,0 +1,52 @@
+"""What the `erase` command says of itself, and the options that several of its commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = "CompVis/stable-diffusion-v1-4"
+
+# Typer keeps the line ends of a paragraph, so each paragraph is one line here.
+HELP = "\n\n".join(
+    (
+        "Erase a concept from a diffusion model and keep the change as a small [bold]patch[/bold] file.",
+        "A patch knows what it erases and from which weights. Apply it to the same model, take it off bit for bit, "
+        "or bake it into a plain diffusers folder.",
+        "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after. For the embedded "
+        "model a judge counts what is in the pictures; for others you look at them.",
+    )
+)
+
+EXAMPLES = """[bold]Examples[/bold]
+
+Erase stars from the embedded model, offline, and look at what happened:
+
+  [cyan]erase --concept star --model shapes --report report[/cyan]
+
+Erase a concept from Stable Diffusion 1.4:
+
+  [cyan]erase --concept nudity --method rece --out nudity.safetensors[/cyan]
+
+Several concepts in one solve, each with what it becomes:
+
+  [cyan]erase --concept star --anchor star=circle --concept red --anchor red=green --model shapes[/cyan]
+
+Write the erased model as a plain diffusers folder, which loads without this library:
+
+  [cyan]erase apply star-rece.safetensors --model shapes --save erased[/cyan]
+
+Write the patch as a LoRA:
+
+  [cyan]erase export star-rece.safetensors --model shapes --out lora[/cyan]
+"""
+
+PATCH = "A patch file, a folder with one, or a Hub id"
+
+PatchReference = Annotated[str, typer.Argument(metavar="PATCH", help=PATCH)]
+Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on a CPU, else float16), float32, float16, bfloat16.")]
+Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
+Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
