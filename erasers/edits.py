@@ -20,7 +20,10 @@ from erasers.patch_file import PatchError
 from erasers.ports import FLOATS, component, find_parameter, refuse_streaming
 
 _STATE = "_erasers_state"
-_NAME = re.compile(r"^(?P<form>transform|lowrank|dense)/(?P<target>[^/]+?)(/(?P<part>[ABT]))?$")
+# Letters, digits, dots and dashes: nothing that a terminal, a path or a look-alike could make use of.
+_TARGET = r"[\w.-]{1,500}"
+_NAME = re.compile(rf"(?P<form>transform|lowrank|dense)/(?P<target>{_TARGET})(/(?P<part>[ABT]))?", re.ASCII)
+_PORT = re.compile(_TARGET, re.ASCII)
 _PARTS: dict[str, tuple[set[str | None], ...]] = {
     "transform": ({"A", "B"}, {"T"}),
     "lowrank": ({"A", "B"},),
@@ -119,10 +122,10 @@ def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, Any]) -> dic
     """
     found: dict[tuple[str, str], dict[str | None, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        match = _NAME.match(name)
+        match = _NAME.fullmatch(name)
         if not match:
             hint = "; this version has no runtime hooks, upgrade erasers" if name.startswith("hook/") else ""
-            raise PatchError(f"expected tensors named transform/, lowrank/ or dense/, got {name!r}{hint}")
+            raise PatchError(f"expected tensors named transform/, lowrank/ or dense/, got {name!r:.80}{hint}")
         if tensor.dtype not in FLOATS:
             raise PatchError(f"expected {name!r} as floating point, got {tensor.dtype}")
         if not torch.isfinite(tensor).all():
@@ -144,7 +147,7 @@ def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, Any]) -> dic
 def apply(pipe: Any, entry: Entry, check: Check) -> None:
     """Apply a patch; see `Patch.apply`."""
     live = _find(pipe, entry)
-    states = _settle(pipe, entry)
+    states = _settle(pipe, entry, live)
     for name, state in states.items():
         if any(other.digest == entry.digest for other in state.stack):
             raise PatchError(f"expected a patch that is not applied yet, got one that {name} already carries")
@@ -154,8 +157,9 @@ def apply(pipe: Any, entry: Entry, check: Check) -> None:
     for name, parameter in live.items():
         state = states[_component(name)]
         new[name] = _fold(name, state.originals.get(name, parameter.data), [*state.stack, entry])
-        if parameter.dtype in (torch.float16, torch.bfloat16) and not torch.isfinite(new[name]).all():
-            raise PatchError(f"the edited {name} does not fit {parameter.dtype}; load the pipeline in float32")
+        if not torch.isfinite(new[name]).all():
+            advice = "load the pipeline in float32" if parameter.dtype.itemsize == 2 else "its values are too large"
+            raise PatchError(f"the edited {name} does not fit {parameter.dtype}; {advice}")
     for name, parameter in live.items():
         states[_component(name)].originals.setdefault(name, parameter.data)
         parameter.data = new[name]
@@ -166,12 +170,12 @@ def apply(pipe: Any, entry: Entry, check: Check) -> None:
 
 def remove(pipe: Any, entry: Entry) -> None:
     """Remove a patch; see `Patch.remove`."""
-    for name in {_component(name) for name in entry.edits}:
-        state = getattr(component(pipe, name), _STATE, _State())
+    for name in sorted({_component(name) for name in entry.edits}):
+        state = getattr(_root(pipe, name), _STATE, _State())
         if not any(other.digest == entry.digest for other in state.stack):
             raise PatchError(f"expected a patch that is applied to this pipeline, got one that {name} does not carry")
     live = _find(pipe, entry)
-    states = _settle(pipe, entry)
+    states = _settle(pipe, entry, live)
     stacks = {name: [other for other in state.stack if other.digest != entry.digest] for name, state in states.items()}
     new = {name: _fold(name, states[_component(name)].originals[name], stacks[_component(name)]) for name in live}
     for name, parameter in live.items():
@@ -208,6 +212,10 @@ def _find(pipe: Any, entry: Entry) -> dict[str, nn.Parameter]:
             live[name] = find_parameter(pipe, name, linear=edit.form != "dense")
     except ValueError as error:
         raise PatchError(str(error)) from None
+    names: dict[int, str] = {}
+    for name, parameter in live.items():
+        if names.setdefault(id(parameter), name) != name:
+            raise PatchError(f"expected one edit for each parameter, got two for {name}: it is {names[id(parameter)]}")
     for name, edit in entry.edits.items():
         shape, wanted = tuple(live[name].shape), edit.shape()
         if len(shape) != len(wanted) or any(w not in (None, s) for s, w in zip(shape, wanted, strict=True)):
@@ -215,12 +223,12 @@ def _find(pipe: Any, entry: Entry) -> dict[str, nn.Parameter]:
     return live
 
 
-def _settle(pipe: Any, entry: Entry) -> dict[str, _State]:
+def _settle(pipe: Any, entry: Entry, live: Mapping[str, nn.Parameter]) -> dict[str, _State]:
     """The states of the components of `entry`, after checking that the live weights are what was written last.
 
     The kept originals follow the dtype and device of the live weights.
     """
-    states = {}
+    states, names = {}, {id(parameter): name for name, parameter in live.items()}
     for name in sorted({_component(parameter) for parameter in entry.edits}):
         old = getattr(component(pipe, name), _STATE, _State())
         originals = {}
@@ -229,6 +237,8 @@ def _settle(pipe: Any, entry: Entry) -> dict[str, _State]:
                 parameter = find_parameter(pipe, key, linear=False)
             except ValueError as error:
                 raise PatchError(str(error)) from None
+            if names.get(id(parameter), key) != key:
+                raise PatchError(f"expected one name for {key}, which a patch edits, got {names[id(parameter)]}, too")
             if not _close(_fold(key, original, old.stack), parameter.data):
                 raise PatchError(
                     f"{key} was changed after a patch was applied (was a LoRA fused, or were weights loaded?); undo "
@@ -272,6 +282,13 @@ def _close(expected: torch.Tensor, live: torch.Tensor) -> bool:
     return bool((expected.double() - live.double()).abs().max() <= tolerance)
 
 
+def _root(pipe: Any, name: str) -> nn.Module:
+    try:
+        return component(pipe, name)
+    except ValueError as error:
+        raise PatchError(str(error)) from None
+
+
 def _component(name: str) -> str:
     return name.partition(".")[0]
 
@@ -282,7 +299,7 @@ def _parameters(form: str, target: str, groups: Mapping[str, Any]) -> list[str]:
     if form == "lowrank":
         return [f"{target}.weight"]
     ports = groups.get(target)
-    if not isinstance(ports, list) or not ports or not all(isinstance(port, str) for port in ports):
+    if not isinstance(ports, list) or not ports or not all(isinstance(p, str) and _PORT.fullmatch(p) for p in ports):
         raise PatchError(f"expected the ports of group {target!r} in the metadata, got {ports!r:.60}")
     return [f"{port}.weight" for port in ports]
 
@@ -293,6 +310,8 @@ def _check_parts(name: str, form: str, parts: Mapping[str | None, torch.Tensor])
         raise PatchError(f"expected the parts {wanted} of {name!r}, got {'+'.join(sorted(map(str, parts)))}")
     shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
     if form == "dense":
+        if 0 in shapes[None]:
+            raise PatchError(f"expected values in {name!r}, got shape {shapes[None]}")
         return
     if any(len(shape) != 2 or 0 in shape for shape in shapes.values()):
         raise PatchError(f"expected matrices in {name!r}, got shapes {shapes}")

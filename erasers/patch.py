@@ -29,7 +29,7 @@ from erasers import edits, patch_file
 from erasers.hashing import raw_bytes
 from erasers.patch_file import FORMAT, PatchError
 
-__all__ = ["Patch", "PatchError"]
+__all__ = ["Patch", "PatchError", "applied_patches"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,6 +123,10 @@ class Patch:
         """
         edits.remove(pipe, self._entry(1.0))
         return pipe
+
+    def is_applied(self, pipe: Any) -> bool:
+        """Whether the pipeline carries this patch in all its parts, and its weights were not loaded anew since."""
+        return edits.is_applied(pipe, self._entry(1.0))
 
     @contextmanager
     def applied(self, pipe: Any, *, strength: float = 1.0, force: bool = False) -> Iterator[Any]:
@@ -250,7 +254,12 @@ class Patch:
         return MappingProxyType(self._edits)
 
     def _entry(self, strength: float) -> edits.Entry:
-        return edits.Entry(self.digest, strength, self._edits)
+        return edits.Entry(self.digest, strength, self._edits, self)
+
+
+def applied_patches(pipe: Any) -> list[tuple[Patch, float]]:
+    """The patches that a pipeline carries, with their strengths, in the order in which they were applied."""
+    return [(entry.patch, entry.strength) for entry in edits.applied(pipe)]
 
 
 def _fit_check(patch: Patch, force: bool) -> edits.Check:

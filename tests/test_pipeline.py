@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from erasers import Concept, ErasedPipeline, ModelNotFound, Patch, PatchError, get_eraser, load_pipeline
+from erasers.patch import applied_patches
 from erasers.pipeline import _explain
 
 
@@ -184,3 +187,24 @@ def test_an_unknown_hub_model_is_told_from_a_lost_connection() -> None:
     assert "cannot be reached" in _explain("x/y", lost)
     assert "check the spelling" in _explain("x/y", unknown)
     assert _explain("x/y", OSError("first\nsecond")) == "cannot load 'x/y': first (OSError)"
+
+
+def test_a_pipeline_says_what_it_carries(pipes: Any) -> None:
+    pipe, other = pipes("sd1"), pipes("sd1")
+    first = get_eraser("uce").fit(pipe, Concept("star", anchor="circle"))
+    second = get_eraser("uce").fit(pipe, Concept("red", anchor="blue"))
+    assert applied_patches(pipe) == []
+    second.apply(pipe)
+    first.apply(pipe, strength=0.5)
+    assert applied_patches(pipe) == [(second, 1.0), (first, 0.5)]
+    assert applied_patches(copy.deepcopy(pipe)) == applied_patches(pipe)
+    assert first.is_applied(pipe)
+    assert second.is_applied(pipe)
+    assert not first.is_applied(other)
+    assert not first.is_applied(SimpleNamespace())
+    second.remove(pipe)
+    assert [first.is_applied(pipe), second.is_applied(pipe)] == [True, False]
+    pipe.unet.load_state_dict(other.unet.state_dict())
+    assert not first.is_applied(pipe)
+    first.apply(other, strength=0)
+    assert first.is_applied(other)
