@@ -27,8 +27,9 @@ from erasers.cli_options import (
     Model,
     PatchReference,
     Strength,
+    as_options,
 )
-from erasers.cli_output import as_options, err, fail, out, show_patch, show_result, show_warning
+from erasers.cli_output import err, fail, out, show_patch, show_result, show_warning
 
 if TYPE_CHECKING:
     from erasers.concept import Concept

@@ -1,4 +1,4 @@
-"""What the `erase` command says of itself, and the options that several of its commands share."""
+"""What the `erase` command says of itself, and the options that several of its commands share, in its own words."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on a CPU, else float16), float32, float16, bfloat16.")]
 Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
+
+
+def as_options(message: str) -> str:
+    """A message of the library in the words of the command."""
+    options = {"pass force=True": "pass --force", "patch.to_delta(pipe, folder)": "--form delta"}
+    for words, option in {**options, "form='peft'": "--form lora"}.items():
+        message = message.replace(words, option)
+    return message
