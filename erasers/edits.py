@@ -6,6 +6,7 @@ pipelines that share a module agree on it and a deep copy has its own.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -99,11 +100,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Entry:
-    """One patch as it is applied: its digest, its strength and its edits by parameter name."""
+    """One patch as it is applied: its digest, its strength, its edits by parameter name, and the patch itself."""
 
     digest: str
     strength: float
     edits: Mapping[str, Edit]
+    patch: Any
+    order: int = field(default_factory=itertools.count().__next__)
 
 
 @dataclass
@@ -188,6 +191,25 @@ def remove(pipe: Any, entry: Entry) -> None:
             setattr(component(pipe, name), _STATE, state)
         else:
             delattr(component(pipe, name), _STATE)
+
+
+def applied(pipe: Any) -> list[Entry]:
+    """The patches that the components of a pipeline carry, in the order in which they were applied."""
+    found: dict[str, Entry] = {}
+    for part in getattr(pipe, "__dict__", {}).values():
+        if isinstance(part, nn.Module):
+            state = getattr(getattr(part, "_orig_mod", part), _STATE, _State())
+            found |= {entry.digest: entry for entry in state.stack}
+    return sorted(found.values(), key=lambda entry: entry.order)
+
+
+def is_applied(pipe: Any, entry: Entry) -> bool:
+    """Whether every component of the patch carries it, with weights that are what was written last."""
+    try:
+        states = _settle(pipe, entry, _find(pipe, entry))
+    except PatchError:
+        return False
+    return all(any(other.digest == entry.digest for other in state.stack) for state in states.values())
 
 
 def base_weights(pipe: Any, entry: Entry, check: Check) -> dict[str, torch.Tensor]:

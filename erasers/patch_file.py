@@ -1,7 +1,8 @@
 """The file format of a patch: one safetensors file with JSON under one key of its header.
 
-A file is checked before anything is allocated: header length, tensor names, dtypes, shapes and offsets against the size
-of the file. Nothing in a file is executed, and no path is taken from it.
+A file is checked before anything is allocated: the length of its header, the header itself, and dtypes, shapes and
+offsets against the size of the file. It is opened once and every byte is read once, so that what was checked is what is
+used, whatever happens to the file meanwhile. Nothing in a file is executed, and no path is taken from it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,8 +21,11 @@ from erasers.atomic import write_atomically
 
 KEY = "erasers"
 FORMAT = 1
-_MAX_HEADER = 64 * 2**20
-_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+# Parsed JSON takes up to 25 times the memory of its text. A patch of thousands of layers has a header of 1 MiB.
+_MAX_HEADER = 8 * 2**20
+_MAX_DEPTH = 16
+_MAX_DIMENSIONS = 8
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 class PatchError(ValueError):
@@ -32,11 +37,13 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
 
     Raises:
         FileNotFoundError: The folder of `path` does not exist.
-        PatchError: `path` is a folder.
+        PatchError: `path` is a folder, or the metadata is larger or deeper than `read` takes.
     """
     if path.is_dir():
         raise PatchError(f"expected a file to write the patch to, got the folder {path}")
-    write_tensors(path, tensors, {KEY: json.dumps(dict(meta), sort_keys=True, allow_nan=False, separators=(",", ":"))})
+    text = json.dumps(dict(meta), sort_keys=True, allow_nan=False, separators=(",", ":"))
+    _parse(text, "the metadata")
+    write_tensors(path, tensors, {KEY: text})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> None:
@@ -44,12 +51,16 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
 
     Raises:
         FileNotFoundError: The folder of `path` does not exist.
+        PatchError: The header is larger than `read` takes.
     """
     from safetensors.torch import save
 
     if not path.parent.is_dir():
         raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(header))
+    length = int.from_bytes(data[:8], "little")
+    if length > _MAX_HEADER:
+        raise PatchError(f"expected names and metadata of at most {_MAX_HEADER} bytes for {path.name}, got {length}")
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -60,72 +71,126 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     write_atomically(path, write)
 
 
+class _Entry(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    start: int
+    stop: int
+
+
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and metadata of a patch file.
 
     Raises:
         FileNotFoundError: No such file.
-        PatchError: Truncated, foreign or written by a newer version of the library.
+        PatchError: Truncated, damaged or foreign.
     """
-    from safetensors.torch import load_file
-
     if not path.exists():
         raise FileNotFoundError(f"expected a patch file, got {path}, which does not exist")
     if not path.is_file():
-        raise PatchError(f"expected a patch file, got the folder {path}")
-    meta = _check_header(path, read_header(path))
-    return load_file(path), meta
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file, checked against the size of the file.
-
-    Raises:
-        PatchError: The file is not a whole safetensors file.
-    """
-    size = path.stat().st_size
+        raise PatchError(f"expected a patch file, got {path}, which is {'a folder' if path.is_dir() else 'no file'}")
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise PatchError(f"{path.name} is truncated or not a safetensors file ({size} bytes); fetch it again")
-        raw = file.read(length)
+        header, room = _read_header(file, path.name)
+        meta = _find_meta(header.pop("__metadata__", None), path.name)
+        entries = [_find_entry(name, entry, room, path.name) for name, entry in header.items()]
+        return {entry.name: _read_tensor(file, entry, path.name) for entry in _in_order(entries, room, path.name)}, meta
+
+
+def _read_header(file: BufferedReader, source: str) -> tuple[dict[str, Any], int]:
+    """The header, and how many bytes of tensors follow it; the file is then at the first of them."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise PatchError(f"{source} is truncated or not a safetensors file ({size} bytes); fetch it again")
+    if length > _MAX_HEADER:
+        raise PatchError(f"expected a header of at most {_MAX_HEADER} bytes in {source}, got {length}; is it a patch?")
     try:
-        header = json.loads(raw)
-    except ValueError:
-        raise PatchError(f"{path.name} is not a safetensors file: its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise PatchError(f"{path.name} is not a safetensors file: its header is not an object")
-    end = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            end = max(end, _check_entry(path, name, entry))
-    if 8 + length + end != size:
-        raise PatchError(f"{path.name} is truncated: expected {8 + length + end} bytes, got {size}; fetch it again")
-    return header
+        text = file.read(length).decode()
+    except UnicodeDecodeError:
+        raise PatchError(f"expected the header of {source} as UTF-8 text, got other bytes; is it a patch?") from None
+    return _parse(text, f"the header of {source}"), size - 8 - length
 
 
-def _check_entry(path: Path, name: str, entry: Any) -> int:
+def _parse(text: str, what: str) -> dict[str, Any]:
+    """A JSON object in which no key is repeated, so that every parser sees the same, and no depth of brackets hurts."""
     try:
-        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(isinstance(value, int) and value >= 0 for value in (*shape, start, stop))
-    except (TypeError, KeyError, ValueError):
-        raise PatchError(f"{path.name} is not a safetensors file: bad entry for {name!r}") from None
-    if dtype not in _BYTES:
-        raise PatchError(f"expected {name!r} in {path.name} as one of {', '.join(_BYTES)}, got {dtype!r}")
-    if not whole or stop - start != math.prod(shape) * _BYTES[dtype]:
-        raise PatchError(f"{path.name} is damaged: shape {shape} of {name!r} does not fit {stop - start} bytes")
-    return int(stop)
+        found = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not _is_shallow(found, _MAX_DEPTH):
+        raise PatchError(f"expected {what} as a JSON object of unique keys, at most {_MAX_DEPTH} deep; it is damaged")
+    return found
 
 
-def _check_header(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = header.get("__metadata__")
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is repeated")
+    return found
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return True
+    parts = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(part, depth - 1) for part in parts)
+
+
+def _find_meta(metadata: Any, source: str) -> dict[str, Any]:
     text = metadata.get(KEY) if isinstance(metadata, dict) else None
     if text is None:
-        raise PatchError(f"{path.name} is not a patch: no {KEY!r} in its header; was it written by Patch.save?")
-    try:
-        meta = json.loads(text)
-    except (TypeError, ValueError):
-        meta = None
-    if not isinstance(meta, dict):
-        raise PatchError(f"{path.name} is damaged: the {KEY!r} entry of its header is not a JSON object")
-    return meta
+        raise PatchError(f"{source} is not a patch: no {KEY!r} in its header; was it written by Patch.save?")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise PatchError(f"expected text for every key of the metadata in {source}, got something else; it is damaged")
+    return _parse(text, f"the {KEY!r} entry of the header of {source}")
+
+
+def _find_entry(name: str, entry: Any, room: int, source: str) -> _Entry:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise PatchError(f"expected dtype, shape and data_offsets of {name!r:.80} in {source}, got something else")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        raise PatchError(f"expected {name!r:.80} in {source} as one of {', '.join(_DTYPES)}, got {kind!r:.20}")
+    # Numbers are held against the size of the file first: a product of huge ones would take hours.
+    if not _are_numbers(offsets, 0, room) or len(offsets) != 2:
+        raise PatchError(
+            f"{source} is truncated or damaged: expected {name!r:.80} within {room} bytes, got {offsets!r:.60}"
+        )
+    if not _are_numbers(shape, 1, room) or len(shape) > _MAX_DIMENSIONS:
+        raise PatchError(f"expected the shape of {name!r:.80} in {source} to fit {room} bytes, got {shape!r:.60}")
+    start, stop = offsets
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise PatchError(
+            f"expected {name!r:.80} in {source} as {kind} {shape}, got {stop - start} bytes; it is damaged"
+        )
+    return _Entry(name, dtype, shape, start, stop)
+
+
+def _are_numbers(values: Any, least: int, most: int) -> bool:
+    # True is an int to isinstance.
+    return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
+
+
+def _in_order(entries: list[_Entry], room: int, source: str) -> list[_Entry]:
+    """The entries as they lie in the file, which they must fill without gaps or overlaps."""
+    entries = sorted(entries, key=lambda entry: entry.start)
+    end = 0
+    for entry in entries:
+        if entry.start != end:
+            raise PatchError(f"expected {entry.name!r:.80} in {source} at byte {end}, got {entry.start}; it is damaged")
+        end = entry.stop
+    if end != room:
+        raise PatchError(
+            f"{source} is truncated or damaged: expected {end} bytes of tensors, got {room}; fetch it again"
+        )
+    return entries
+
+
+def _read_tensor(file: BufferedReader, entry: _Entry, source: str) -> torch.Tensor:
+    buffer = bytearray(entry.stop - entry.start)
+    # Into memory of its own: a mapped file would change the tensor, checked or not, whenever it is written to.
+    if file.readinto(buffer) != len(buffer):
+        raise PatchError(f"{source} became shorter while it was read; fetch it again")
+    return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)

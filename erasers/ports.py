@@ -137,14 +137,11 @@ def find_parameter(pipe: Any, name: str, *, linear: bool) -> nn.Parameter:
     component_name, _, path = name.partition(".")
     root = component(pipe, component_name)
     module_path, _, leaf = path.rpartition(".")
-    try:
-        layer = root.get_submodule(module_path)
-    except AttributeError:
-        raise ValueError(f"expected {type(pipe).__name__} with {name}, got a {component_name} without it") from None
-    if linear:
-        _refuse_fused(f"{component_name}.{module_path}", root.get_submodule(module_path.rpartition(".")[0]))
+    layer = _submodule(root, module_path)
+    if linear and layer is not None:
+        _refuse_fused(f"{component_name}.{module_path}", _submodule(root, module_path.rpartition(".")[0]) or root)
         check_editable(f"{component_name}.{module_path}", layer)
-    parameter = getattr(layer, leaf, None)
+    parameter = None if layer is None else layer._parameters.get(leaf)
     if not isinstance(parameter, nn.Parameter):
         raise ValueError(f"expected {type(pipe).__name__} with {name}, got a {component_name} without it")
     check_plain(name, parameter)
@@ -157,11 +154,24 @@ def component(pipe: Any, name: str) -> nn.Module:
     Raises:
         ValueError: The pipeline has no such module.
     """
-    module = getattr(pipe, name, None)
+    # Names come from files: properties of a pipeline and entries of its configuration are no components.
+    module = getattr(pipe, "__dict__", {}).get(name)
     module = getattr(module, "_orig_mod", module)
     if not isinstance(module, nn.Module):
         raise ValueError(f"expected a pipeline with a {name}, got {type(pipe).__name__} without one")
     return module
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """A registered module below `root`, seen through `torch.compile`.
+
+    `get_submodule` follows every attribute, and so finds one parameter under several names.
+    """
+    found: nn.Module | None = root
+    for step in path.split(".") if path else ():
+        found = None if found is None else found._modules.get(step)
+        found = getattr(found, "_orig_mod", found)
+    return found
 
 
 def refuse_streaming(name: str, root: nn.Module) -> None:
