@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +29,12 @@ import torch
 from erasers import edits, patch_file
 from erasers.hashing import raw_bytes
 from erasers.patch_file import FORMAT, PatchError
+from erasers.ports import FLOATS
 
 __all__ = ["Patch", "PatchError", "applied_patches"]
+
+_DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,13 +55,16 @@ class Patch:
     def __post_init__(self) -> None:
         try:
             meta = json.loads(json.dumps(dict(self.meta), allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise PatchError(f"expected JSON-able metadata, got {error}") from None
         tensors = {name: self.tensors[name].detach() for name in sorted(self.tensors)}
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
         object.__setattr__(self, "meta", MappingProxyType(meta))
         _check_meta(meta)
-        self._edits  # noqa: B018  parsing is the check
+        # Parsing is a check, too.
+        missing = [name for name in self._edits if name not in meta["base"]]
+        if missing:
+            raise PatchError(f"expected the fingerprint of {missing[0]} among the metadata, got none; it is damaged")
 
     def __deepcopy__(self, memo: object) -> Patch:
         return self
@@ -284,13 +292,18 @@ def _fit_check(patch: Patch, force: bool) -> edits.Check:
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
     version = meta.get("format")
-    if not isinstance(version, int) or version < 1:
-        raise PatchError(f"expected a patch of format 1 to {FORMAT}, got {version!r}")
+    if type(version) is not int or version < 1:
+        raise PatchError(f"expected a patch of format 1 to {FORMAT}, got {version!r:.60}")
     if version > FORMAT:
-        raise PatchError(f"expected a patch of format 1 to {FORMAT}, got {version}; upgrade erasers")
+        raise PatchError(f"expected a patch of format 1 to {FORMAT}, got {version!r:.60}; upgrade erasers")
     wanted = {"method": str, "config": dict, "concepts": list, "groups": dict, "base": dict}
     for key, kind in wanted.items():
         if not isinstance(meta.get(key), kind):
             raise PatchError(f"expected {key!r} in the metadata as {kind.__name__}, got {meta.get(key)!r:.60}")
     if not all(isinstance(concept, dict) for concept in meta["concepts"]):
         raise PatchError("expected each concept in the metadata as an object")
+    for name, value in meta["base"].items():
+        if not isinstance(value, str) or not _SHA256.fullmatch(value):
+            raise PatchError(f"expected the fingerprint of {name!r:.80} as 64 hexadecimal digits, got {value!r:.80}")
+    if meta.get("base_dtype", _DTYPES[0]) not in _DTYPES:
+        raise PatchError(f"expected 'base_dtype' among {', '.join(_DTYPES)}, got {meta['base_dtype']!r:.60}")
