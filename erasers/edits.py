@@ -1,38 +1,29 @@
-"""How the tensors of a patch change weights, and how the change is undone.
-
-The state of a component (which patches it carries, and the tensors they replaced) lives on the module itself, so that
-pipelines that share a module agree on it and a deep copy has its own.
-"""
+"""What the tensors of a patch mean: by their names, the edit of each weight and the hooks that run."""
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import nn
 
-from erasers.hashing import tensor_hashes
+from erasers.hooks import KINDS, Hook
 from erasers.patch_file import PatchError
-from erasers.ports import FLOATS, component, find_parameter, refuse_streaming
+from erasers.ports import FLOATS
 
-_STATE = "_erasers_state"
 # Letters, digits, dots and dashes: nothing that a terminal, a path or a look-alike could make use of.
 _TARGET = r"[\w.-]{1,500}"
 _NAME = re.compile(rf"(?P<form>transform|lowrank|dense)/(?P<target>{_TARGET})(/(?P<part>[ABT]))?", re.ASCII)
+_HOOK = re.compile(rf"hook/(?P<target>{_TARGET})/(?P<kind>\w{{1,50}})/(?P<part>\w{{1,50}})", re.ASCII)
 _PORT = re.compile(_TARGET, re.ASCII)
 _PARTS: dict[str, tuple[set[str | None], ...]] = {
     "transform": ({"A", "B"}, {"T"}),
     "lowrank": ({"A", "B"},),
     "dense": ({None},),
 }
-
-# (fingerprints of each parameter by kind, dtypes) -> None, raising when they do not fit.
-Check: TypeAlias = Callable[[Mapping[str, Mapping[str, str]], Mapping[str, torch.dtype]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,42 +89,37 @@ class Edit:
         return weight.detach().to(dtype), parts
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One patch as it is applied: its digest, its strength, its edits by parameter name, and the patch itself."""
-
-    digest: str
-    strength: float
-    edits: Mapping[str, Edit]
-    patch: Any
-    order: int = field(default_factory=itertools.count().__next__)
-
-
-@dataclass
-class _State:
-    """Patches on one component, in order, and the tensors they replaced, by parameter name."""
-
-    stack: list[Entry] = field(default_factory=list)
-    originals: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, Any]) -> dict[str, Edit]:
-    """The edits of a patch by parameter name.
+def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, Any]) -> tuple[dict[str, Edit], list[Hook]]:
+    """The edits of a patch by parameter name, and its hooks.
 
     Raises:
-        PatchError: Unknown names, missing parts, wrong shapes or dtypes, values that are not finite.
+        PatchError: Unknown names or kinds, missing parts, wrong shapes or dtypes, values that are not finite.
     """
-    found: dict[tuple[str, str], dict[str | None, torch.Tensor]] = {}
+    weights: dict[tuple[str, str], dict[str | None, torch.Tensor]] = {}
+    hooks: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        match = _NAME.fullmatch(name)
+        match = (_HOOK if name.startswith("hook/") else _NAME).fullmatch(name)
         if not match:
-            hint = "; this version has no runtime hooks, upgrade erasers" if name.startswith("hook/") else ""
-            raise PatchError(f"expected tensors named transform/, lowrank/ or dense/, got {name!r:.80}{hint}")
+            raise PatchError(
+                "expected tensors named transform/, lowrank/, dense/ or hook/<module>/<kind>/<part>, got "
+                f"{name!r:.80}; if a newer version wrote them, upgrade erasers"
+            )
         if tensor.dtype not in FLOATS:
             raise PatchError(f"expected {name!r} as floating point, got {tensor.dtype}")
         if not torch.isfinite(tensor).all():
             raise PatchError(f"expected finite values in {name!r}, got NaN or infinity")
-        found.setdefault((match["form"], match["target"]), {})[match["part"]] = tensor
+        if match.re is _HOOK:
+            hooks.setdefault((match["target"], match["kind"]), {})[match["part"]] = tensor
+        else:
+            weights.setdefault((match["form"], match["target"]), {})[match["part"]] = tensor
+    if not weights and not hooks:
+        raise PatchError("expected a patch that edits something, got none")
+    return _edits(weights, groups), [_hook(*key, parts) for key, parts in hooks.items()]
+
+
+def _edits(
+    found: Mapping[tuple[str, str], dict[str | None, torch.Tensor]], groups: Mapping[str, Any]
+) -> dict[str, Edit]:
     edits: dict[str, Edit] = {}
     for (form, target), parts in found.items():
         _check_parts(f"{form}/{target}", form, parts)
@@ -142,177 +128,13 @@ def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, Any]) -> dic
             if parameter in edits:
                 raise PatchError(f"expected one edit for each parameter, got two for {parameter}")
             edits[parameter] = edit
-    if not edits:
-        raise PatchError("expected a patch that edits something, got none")
     return edits
 
 
-def apply(pipe: Any, entry: Entry, check: Check) -> None:
-    """Apply a patch; see `Patch.apply`."""
-    live = _find(pipe, entry)
-    states = _settle(pipe, entry, live)
-    for name, state in states.items():
-        if any(other.digest == entry.digest for other in state.stack):
-            raise PatchError(f"expected a patch that is not applied yet, got one that {name} already carries")
-    candidates, dtypes = _fingerprints(pipe, live, states)
-    check(candidates, dtypes)
-    new = {}
-    for name, parameter in live.items():
-        state = states[_component(name)]
-        new[name] = _fold(name, state.originals.get(name, parameter.data), [*state.stack, entry])
-        if not torch.isfinite(new[name]).all():
-            advice = "load the pipeline in float32" if parameter.dtype.itemsize == 2 else "its values are too large"
-            raise PatchError(f"the edited {name} does not fit {parameter.dtype}; {advice}")
-    for name, parameter in live.items():
-        states[_component(name)].originals.setdefault(name, parameter.data)
-        parameter.data = new[name]
-    for name, state in states.items():
-        state.stack.append(entry)
-        setattr(component(pipe, name), _STATE, state)
-
-
-def remove(pipe: Any, entry: Entry) -> None:
-    """Remove a patch; see `Patch.remove`."""
-    for name in sorted({_component(name) for name in entry.edits}):
-        state = getattr(_root(pipe, name), _STATE, _State())
-        if not any(other.digest == entry.digest for other in state.stack):
-            raise PatchError(f"expected a patch that is applied to this pipeline, got one that {name} does not carry")
-    live = _find(pipe, entry)
-    states = _settle(pipe, entry, live)
-    stacks = {name: [other for other in state.stack if other.digest != entry.digest] for name, state in states.items()}
-    new = {name: _fold(name, states[_component(name)].originals[name], stacks[_component(name)]) for name in live}
-    for name, parameter in live.items():
-        parameter.data = new[name]
-    for name, state in states.items():
-        state.stack = stacks[name]
-        needed = {parameter for other in state.stack for parameter in other.edits}
-        state.originals = {key: value for key, value in state.originals.items() if key in needed}
-        if state.stack:
-            setattr(component(pipe, name), _STATE, state)
-        else:
-            delattr(component(pipe, name), _STATE)
-
-
-def applied(pipe: Any) -> list[Entry]:
-    """The patches that the components of a pipeline carry, in the order in which they were applied."""
-    found: dict[str, Entry] = {}
-    for part in getattr(pipe, "__dict__", {}).values():
-        if isinstance(part, nn.Module):
-            state = getattr(getattr(part, "_orig_mod", part), _STATE, _State())
-            found |= {entry.digest: entry for entry in state.stack}
-    return sorted(found.values(), key=lambda entry: entry.order)
-
-
-def is_applied(pipe: Any, entry: Entry) -> bool:
-    """Whether every component of the patch carries it, with weights that are what was written last."""
-    try:
-        states = _settle(pipe, entry, _find(pipe, entry))
-    except PatchError:
-        return False
-    return all(any(other.digest == entry.digest for other in state.stack) for state in states.values())
-
-
-def base_weights(pipe: Any, entry: Entry, check: Check) -> dict[str, torch.Tensor]:
-    """The weights that `entry` was fitted on, whether or not the pipeline carries patches now.
-
-    Raises:
-        PatchError: From `check`, when they are neither the live weights nor the original ones.
-    """
-    live = _find(pipe, entry)
-    states = {name: getattr(component(pipe, name), _STATE, _State()) for name in {_component(key) for key in live}}
-    candidates, dtypes = _fingerprints(pipe, live, states)
-    check(candidates, dtypes)
-    return {name: states[_component(name)].originals.get(name, parameter.data) for name, parameter in live.items()}
-
-
-def _find(pipe: Any, entry: Entry) -> dict[str, nn.Parameter]:
-    live = {}
-    try:
-        for name in sorted({_component(name) for name in entry.edits}):
-            refuse_streaming(name, component(pipe, name))
-        for name, edit in entry.edits.items():
-            live[name] = find_parameter(pipe, name, linear=edit.form != "dense")
-    except ValueError as error:
-        raise PatchError(str(error)) from None
-    names: dict[int, str] = {}
-    for name, parameter in live.items():
-        if names.setdefault(id(parameter), name) != name:
-            raise PatchError(f"expected one edit for each parameter, got two for {name}: it is {names[id(parameter)]}")
-    for name, edit in entry.edits.items():
-        shape, wanted = tuple(live[name].shape), edit.shape()
-        if len(shape) != len(wanted) or any(w not in (None, s) for s, w in zip(shape, wanted, strict=True)):
-            raise PatchError(f"the patch is for another model: {name} has shape {shape}, the edit needs {wanted}")
-    return live
-
-
-def _settle(pipe: Any, entry: Entry, live: Mapping[str, nn.Parameter]) -> dict[str, _State]:
-    """The states of the components of `entry`, after checking that the live weights are what was written last.
-
-    The kept originals follow the dtype and device of the live weights.
-    """
-    states, names = {}, {id(parameter): name for name, parameter in live.items()}
-    for name in sorted({_component(parameter) for parameter in entry.edits}):
-        old = getattr(component(pipe, name), _STATE, _State())
-        originals = {}
-        for key, original in old.originals.items():
-            try:
-                parameter = find_parameter(pipe, key, linear=False)
-            except ValueError as error:
-                raise PatchError(str(error)) from None
-            if names.get(id(parameter), key) != key:
-                raise PatchError(f"expected one name for {key}, which a patch edits, got {names[id(parameter)]}, too")
-            if not _close(_fold(key, original, old.stack), parameter.data):
-                raise PatchError(
-                    f"{key} was changed after a patch was applied (was a LoRA fused, or were weights loaded?); undo "
-                    "that first, or load the pipeline anew"
-                )
-            originals[key] = original.to(parameter.device, parameter.dtype)
-        states[name] = _State(list(old.stack), originals)
-    return states
-
-
-def _fingerprints(
-    pipe: Any, live: Mapping[str, nn.Parameter], states: Mapping[str, _State]
-) -> tuple[dict[str, dict[str, str]], dict[str, torch.dtype]]:
-    """Fingerprints of the live weights and, where a patch replaced them, of the original ones."""
-    candidates: dict[str, dict[str, str]] = {}
-    for name, state in states.items():
-        mine = {key: parameter.data for key, parameter in live.items() if _component(key) == name}
-        for key, value in tensor_hashes(mine, owner=component(pipe, name)).items():
-            candidates[key] = {"live": value}
-        kept = {key: original for key, original in state.originals.items() if key in mine}
-        for key, value in tensor_hashes(kept).items():
-            candidates[key]["original"] = value
-    return candidates, {name: parameter.dtype for name, parameter in live.items()}
-
-
-def _fold(name: str, weight: torch.Tensor, stack: list[Entry]) -> torch.Tensor:
-    for entry in stack:
-        if name in entry.edits:
-            weight = entry.edits[name].apply(weight, entry.strength)
-    return weight
-
-
-def _close(expected: torch.Tensor, live: torch.Tensor) -> bool:
-    expected = expected.to(live.device, live.dtype)
-    if torch.equal(expected, live):
-        return True
-    if expected.shape != live.shape:
-        return False
-    # Another device or thread count may round a product differently, by a few units in the last place.
-    tolerance = 4 * torch.finfo(live.dtype).eps * expected.abs().max().item()
-    return bool((expected.double() - live.double()).abs().max() <= tolerance)
-
-
-def _root(pipe: Any, name: str) -> nn.Module:
-    try:
-        return component(pipe, name)
-    except ValueError as error:
-        raise PatchError(str(error)) from None
-
-
-def _component(name: str) -> str:
-    return name.partition(".")[0]
+def _hook(target: str, kind: str, parts: Mapping[str, torch.Tensor]) -> Hook:
+    if kind not in KINDS:
+        raise PatchError(f"expected hooks of kind {' or '.join(KINDS)}, got {kind!r} on {target}; upgrade erasers")
+    return KINDS[kind](target, parts)
 
 
 def _parameters(form: str, target: str, groups: Mapping[str, Any]) -> list[str]:

@@ -6,9 +6,10 @@ Tensors of a patch, by name (`W` is a weight `[out, d]`, edits act from the righ
     transform/<group>/T [d, d]                W_new = W T, where A and B would not be smaller
     lowrank/<component>.<module>/A [r, d], /B [out, r]      W_new = W + B A
     dense/<component>.<parameter>             the new value itself
+    hook/<component>[.<module>]/<kind>/<part> what runs during generation; the kinds are those of `hooks.py`
 
 Metadata: format version, method, config, concepts, library version, the ports of each group, and the fingerprint of
-every base tensor (`hashing.py`). Names below `hook/` are kept for edits that run during generation.
+every base tensor (`hashing.py`). `stack.py` has the order in which several patches act.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any
 
 import torch
 
-from erasers import edits, patch_file
+from erasers import edits, patch_file, stack
 from erasers.hashing import raw_bytes
+from erasers.hooks import Hook, PromptTransform
 from erasers.patch_file import FORMAT, PatchError
 from erasers.ports import FLOATS
 
@@ -39,7 +41,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Patch:
-    """Edits of a pipeline's weights, and where they belong.
+    """Edits of a pipeline's weights, hooks that run in it, and where they belong.
 
     Args:
         tensors: Tensors by name, as listed at the top of this module.
@@ -62,7 +64,7 @@ class Patch:
         object.__setattr__(self, "meta", MappingProxyType(meta))
         _check_meta(meta)
         # Parsing is a check, too.
-        missing = [name for name in self._edits if name not in meta["base"]]
+        missing = [name for name in self.changes if name not in meta["base"]]
         if missing:
             raise PatchError(f"expected the fingerprint of {missing[0]} among the metadata, got none; it is damaged")
 
@@ -74,10 +76,12 @@ class Patch:
 
     def __repr__(self) -> str:
         names = ", ".join(repr(concept.get("name")) for concept in self.meta["concepts"])
-        return f"Patch({self.meta['method']}: {names}; {len(self._edits)} weights, {self.nbytes} bytes)"
+        weights, hooks = self._parsed
+        parts = [f"{len(weights)} weights"] * bool(weights) + [f"{len(hooks)} hooks"] * bool(hooks)
+        return f"Patch({self.meta['method']}: {names}; {', '.join(parts)}, {self.nbytes} bytes)"
 
     @cached_property
-    def _edits(self) -> dict[str, edits.Edit]:
+    def _parsed(self) -> tuple[dict[str, edits.Edit], list[Hook]]:
         return edits.parse(self.tensors, self.meta["groups"])
 
     @cached_property
@@ -97,12 +101,24 @@ class Patch:
     @property
     def parameters(self) -> list[str]:
         """Names of the parameters that the patch edits, sorted."""
-        return sorted(self._edits)
+        return sorted(self.changes)
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """What runs during generation, sorted by target."""
+        return tuple(self._parsed[1])
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether any of the patch runs during generation, so that saved weights do not hold all of it."""
+        return bool(self._parsed[1])
 
     def apply(self, pipe: Any, *, strength: float = 1.0, force: bool = False) -> Any:
-        """Edit the weights of `pipe` in place. **Pipelines that share its modules (`from_pipe`) are edited too.**
+        """Edit `pipe` in place. **Pipelines that share its modules (`from_pipe`) are edited too.**
 
         The replaced tensors are kept, so that `remove` restores them bit for bit. After an error nothing is edited.
+        Hooks start to run; compiled models are then compiled anew, and `save_pretrained` of stock diffusers does not
+        save what hooks do.
 
         Args:
             pipe: A diffusers pipeline.
@@ -117,7 +133,8 @@ class Patch:
         """
         if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not abs(strength) < float("inf"):
             raise PatchError(f"expected a finite number as strength, got {strength!r}")
-        edits.apply(pipe, self._entry(float(strength)), _fit_check(self, force))
+        base = () if force else tuple(self.meta["base"])
+        stack.apply(pipe, self._entry(float(strength), base), _fit_check(self, force))
         return pipe
 
     def remove(self, pipe: Any) -> Any:
@@ -129,12 +146,12 @@ class Patch:
         Raises:
             PatchError: The patch is not applied, or the weights have been changed by something else since.
         """
-        edits.remove(pipe, self._entry(1.0))
+        stack.remove(pipe, self._entry(1.0))
         return pipe
 
     def is_applied(self, pipe: Any) -> bool:
         """Whether the pipeline carries this patch in all its parts, and its weights were not loaded anew since."""
-        return edits.is_applied(pipe, self._entry(1.0))
+        return stack.is_applied(pipe, self._entry(1.0))
 
     @contextmanager
     def applied(self, pipe: Any, *, strength: float = 1.0, force: bool = False) -> Iterator[Any]:
@@ -248,34 +265,70 @@ class Patch:
             self, repo_id, private=private, token=token, report=report, base_model=base_model, license=license
         )
 
+    def to_hooks(self, pipe: Any) -> Patch:
+        """The same edit as a patch that changes no weights: it transforms the text on its way to them.
+
+        For weights that cannot be edited (quantised, streamed). One hook on the denoiser where all that reads its text
+        is edited alike, else one for each layer. Stacked with others it does what this patch would.
+
+        Args:
+            pipe: The pipeline the patch was fitted on; it is not changed.
+
+        Raises:
+            PatchError: Edits other than transforms, or text that an adapter changes on its way.
+        """
+        if self.has_hooks or any(edit.form != "transform" for edit in self.changes.values()):
+            raise PatchError("expected a patch of transforms alone to turn into hooks, got one with other edits")
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in self.tensors.items():
+            _, group, part = name.split("/")
+            for target in _hook_targets(pipe, self.meta["groups"][group]):
+                # Of its own for each layer: a file holds no tensor twice.
+                tensors[f"hook/{target}/{PromptTransform.kind}/{part}"] = tensor.clone()
+        return Patch(tensors, dict(self.meta))
+
     def base_weights(self, pipe: Any, *, force: bool = False) -> dict[str, torch.Tensor]:
         """The weights that the patch was fitted on, by parameter name, whether or not the pipeline is patched now.
 
         Raises:
             PatchError: The pipeline has other weights; `force` lets them pass.
         """
-        return edits.base_weights(pipe, self._entry(1.0), _fit_check(self, force))
+        return stack.base_weights(pipe, self._entry(1.0), _fit_check(self, force))
 
     @property
     def changes(self) -> Mapping[str, edits.Edit]:
         """What happens to each parameter, by name."""
-        return MappingProxyType(self._edits)
+        return MappingProxyType(self._parsed[0])
 
-    def _entry(self, strength: float) -> edits.Entry:
-        return edits.Entry(self.digest, strength, self._edits, self)
+    def _entry(self, strength: float, base: tuple[str, ...] = ()) -> stack.Entry:
+        return stack.Entry(self.digest, strength, *self._parsed, self, base)
 
 
 def applied_patches(pipe: Any) -> list[tuple[Patch, float]]:
     """The patches that a pipeline carries, with their strengths, in the order in which they were applied."""
-    return [(entry.patch, entry.strength) for entry in edits.applied(pipe)]
+    return [(entry.patch, entry.strength) for entry in stack.applied(pipe)]
 
 
-def _fit_check(patch: Patch, force: bool) -> edits.Check:
+def _hook_targets(pipe: Any, ports: list[str]) -> list[str]:
+    """Where hooks do what an edit of these ports does: the denoiser if they are all that reads its text, or each."""
+    name = ports[0].partition(".")[0]
+    return [name] if {f"{port}.weight" for port in ports} == stack.text_weights(pipe, name) else ports
+
+
+def _fit_check(patch: Patch, force: bool) -> stack.Check:
     """A check that refuses weights other than those `patch` was fitted on; `force` lets everything pass."""
 
     def check(candidates: Mapping[str, Mapping[str, str]], dtypes: Mapping[str, torch.dtype]) -> None:
+        if force:
+            return
+        for hook in patch.hooks:
+            if not any(name.partition(".")[0] == hook.component for name in candidates):
+                raise PatchError(
+                    f"expected fingerprints of the {hook.component} that the patch was fitted on, got none, so it may "
+                    "be for another model; if it is for this one, pass force=True"
+                )
         wrong = [name for name, hashes in candidates.items() if patch.meta["base"].get(name) not in hashes.values()]
-        if not wrong or force:
+        if not wrong:
             return
         live = str(dtypes[wrong[0]]).removeprefix("torch.")
         fitted = patch.meta.get("base_dtype", live)

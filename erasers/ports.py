@@ -137,10 +137,11 @@ def find_parameter(pipe: Any, name: str, *, linear: bool) -> nn.Parameter:
     component_name, _, path = name.partition(".")
     root = component(pipe, component_name)
     module_path, _, leaf = path.rpartition(".")
-    layer = _submodule(root, module_path)
+    layer = submodule(root, module_path)
     if linear and layer is not None:
-        _refuse_fused(f"{component_name}.{module_path}", _submodule(root, module_path.rpartition(".")[0]) or root)
+        refuse_fused(f"{component_name}.{module_path}", submodule(root, module_path.rpartition(".")[0]) or root)
         check_editable(f"{component_name}.{module_path}", layer)
+    layer = below_adapters(layer)
     parameter = None if layer is None else layer._parameters.get(leaf)
     if not isinstance(parameter, nn.Parameter):
         raise ValueError(f"expected {type(pipe).__name__} with {name}, got a {component_name} without it")
@@ -162,7 +163,7 @@ def component(pipe: Any, name: str) -> nn.Module:
     return module
 
 
-def _submodule(root: nn.Module, path: str) -> nn.Module | None:
+def submodule(root: nn.Module, path: str) -> nn.Module | None:
     """A registered module below `root`, seen through `torch.compile`.
 
     `get_submodule` follows every attribute, and so finds one parameter under several names.
@@ -172,6 +173,13 @@ def _submodule(root: nn.Module, path: str) -> nn.Module | None:
         found = None if found is None else found._modules.get(step)
         found = getattr(found, "_orig_mod", found)
     return found
+
+
+def below_adapters(layer: nn.Module | None) -> nn.Module | None:
+    """The layer that was there before adapters (peft) were loaded."""
+    while layer is not None and "base_layer" in layer._modules:
+        layer = layer._modules["base_layer"]
+    return layer
 
 
 def refuse_streaming(name: str, root: nn.Module) -> None:
@@ -235,7 +243,7 @@ def _groups(family: Family, component_name: str, denoiser: nn.Module, kind: Kind
         attention = denoiser.get_submodule(path.rpartition(".")[0])
         if not match or not getattr(attention, "is_cross_attention", True) and family.components == ("unet",):
             continue
-        _refuse_fused(f"{component_name}.{path}", attention)
+        refuse_fused(f"{component_name}.{path}", attention)
         way = tuple(module.format(**match.groupdict()) for module in through)
         layers.setdefault(way, []).append(Port(f"{component_name}.{path}", layer))
     for index, (way, ports) in enumerate(layers.items()):
@@ -267,7 +275,12 @@ def _padding(family: Family, denoiser: nn.Module, through: tuple[nn.Module, ...]
     return read_through(through, torch.zeros(1, layers[0].in_features))
 
 
-def _refuse_fused(name: str, attention: nn.Module) -> None:
+def refuse_fused(name: str, attention: nn.Module) -> None:
+    """Refuse a layer that the attention it belongs to does not call, having fused it with its neighbours.
+
+    Raises:
+        ValueError: Names the layer and the way out.
+    """
     # In the older attention class the flag `fused_projections` stays set after unfusing; there the processor tells.
     newer = getattr(attention, "fused_projections", False) and hasattr(attention, "unfuse_projections")
     if newer or type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
