@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Tables keep to the width of the terminal; other lines are left whole for whoever reads them by program.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+_LISTED = 4
 
 
 def show_result(
@@ -70,6 +71,10 @@ def show_patch(path: Path, patch: Patch) -> None:
     out.print(f"options   {plain(options)}")
     first = "".join(f"; {plain(name)} is {digest[:16]}..." for name, digest in list(meta["base"].items())[:1])
     out.print(f"base      {len(meta['base'])} weights in {meta.get('base_dtype', '?')}{first}")
+    for hook in patch.hooks[:_LISTED]:
+        out.print(f"hooks     {hook.kind} on {hook.target}")
+    if len(patch.hooks) > _LISTED:
+        out.print(f"hooks     ... {len(patch.hooks)} in all")
     table = Table("tensor", "shape", "dtype", "bytes", box=None, pad_edge=False)
     for name, tensor in patch.tensors.items():
         shape = " x ".join(map(str, tensor.shape))

@@ -31,6 +31,7 @@ from erasers import edits, patch_file, stack
 from erasers.hashing import raw_bytes
 from erasers.hooks import Hook, PromptTransform
 from erasers.patch_file import FORMAT, PatchError
+from erasers.places import text_weights
 from erasers.ports import FLOATS
 
 __all__ = ["Patch", "PatchError", "applied_patches"]
@@ -312,7 +313,7 @@ def applied_patches(pipe: Any) -> list[tuple[Patch, float]]:
 def _hook_targets(pipe: Any, ports: list[str]) -> list[str]:
     """Where hooks do what an edit of these ports does: the denoiser if they are all that reads its text, or each."""
     name = ports[0].partition(".")[0]
-    return [name] if {f"{port}.weight" for port in ports} == stack.text_weights(pipe, name) else ports
+    return [name] if {f"{port}.weight" for port in ports} == text_weights(pipe, name) else ports
 
 
 def _fit_check(patch: Patch, force: bool) -> stack.Check:

@@ -23,15 +23,8 @@ from erasers.edits import Edit
 from erasers.hashing import tensor_hashes
 from erasers.hooks import Hook
 from erasers.patch_file import PatchError
-from erasers.ports import (
-    below_adapters,
-    component,
-    find_parameter,
-    refuse_fused,
-    refuse_streaming,
-    submodule,
-    text_ports,
-)
+from erasers.places import Place, find_target, weights_behind
+from erasers.ports import component, find_parameter, refuse_streaming
 
 _STATE = "_erasers_state"
 
@@ -39,11 +32,9 @@ _STATE = "_erasers_state"
 Check: TypeAlias = Callable[[Mapping[str, Mapping[str, str]], Mapping[str, torch.dtype]], None]
 # The edits of one weight with their strengths, in order.
 _Fold: TypeAlias = list[tuple[Edit, float]]
-# A hook with its strength.
-_Running: TypeAlias = tuple[Hook, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One patch as it is applied.
 
@@ -77,7 +68,7 @@ class _State:
     stack: list[Entry] = field(default_factory=list)
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     folds: dict[str, _Fold] = field(default_factory=dict)
-    running: list[_Running] = field(default_factory=list)
+    running: list[tuple[Entry, Hook]] = field(default_factory=list)
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
@@ -85,7 +76,7 @@ def apply(pipe: Any, entry: Entry, check: Check) -> None:
     """Apply a patch; see `Patch.apply`."""
     live = _find(pipe, entry.edits.items())
     for hook in entry.hooks:
-        hook.check(_target(pipe, hook))
+        hook.check(find_target(pipe, hook))
     states = _settle(pipe, entry.components(), live)
     for name, state in states.items():
         if any(other.digest == entry.digest for other in state.stack):
@@ -108,24 +99,18 @@ def remove(pipe: Any, entry: Entry) -> None:
 def applied(pipe: Any) -> list[Entry]:
     """The patches that the components of a pipeline carry, in the order in which they were applied."""
     found: dict[str, Entry] = {}
-    for part in getattr(pipe, "__dict__", {}).values():
-        if isinstance(part, nn.Module):
-            state = getattr(getattr(part, "_orig_mod", part), _STATE, _State())
-            found |= {entry.digest: entry for entry in state.stack}
+    for state in _states(pipe):
+        found |= {entry.digest: entry for entry in state.stack}
     return sorted(found.values(), key=lambda entry: entry.order)
 
 
 def is_applied(pipe: Any, entry: Entry) -> bool:
     """Whether every component of the patch carries it, with the weights that were written and the hooks installed."""
     try:
-        states = _settle(pipe, entry.components(), _find(pipe, entry.edits.items()))
+        _settle(pipe, entry.components(), _find(pipe, entry.edits.items()))
+        return not is_lost(pipe, entry)
     except PatchError:
         return False
-    return all(
-        any(other.digest == entry.digest for other in state.stack)
-        and all(handle.id in (handle.hooks_dict_ref() or ()) for handle in state.handles)
-        for state in states.values()
-    )
 
 
 def base_weights(pipe: Any, entry: Entry, check: Check) -> dict[str, torch.Tensor]:
@@ -139,26 +124,31 @@ def base_weights(pipe: Any, entry: Entry, check: Check) -> dict[str, torch.Tenso
     return {name: _state(pipe, _component(name)).originals.get(name, live[name].data) for name in live}
 
 
-def running_hooks(module: nn.Module) -> list[str]:
-    """The hooks that run on a component, as `<kind> on <target>`; weights saved now do not hold what they do."""
-    return [f"{hook.kind} on {hook.target}" for hook, _ in getattr(module, _STATE, _State()).running]
+def is_lost(pipe: Any, entry: Entry) -> bool:
+    """Whether a part of an applied patch is gone: a component does not carry it, or has the original weights again.
 
-
-def text_weights(pipe: Any, name: str) -> set[str]:
-    """The weights that read `encoder_hidden_states` of a component as they are: what transforms these, they can hold.
-
-    Returns:
-        Names of parameters; none where something lies in between, or where this is not known.
-
-    Raises:
-        PatchError: A UNet in a state in which its weights cannot be edited.
+    Unlike `is_applied` this lets weights pass that were changed on top, as by a fused LoRA.
     """
-    if not any(cls.__name__ == "UNet2DConditionModel" for cls in type(component(pipe, name)).__mro__):
-        return set()
-    try:
-        return {port.parameter for port in text_ports(pipe)}
-    except (TypeError, ValueError) as error:
-        raise PatchError(str(error)) from None
+    for name in entry.components():
+        state = _state(pipe, name)
+        hooked = all(handle.id in (handle.hooks_dict_ref() or ()) for handle in state.handles)
+        if not hooked or not any(other.digest == entry.digest for other in state.stack):
+            return True
+        for key, original in state.originals.items():
+            live = find_parameter(pipe, key, linear=False).data
+            original = original.to(live.device, live.dtype)
+            if torch.equal(live, original) and not torch.equal(_folded(key, original, state.folds[key]), original):
+                return True
+    return False
+
+
+def running(pipe: Any) -> list[tuple[Entry, Hook]]:
+    """The hooks that run in a pipeline, with their patches, in the order in which these were applied.
+
+    What other hooks of these patches do, the weights hold at present.
+    """
+    found = [pair for part in _states(pipe) for pair in part.running]
+    return sorted(found, key=lambda pair: pair[0].order)
 
 
 def _restack(
@@ -166,7 +156,7 @@ def _restack(
 ) -> None:
     """Make each component what its new stack says; all that can fail comes before the first change."""
     values: list[tuple[nn.Parameter, torch.Tensor]] = []
-    places: dict[str, list[_Place]] = {}
+    places: dict[str, list[Place]] = {}
     for name, state in states.items():
         folds, running = _plan(pipe, name, stacks[name])
         changed = {key for key in {*folds, *state.folds} if folds.get(key) != state.folds.get(key)}
@@ -175,7 +165,7 @@ def _restack(
         originals = {key: found[key].data for key in changed} | state.originals
         values += [(found[key], _folded(key, originals[key], folds.get(key, []))) for key in sorted(changed)]
         if running != state.running:
-            places[name] = [_Place(pipe, hook, strength) for hook, strength in running]
+            places[name] = [Place(pipe, hook, entry.strength) for entry, hook in running]
         state.stack, state.folds, state.running = stacks[name], folds, running
         state.originals = {key: originals[key] for key in folds}
     for parameter, value in values:
@@ -191,27 +181,27 @@ def _restack(
         torch.compiler.reset()
 
 
-def _plan(pipe: Any, name: str, stack: list[Entry]) -> tuple[dict[str, _Fold], list[_Running]]:
+def _plan(pipe: Any, name: str, stack: list[Entry]) -> tuple[dict[str, _Fold], list[tuple[Entry, Hook]]]:
     """How the weights of a component are folded, and which hooks run, the latest first.
 
     From the last patch back: a hook runs unless a later edit sits between it and a weight that it feeds. Within one
     patch, weights are edited first, then layers get their hooks, then the component.
     """
     folds: dict[str, _Fold] = {}
-    running: list[_Running] = []
+    running: list[tuple[Entry, Hook]] = []
     hooked: set[str] = set()
     for entry in reversed(stack):
         for hook in entry.hooks:
             if hook.component != name:
                 continue
-            reads = _reads(pipe, hook) if hook.path or folds or hooked else set()
+            reads = weights_behind(pipe, hook) if hook.path or folds or hooked else set()
             if reads & folds.keys() or not hook.path and reads & hooked:
                 for parameter in reads:
                     folds.setdefault(parameter, []).insert(
                         0, (Edit("transform", dict(hook.parts.items())), entry.strength)
                     )
                 continue
-            running.append((hook, entry.strength))
+            running.append((entry, hook))
             hooked |= reads if hook.path else set()
         for parameter, edit in entry.edits.items():
             if _component(parameter) == name:
@@ -229,57 +219,6 @@ def _store(root: nn.Module, state: _State) -> None:
         registry = module.__dict__.get("_diffusers_hook")
         if registry is not None:
             registry.reset_stateful_hooks(recurse=False)
-
-
-class _Place:
-    """Where a hook goes, when it would run there."""
-
-    def __init__(self, pipe: Any, hook: Hook, strength: float) -> None:
-        self.hook, self.strength, self.module = hook, strength, _target(pipe, hook)
-        # Layers of attention may be fused with their neighbours, now or later; then they are not called.
-        parent = submodule(component(pipe, hook.component), hook.path.rpartition(".")[0])
-        self.attention = parent if hook.path and hasattr(parent, "fuse_projections") else None
-        if self.attention is not None:
-            _RefuseFused(hook.target)(self.attention, ())
-
-    def install(self) -> list[RemovableHandle]:
-        handles = [self.hook.install(self.module, self.strength)]
-        if self.attention is not None:
-            handles.append(self.attention.register_forward_pre_hook(_RefuseFused(self.hook.target)))
-        return handles
-
-
-class _RefuseFused:
-    """Runs before an attention module that has a layer with a hook."""
-
-    def __init__(self, target: str) -> None:
-        self.target = target
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        try:
-            refuse_fused(self.target, module)
-        except ValueError as error:
-            raise PatchError(f"the hook would not run: {error}") from None
-
-
-def _target(pipe: Any, hook: Hook) -> nn.Module:
-    """The module that a hook goes to; below an adapter, as an edit of its weights would be."""
-    try:
-        module = below_adapters(submodule(component(pipe, hook.component), hook.path))
-    except ValueError as error:
-        raise PatchError(str(error)) from None
-    if module is None:
-        raise PatchError(f"expected {type(pipe).__name__} with {hook.target}, got a {hook.component} without it")
-    return module
-
-
-def _reads(pipe: Any, hook: Hook) -> set[str]:
-    """The weights that could hold what a hook does."""
-    if not hook.bakes:
-        return set()
-    if not hook.path:
-        return text_weights(pipe, hook.component)
-    return {f"{hook.target}.weight"} if isinstance(_target(pipe, hook), nn.Linear) else set()
 
 
 def _find(pipe: Any, edits: Iterable[tuple[str, Edit]]) -> dict[str, nn.Parameter]:
@@ -374,6 +313,11 @@ def _state(pipe: Any, name: str) -> _State:
         return getattr(component(pipe, name), _STATE, None) or _State()
     except ValueError as error:
         raise PatchError(str(error)) from None
+
+
+def _states(pipe: Any) -> list[_State]:
+    parts = [part for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, nn.Module)]
+    return [getattr(getattr(part, "_orig_mod", part), _STATE, _State()) for part in parts]
 
 
 def _component(name: str) -> str:
