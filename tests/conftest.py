@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from support import Collector
 from tiny import make_pipe
 
 # Tiny models lose time to threads, most of all on a busy machine.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-support", action="store_true", help="write docs/support.json and docs/support.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Collector(config.getoption("--write-support")))
 
 
 @pytest.fixture(autouse=True)

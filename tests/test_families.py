@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,39 @@ def test_a_way_in_that_no_port_covers_is_told(tmp_path):
     star, circle = (draw(pipe, text, options("hunyuandit")) for text in ("star", "circle"))
     with patch.applied(pipe):
         assert relative(draw(pipe, "star", options("hunyuandit")), circle) > 0.1 * relative(star, circle)
+
+
+def test_both_denoisers_of_wan_are_edited(tmp_path):
+    pipe = FAMILIES["wan"].build(tmp_path)
+    second = copy.deepcopy(pipe.transformer)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(1.1)
+    pipe.register_modules(transformer_2=second)
+    patch = eraser_for("wan").fit(pipe, STAR)
+    assert set(patch.meta["groups"]) == {"text", "text-transformer_2"}
+    before, length = weights(pipe), options("wan")["max_sequence_length"]
+    encoded = Reader(pipe, "all", max_length=length).encode([whole("star"), whole("circle")])
+    groups = groups_of(pipe, "wan")
+    wanted = [group.ports[0].module(group.read(encoded[whole("circle")].rows("all"))) for group in groups]
+    with patch.applied(pipe):
+        found = [group.ports[0].module(group.read(encoded[whole("star")].rows("all"))) for group in groups]
+    for new, old in zip(found, wanted, strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
+    assert same(before, weights(pipe))
+
+
+def test_stable_diffusion_3_without_t5(tmp_path):
+    pipe = FAMILIES["sd3"].build(tmp_path)
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    patch = eraser_for("sd3").fit(pipe, STAR)
+    star, circle = (draw(pipe, text, options("sd3")) for text in ("star", "circle"))
+    assert relative(star, circle) > 1e-2
+    with patch.applied(pipe):
+        assert relative(draw(pipe, "star", options("sd3")), circle) < 1e-3
+    pipe.register_modules(text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None)
+    with pytest.raises(ValueError, match="with a text encoder, got None"):
+        eraser_for("sd3").fit(pipe, STAR)
 
 
 def eraser_for(family: str, **more: Any) -> Any:

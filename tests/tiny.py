@@ -89,7 +89,7 @@ def make_pipe(family: str, folder: Path) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     tokenizer = make_tokenizer(folder / "tokenizer")
-    scheduler = DDIMScheduler(num_train_timesteps=50, steps_offset=1, clip_sample=False)
+    scheduler = DDIMScheduler(num_train_timesteps=100, steps_offset=1, clip_sample=False)
     if family == "sdxl":
         second = make_tokenizer(folder / "tokenizer_2", pad="!")
         unet = make_unet(

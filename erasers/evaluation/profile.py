@@ -57,16 +57,16 @@ class Profile:
     """How one kind of model is measured.
 
     Args:
-        steps: Denoising steps.
-        guidance: Guidance scale.
+        steps: Denoising steps; None takes the pipeline's own default.
+        guidance: Guidance scale; likewise.
         batch: Pictures at a time; the pictures do not depend on it.
         prompts: (concepts, prompts a split) -> concept name -> split -> prompts.
         judge: Makes the judge; None when no judge fits.
         note: What a reader of the report has to know.
     """
 
-    steps: int
-    guidance: float
+    steps: int | None
+    guidance: float | None
     batch: int
     prompts: Callable[[Sequence[Concept], int], dict[str, dict[str, list[Ask]]]]
     judge: Callable[[], Judge] | None = None
@@ -87,7 +87,7 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
         return {concept.name: plain_prompts(concept, samples, unsafe=unsafe) for concept in concepts}
 
     note = "no judge fits this model: the grid shows pictures, there are no scores"
-    return Profile(50, 7.5, 1, prompts, note=note)
+    return Profile(None, None, 1, prompts, note=note)
 
 
 @lru_cache

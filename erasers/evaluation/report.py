@@ -91,7 +91,8 @@ def make_report(
     summary: dict[str, Any] = {**splits} if splits else {"splits": {}, "concepts": {}}
     summary |= dict(facts or {})
     summary |= {"method": patch.meta["method"], "library": library_version()}
-    summary |= {"steps": profile.steps, "guidance": profile.guidance, "samples": samples}
+    settings = {"steps": profile.steps, "guidance": profile.guidance}
+    summary |= {key: value for key, value in settings.items() if value is not None} | {"samples": samples}
     if notes := [*([profile.note] if profile.note else []), *(_unscored_note(cases, before, after) if judge else [])]:
         summary["note"] = "; ".join(notes)
     names = ", ".join(concept.name for concept in concepts)
@@ -116,29 +117,26 @@ def collect(prompts: Mapping[str, Mapping[str, Sequence[Ask]]]) -> list[Case]:
 
 
 def generate(
-    pipe: Any, asks: Sequence[Ask], *, steps: int, guidance: float, batch: int = 1
+    pipe: Any, asks: Sequence[Ask], *, steps: int | None, guidance: float | None, batch: int = 1
 ) -> Iterator[list[Image.Image]]:
     """Pictures in batches, in order. Each has noise of its own from a CPU generator, so batches change nothing.
 
     Args:
-        pipe: A diffusers pipeline.
+        pipe: A diffusers pipeline; of a video the middle frame counts.
         asks: Prompts with seeds.
-        steps: Denoising steps.
-        guidance: Guidance scale.
+        steps: Denoising steps; None takes the pipeline's own default.
+        guidance: Guidance scale; likewise.
         batch: Pictures at a time.
     """
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    settings = {key: value for key, value in settings.items() if value is not None}
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):
             part = asks[start : start + batch]
             noise = [torch.Generator("cpu").manual_seed(ask.seed) for ask in part]
-            output = pipe(
-                [ask.text for ask in part],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=noise,
-                output_type="pil",
-            )
-            yield list(output.images)
+            output = pipe(prompt=[ask.text for ask in part], generator=noise, output_type="pil", **settings)
+            videos = getattr(output, "frames", None)
+            yield [frames[len(frames) // 2] for frames in videos] if videos is not None else list(output.images)
 
 
 def _run(

@@ -1,0 +1,134 @@
+"""The table of what is supported, made from test results: `python -m pytest tests/test_support.py --write-support`.
+
+A test notes what it found about one cell (family, method, form) or one family; the notes of a whole run become
+`docs/support.json` and, from that alone, `docs/support.md`. A run without the option compares its notes with the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from families.all import FAMILIES as ALL
+
+from erasers.families import FAMILIES
+
+DOCS = Path(__file__).parent.parent / "docs"
+FORMS = {
+    "baked": "weights edited in place, `Patch.apply`",
+    "LoRA": "`Patch.to_lora`, loaded by stock `load_lora_weights`; at most 2e-5 from baked",
+    "kohya": '`Patch.to_lora(form="kohya")`, loaded likewise; at most 2e-5 from baked',
+    "delta": "`Patch.to_delta`, loaded by `load_state_dict`; bit for bit as baked",
+    "hooks": "`Patch.to_hooks`, a transform of the text while the pipeline runs; at most 2e-5 from baked",
+    "folder": "`ErasedPipeline.save_pretrained`, loaded by stock `from_pretrained`; at most 2e-5 from baked",
+}
+KINDS = {"cross": "cross-attention", "joint": "joint attention", "single": "one sequence"}
+_HEAD = """# What is supported
+
+Generated from test results by `python -m pytest tests/test_support.py --write-support`; do not edit. Every cell was run
+on a small random pipeline of the family, made by the stock class, on a CPU in float32: the patch fits, changes the
+picture, comes off bit for bit, and each form gives the picture of the baked patch. It says that a form works, not that
+a concept is gone from a real checkpoint: that is for the benchmark.
+"""
+
+
+def render(notes: Mapping[str, Any]) -> str:
+    """The page."""
+    parts = [_HEAD, "Forms:\n", *(f"* **{name}**: {text}." for name, text in FORMS.items())]
+    methods = sorted({key.split("/")[1] for key in notes["cells"]})
+    for method in methods:
+        parts.append(f"\n## `{method}`\n")
+        rows = [_row(notes, family, method) for family in notes["families"]]
+        parts.append(_table(["family", "pipeline", "text enters by", *FORMS], rows))
+    reasons = _reasons(notes)
+    parts += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
+    return "\n".join([*parts, *_exactness(notes), *_ways_in()]) + "\n"
+
+
+def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
+    about = notes["families"][family]
+    cells = [notes["cells"][f"{family}/{method}/{form}"] for form in FORMS]
+    marks = ["yes" if cell["works"] else f"no ({_reasons(notes)[cell['reason']]})" for cell in cells]
+    return [family, f"`{about['pipeline']}`", KINDS[about["kind"]], *marks]
+
+
+def _reasons(notes: Mapping[str, Any]) -> dict[str, int]:
+    found = dict.fromkeys(cell["reason"] for cell in notes["cells"].values() if not cell["works"])
+    return {reason: number for number, reason in enumerate(found, start=1)}
+
+
+def _exactness(notes: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [family, *(_figure(about.get(key)) for key in ("gap", "reached", "kept", "joint_reached", "joint_kept"))]
+        for family, about in notes["families"].items()
+    ]
+    return [
+        "\n## How exact the ports are\n",
+        "UCE with every row of the prompt and next to no ridge, on the same random pipelines. Figures are norms of",
+        "differences between latents, relative to the reference. *Before*: the erased prompt against its anchor.",
+        "*Reached*: the same after the edit of the `text` ports (and `pooled` ones). *Kept*: a preserved prompt",
+        "against itself before. *Joint*: the same for an edit of the keys and values that joint blocks have for text",
+        "(`ports=joint`), a heuristic: these read states that blocks have mixed, and on random weights the edit does",
+        "not lead to the anchor.\n",
+        _table(["family", "before", "reached", "kept", "joint: reached", "joint: kept"], rows),
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}" if value < 1e-3 else f"{value:.2g}"
+
+
+def _ways_in() -> list[str]:
+    rows = []
+    for family in FAMILIES:
+        text = f"`{family.text.pattern.replace('|', chr(92) + '|')}`"
+        joint = f"`{family.joint.pattern}`" if family.joint else ""
+        pooled = f"`{family.pooled.port}`" if family.pooled else ""
+        rows.append([family.title, f"`{family.denoiser}`", text, pooled, joint, family.unedited or ""])
+    return [
+        "\n## Where text enters\n",
+        "`text` ports read each token unmixed; `pooled` ones read one vector a prompt, and are edited by default where",
+        "there is no cross-attention; `joint` ones only on request (`--set ports=text,pooled,joint`).\n",
+        _table(["models", "denoiser", "text", "pooled", "joint", "not edited"], rows),
+    ]
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class Collector:
+    """Gathers notes on the controlling process and writes or compares them at the end of a run."""
+
+    def __init__(self, write: bool) -> None:
+        self.write = write
+        self.notes: dict[str, dict[str, Any]] = {"families": {}, "cells": {}}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        for name, value in report.user_properties if report.when == "call" and report.passed else ():
+            if name == "support":
+                part, key, found = json.loads(value)
+                self.notes[part][key] = found
+
+    def pytest_sessionfinish(self, session: Any) -> None:
+        path = DOCS / "support.json"
+        if self.write and self.notes["cells"]:
+            order = list(ALL)
+            notes = {
+                part: dict(sorted(found.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
+                for part, found in self.notes.items()
+            }
+            path.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+            (DOCS / "support.md").write_text(render(notes), encoding="utf-8")
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [key for key, found in self.notes["cells"].items() if known["cells"].get(key) != found]
+        if wrong:
+            session.exitstatus = 1
+            raise SystemExit(
+                f"docs/support.json differs from the test results in {wrong[0]} and {len(wrong) - 1} more; run "
+                "python -m pytest tests/test_support.py --write-support"
+            )
