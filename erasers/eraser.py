@@ -151,7 +151,8 @@ def describe(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(describe(part) for part in get_args(hint))
     if origin is tuple:
-        return "comma-separated texts"
+        part = get_args(hint)[0]
+        return "comma-separated texts" if part is str else f"{describe(part)}, separated by commas"
     names: dict[Any, str] = {
         bool: "true or false",
         int: "a whole number",
@@ -169,7 +170,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(value == allowed and type(value) is type(allowed) for allowed in get_args(hint))
     if origin is tuple:
-        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        return isinstance(value, tuple) and all(_fits(part, get_args(hint)[0]) for part in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
@@ -188,7 +189,7 @@ def _convert(text: str, hint: Any) -> Any:
     if origin is Literal:
         return _pick(text, {str(value): value for value in get_args(hint)})
     if origin is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return tuple(_convert(part.strip(), get_args(hint)[0]) for part in text.split(",") if part.strip())
     if hint is bool:
         return _pick(text.lower(), {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False})
     if hint is types.NoneType:

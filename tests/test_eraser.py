@@ -109,11 +109,20 @@ def test_parse_options():
         ("rank=1.5", "expected rank as a whole number"),
         ("aliases=perhaps", "expected aliases as true or false"),
         ("preserve_scale=some", "expected preserve_scale as a number or auto"),
+        ("ports=text,colour", "ports as text or pooled or joint, separated by commas or auto, got 'text,colour'"),
+        ("max_sequence_length=long", "a whole number or none"),
     ],
 )
 def test_parse_options_says_what_is_allowed(setting, message):
     with pytest.raises(ValueError, match=message):
         parse_options("uce", [setting])
+
+
+def test_ports_are_checked():
+    assert parse_options("uce", ["ports=text, pooled"]) == {"ports": ("text", "pooled")}
+    for ports in (("text", "colour"), (), "text", 3):
+        with pytest.raises(ValueError, match="ports"):
+            get_eraser("uce", ports=ports)
 
 
 def test_parse_options_of_unknown_method():

@@ -125,7 +125,7 @@ def _accumulate(
 ) -> dict[str, torch.Tensor]:
     """Preserved rows of each group while they are fewer than d / 2, else their Gram matrix, in bounded memory."""
     chunk = 4096 if reader.policy == "last" else 128
-    totals = [_Total(width) for width in widths]
+    totals = [_Total(width, group.ports[0].module.weight.device) for width, group in zip(widths, groups, strict=True)]
     for start in range(0, len(texts), chunk):
         encoded = reader.encode(texts[start : start + chunk]).values()
         for group, total in zip(groups, totals, strict=True):
@@ -142,15 +142,17 @@ def states_for(group: Group, encoded: Encoded, policy: Rows) -> torch.Tensor:
 
 
 class _Total:
-    """Rows `[m, d]` while they are few, then their Gram matrix `[d, d]`."""
+    """Rows `[m, d]` while they are few, then their Gram matrix `[d, d]`; summed in float64 where the ports are."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, device: torch.device) -> None:
+        # One sort of accelerator has no float64.
+        self.device = torch.device("cpu") if device.type == "mps" else device
         self.rows: list[torch.Tensor] = []
-        self.gram = torch.zeros(width, width, dtype=torch.float64)
+        self.gram = torch.zeros(width, width, dtype=torch.float64, device=self.device)
         self.count = 0
 
     def add(self, rows: torch.Tensor) -> None:
-        self.rows.append(rows.double())
+        self.rows.append(rows.to(self.device, torch.float64))
         self.count += len(rows)
         if 2 * self.count > len(self.gram):
             self.gram += closed_form.gram(torch.cat(self.rows))
@@ -158,7 +160,8 @@ class _Total:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         many = 2 * self.count > len(self.gram)
-        return {"count": torch.tensor(self.count)} | ({"gram": self.gram} if many else {"rows": torch.cat(self.rows)})
+        found = {"gram": self.gram} if many else {"rows": torch.cat(self.rows)}
+        return {"count": torch.tensor(self.count), **{name: tensor.cpu() for name, tensor in found.items()}}
 
 
 def _encoders_key(pipe: Any) -> list[str]:
