@@ -57,6 +57,12 @@ def module_hash(module: nn.Module) -> str:
     return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
 
 
+def can_hash(module: nn.Module) -> bool:
+    """Whether all tensors of a module are in memory and plain ones, which those of offloaded and quantised are not."""
+    tensors = module.state_dict(keep_vars=True).values()
+    return all(type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
+
+
 def _mark(tensor: torch.Tensor) -> object:
     """Cheap sign that a tensor is still the one that was hashed.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,6 +16,9 @@ from erasers.families import FAMILIES, Family, supported
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Kind: TypeAlias = Literal["text", "pooled", "joint"]
 KINDS: tuple[Kind, ...] = ("text", "pooled", "joint")
+
+# Parts of a pipeline that read the prompt beside the denoiser.
+_OTHER_READERS = ("controlnet", "prior")
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,14 @@ def find_family(pipe: Any) -> tuple[Family, list[tuple[str, nn.Module]]]:
     raise TypeError(f"expected a pipeline of a supported family ({supported()}), got {type(pipe).__name__}")
 
 
-def find_parameter(pipe: Any, name: str, *, linear: bool) -> nn.Parameter:
+def find_parameter(pipe: Any, name: str, *, linear: bool, edit: bool = True) -> nn.Parameter:
     """The parameter `<component>.<module path>.<parameter>` of a pipeline, when it can be edited.
 
     Args:
         pipe: A diffusers pipeline.
         name: Full name of the parameter.
         linear: The parameter has to be the weight of a plain linear layer.
+        edit: False to find also one that is fused, which can be read.
 
     Raises:
         ValueError: No such parameter, or one that is fused, quantised, wrapped or offloaded.
@@ -138,8 +143,9 @@ def find_parameter(pipe: Any, name: str, *, linear: bool) -> nn.Parameter:
     root = component(pipe, component_name)
     module_path, _, leaf = path.rpartition(".")
     layer = submodule(root, module_path)
-    if linear and layer is not None:
+    if edit and layer is not None:
         refuse_fused(f"{component_name}.{module_path}", submodule(root, module_path.rpartition(".")[0]) or root)
+    if linear and layer is not None:
         check_editable(f"{component_name}.{module_path}", layer)
     layer = below_adapters(layer)
     parameter = None if layer is None else layer._parameters.get(leaf)
@@ -198,6 +204,18 @@ def refuse_streaming(name: str, root: nn.Module) -> None:
                 )
 
 
+def warn_of_other_readers(pipe: Any) -> None:
+    """Warn of what reads the prompt beside the denoiser and is not edited, such as a ControlNet."""
+    for name in _OTHER_READERS:
+        if getattr(pipe, name, None) is not None:
+            warnings.warn(
+                f"the prompt also reaches pipe.{name}, which has layers for text of its own; they are not edited, and "
+                "what is erased may still come through them",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
 def check_editable(name: str, layer: nn.Module) -> None:
     """Refuse a layer whose weight is not a plain dense tensor in memory.
 
@@ -210,7 +228,7 @@ def check_editable(name: str, layer: nn.Module) -> None:
             "pipe.fuse_lora(); pipe.unload_lora_weights()"
         )
     weight = getattr(layer, "weight", None)
-    if not isinstance(layer, nn.Linear) or not isinstance(weight, torch.Tensor):
+    if not isinstance(layer, nn.Linear) or not isinstance(weight, nn.Parameter):
         raise ValueError(f"expected {name} as torch.nn.Linear, got {type(layer).__name__}; load the model unquantised")
     check_plain(name, weight)
 
@@ -247,6 +265,9 @@ def _groups(family: Family, component_name: str, denoiser: nn.Module, kind: Kind
         way = tuple(module.format(**match.groupdict()) for module in through)
         layers.setdefault(way, []).append(Port(f"{component_name}.{path}", layer))
     for index, (way, ports) in enumerate(layers.items()):
+        for path in (*way, *(path for source in family.sources for path in source.through)):
+            for leaf, parameter in denoiser.get_submodule(path).named_parameters():
+                check_plain(f"{component_name}.{path}.{leaf}", parameter)
         modules = tuple(denoiser.get_submodule(module) for module in way)
         if kind == "joint":
             # What every block does first to its half of the text; its scale and shift depend on the time step.
@@ -284,8 +305,13 @@ def refuse_fused(name: str, attention: nn.Module) -> None:
     # In the older attention class the flag `fused_projections` stays set after unfusing; there the processor tells.
     newer = getattr(attention, "fused_projections", False) and hasattr(attention, "unfuse_projections")
     if newer or type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
-        raise ValueError(f"{name} is fused with its neighbours; call pipe.unfuse_qkv_projections() first")
+        raise ValueError(
+            f"{name} is fused with its neighbours; call pipe.{name.partition('.')[0]}.unfuse_qkv_projections() first"
+        )
 
 
 def _is_a(part: nn.Module, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(part).__mro__)
+    """Whether a module is of that class, or of a subclass from outside of diffusers, whose own subclasses differ."""
+    classes = type(part).__mro__
+    own = next((cls for cls in classes if cls.__module__.startswith("diffusers.")), classes[0])
+    return own.__name__ == name

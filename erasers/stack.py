@@ -24,7 +24,7 @@ from erasers.hashing import tensor_hashes
 from erasers.hooks import Hook
 from erasers.patch_file import PatchError
 from erasers.places import Place, find_target, weights_behind
-from erasers.ports import component, find_parameter, refuse_streaming
+from erasers.ports import component, find_parameter, refuse_streaming, warn_of_other_readers
 
 _STATE = "_erasers_state"
 
@@ -83,6 +83,7 @@ def apply(pipe: Any, entry: Entry, check: Check) -> None:
             raise PatchError(f"expected a patch that is not applied yet, got one that {name} already carries")
     check(*_fingerprints(pipe, entry))
     _restack(pipe, states, {name: [*state.stack, entry] for name, state in states.items()}, live)
+    warn_of_other_readers(pipe)
 
 
 def remove(pipe: Any, entry: Entry) -> None:
@@ -135,7 +136,7 @@ def is_lost(pipe: Any, entry: Entry) -> bool:
         if not hooked or not any(other.digest == entry.digest for other in state.stack):
             return True
         for key, original in state.originals.items():
-            live = find_parameter(pipe, key, linear=False).data
+            live = find_parameter(pipe, key, linear=False, edit=False).data
             original = original.to(live.device, live.dtype)
             if torch.equal(live, original) and not torch.equal(_folded(key, original, state.folds[key]), original):
                 return True
@@ -254,7 +255,7 @@ def _settle(pipe: Any, components: Iterable[str], live: Mapping[str, nn.Paramete
         originals = {}
         for key, original in old.originals.items():
             try:
-                parameter = find_parameter(pipe, key, linear=False)
+                parameter = find_parameter(pipe, key, linear=False, edit=False)
             except ValueError as error:
                 raise PatchError(str(error)) from None
             if names.get(id(parameter), key) != key:
@@ -273,7 +274,7 @@ def _fingerprints(pipe: Any, entry: Entry) -> tuple[dict[str, dict[str, str]], d
     """Fingerprints of the live weights and, where a patch replaced them, of the original ones; and their dtypes."""
     names = {**dict.fromkeys(entry.edits), **dict.fromkeys(entry.base)}
     try:
-        live = {name: find_parameter(pipe, name, linear=False) for name in names}
+        live = {name: find_parameter(pipe, name, linear=False, edit=False) for name in names}
     except ValueError as error:
         raise PatchError(f"cannot check whether the patch is for this model: {error}; or pass force=True") from None
     candidates: dict[str, dict[str, str]] = {name: {} for name in live}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from erasers.cache import cached
-from erasers.hashing import module_hash
+from erasers.hashing import can_hash, module_hash
 from erasers.methods import closed_form
 from erasers.methods.encoding import Reader, text_parts
 from erasers.methods.rows import Encoded, Prompt, Rows
@@ -57,7 +57,8 @@ def preserved_rows(
 ) -> list[Preserved]:
     """What must not move in each group of ports: the rows of the preserved texts, and what stands for missing tokens.
 
-    Large sets come from the disk cache when text encoders and what lies before the ports were seen before.
+    Large sets come from the disk cache when text encoders and what lies before the ports were seen before. Encoders
+    that are quantised or offloaded have no fingerprint, and what they give is not cached.
 
     Args:
         reader: Its policy says which rows are preserved.
@@ -72,7 +73,8 @@ def preserved_rows(
     def encode() -> dict[str, torch.Tensor]:
         return _accumulate(reader, groups, texts, widths)
 
-    if not cache or len(texts) < _FEWEST_CACHED:
+    known = all(can_hash(encoder) for _, _, encoder in text_parts(reader.pipe))
+    if not cache or not known or len(texts) < _FEWEST_CACHED:
         found = encode()
     else:
         ways = [[group.name, *(module_hash(module) for module in group.through)] for group in groups]
