@@ -57,18 +57,17 @@ def model_card(
         raise ValueError(f"expected the base model as a Hub id user/model, got {base_model!r}")
     reported = str((summary or {}).get("model", ""))
     base = base_model or (reported if _HUB_ID.fullmatch(reported) else None)
-    hooked = any(name.startswith("hook/") for name in patch.tensors)
     names = ", ".join(_text(concept.get("name")) for concept in patch.meta["concepts"][:_MAX_ROWS])
     method = _text(patch.meta["method"])
     sections = [
         _front_matter(base, license),
         f"# {names} erased\n\nA patch for a diffusion model, made with `erasers` by the method {method}.",
-        _facts(patch, base, reported, hooked),
+        _facts(patch, base, reported),
         "## Concepts\n\n" + _concepts(patch),
         "## Scores\n\n" + _scores(summary),
         *([f"![Pictures before and after]({picture})"] if picture else []),
         "## Use\n\n" + _usage(repo_id, base),
-        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if hooked else _BAKED)),
+        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if patch.has_hooks else _BAKED)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -82,7 +81,7 @@ def _front_matter(base: str | None, license: str | None) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _facts(patch: Patch, base: str | None, reported: str, hooked: bool) -> str:
+def _facts(patch: Patch, base: str | None, reported: str) -> str:
     meta = patch.meta
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
     model = base or ("`shapes`, the model in the package" if reported == "shapes" else "not named")
@@ -91,7 +90,8 @@ def _facts(patch: Patch, base: str | None, reported: str, hooked: bool) -> str:
         "method": _text(meta["method"]),
         "options": _text(options or "none", 400),
         "base": f"{model}; {len(meta['base'])} weights in {dtype}, known by their fingerprints",
-        "edits": f"{len(patch.parameters)} weights" + (", and hooks that run during generation" if hooked else ""),
+        "edited weights": str(len(patch.parameters)),
+        "hooks": f"{len(patch.hooks)}, which run during generation" if patch.has_hooks else "none",
         "size": f"{patch.nbytes:,} bytes",
         "made with": f"erasers {_text(meta.get('library', 'of unknown version'))}",
     }

@@ -191,7 +191,8 @@ def apply(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     with err.status("reading"):
-        from erasers.pipeline import ErasedPipeline, as_patches, check_free_folder, refuse_twice
+        from erasers.folders import check_free_folder
+        from erasers.pipeline import ErasedPipeline, as_patches, refuse_twice
 
         loaded = as_patches(patches)
         refuse_twice(model, loaded)
@@ -200,7 +201,9 @@ def apply(
     for patch in loaded:
         patch.apply(pipe, strength=strength, force=force)
     ErasedPipeline.save_pretrained(pipe, folder, loaded)
-    out.print(f"erased model in {escape(str(save))}: a {type(pipe).__name__}, with erasure.json beside the weights")
+    plain = (folder / "erasure.json").is_file()
+    note = "with erasure.json beside the weights" if plain else "with hooks; it needs this library to load"
+    out.print(f"erased model in {escape(str(save))}: a {type(pipe).__name__}, {note}")
 
 
 @app.command()

@@ -162,8 +162,8 @@ def _is_patch(path: Path) -> bool:
 
     try:
         with safe_open(path, "pt") as file:
-            return KEY in (file.metadata() or {})
-    except SafetensorError:
+            return "format" in json.loads((file.metadata() or {}).get(KEY, "{}"))
+    except (SafetensorError, ValueError):
         return False
 
 

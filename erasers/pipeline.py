@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from erasers import folders
 from erasers.hub import find_patch, reason
 from erasers.patch import Patch, PatchError
-from erasers.version import library_version
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 EMBEDDED = "shapes"
-RECORD = "erasure.json"
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _FIXED = {"use_safetensors": True, "trust_remote_code": False, "custom_pipeline": None}
 
@@ -38,7 +33,8 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load a stock diffusers pipeline: the embedded model, a folder or a Hub id.
 
-    Only safetensors are read and no code of the model is run.
+    Only safetensors are read and no code of the model is run. A folder from `ErasedPipeline.save_pretrained` loads
+    erased, also where that takes hooks.
 
     Args:
         model: `shapes` for the embedded model, a diffusers folder (`./shapes` for one of that name) or a Hub id.
@@ -57,10 +53,8 @@ def load_pipeline(
             )
     source, kind = _locate(model), torch_dtype(dtype or "float32")
     try:
-        with _quiet():
-            from diffusers import DiffusionPipeline
-
-            pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **{**options, "use_safetensors": True})
+        with folders.quiet():
+            pipe = _load(source, dtype=kind, **{**options, "use_safetensors": True})
     except Exception as error:
         # diffusers, transformers, safetensors and the Hub client raise a dozen unrelated types here.
         raise ModelNotFound(_explain(model, error)) from error
@@ -107,35 +101,28 @@ class ErasedPipeline:
 
     @staticmethod
     def save_pretrained(pipe: DiffusionPipeline, folder: str | Path, patches: Sequence[Patch] = ()) -> Path:
-        """Write an erased pipeline as a plain diffusers folder that loads without this library.
+        """Write an erased pipeline as a diffusers folder. It appears whole or not at all.
 
-        The weights are saved as they are now, edits baked in, with `erasure.json` beside them. The folder appears whole
-        or not at all.
+        Weights are saved as they are now, edits baked in, with a record of the patches in `erasure.json`: that folder
+        loads erased without this library. Hooks cannot be baked. A folder with some holds them beside the weights, and
+        loads with this library (`load_pipeline`) or as
+
+            DiffusionPipeline.from_pretrained(folder, variant="unerased", trust_remote_code=True)
+
+        and fails to load in any other way, rather than give a pipeline that is not erased.
 
         Args:
             pipe: The pipeline, patches applied.
             folder: New or empty; the folder above it has to exist.
-            patches: The patches that were applied, for the record in `erasure.json`.
+            patches: The patches that it carries, as a check; all that it does carry are recorded.
 
         Raises:
             FileExistsError: The folder is not empty, or a file.
             FileNotFoundError: The folder above does not exist.
+            PatchError: The pipeline carries other patches than those given, or one only in part.
             ValueError: Adapters are loaded and not fused; diffusers would write weights that reload as noise.
         """
-        target = check_free_folder(folder)
-        _refuse_adapters(pipe)
-        part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with _quiet():
-                pipe.save_pretrained(part, safe_serialization=True)
-            record = {"library": library_version(), "patches": [_record(patch) for patch in patches]}
-            (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            if target.exists():
-                target.rmdir()
-            os.replace(part, target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return target
+        return folders.save(pipe, folder, patches)
 
 
 def as_patches(patches: Sequence[Patch | str | Path] | Patch | str | Path) -> list[Patch]:
@@ -156,14 +143,10 @@ def refuse_twice(base: str | Path, patches: Sequence[Patch]) -> None:
         PatchError: Names the patch.
         ModelNotFound: No such folder.
     """
-    record = Path(_locate(base)) / RECORD
-    try:
-        carried = {entry["sha256"] for entry in json.loads(record.read_text(encoding="utf-8"))["patches"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    carried = folders.recorded(Path(_locate(base)))
     for patch in patches:
         if patch.digest in carried:
-            raise PatchError(f"{base} carries {patch!r} already (see {RECORD}); load it without that patch")
+            raise PatchError(f"{base} carries {patch!r} already (see {folders.RECORD}); load it without that patch")
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -179,20 +162,18 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def check_free_folder(folder: str | Path) -> Path:
-    """The absolute path of a folder that can be written.
+def _load(source: str, **options: Any) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline
 
-    Raises:
-        FileExistsError: It is not empty, or a file.
-        FileNotFoundError: The folder above does not exist.
-    """
-    target = Path(folder).absolute()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        kind = "a file" if target.is_file() else "a folder that is not empty"
-        raise FileExistsError(f"expected a new or empty folder, got {folder}, {kind}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"expected an existing folder for {target.name}, got {target.parent}; create it first")
-    return target
+    stock = folders.erased_stock(Path(source))
+    if stock is None:
+        return DiffusionPipeline.from_pretrained(source, **options)
+    patches = folders.read_patches(Path(source) / folders.COMPONENT)
+    pipe = folders.stand_in(stock).from_pretrained(source, **{**options, "variant": folders.VARIANT})
+    pipe.__class__ = stock
+    for patch, strength in patches:
+        patch.apply(pipe, strength=strength)
+    return pipe
 
 
 def _locate(model: str | Path) -> str:
@@ -224,36 +205,9 @@ def _explain(model: str | Path, error: BaseException) -> str:
     why = reason(
         error,
         unknown="no such folder and no such public model on the Hub; check the spelling, or log in if it is private",
-        offline=f"no such folder, and the Hub cannot be reached; connect, or use the embedded model: --model {EMBEDDED}",
+        offline="no such folder, and the Hub cannot be reached; connect, or use the embedded model: "
+        f"--model {EMBEDDED}",
     )
+    if "custom code" in why:
+        why = "its pipeline is code of its own, which is not run; if erasers saved it, fetch it and load the folder"
     return f"cannot load {str(model)!r}: {why}"
-
-
-def _refuse_adapters(pipe: Any) -> None:
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and any(hasattr(module, "base_layer") for module in part.modules()):
-            raise ValueError(
-                f"{name} carries an adapter that is not fused; call pipe.fuse_lora(); pipe.unload_lora_weights() first"
-            )
-
-
-def _record(patch: Patch) -> dict[str, Any]:
-    kept = ("method", "config", "concepts", "library", "base")
-    return {"sha256": patch.digest} | {key: patch.meta[key] for key in kept if key in patch.meta}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Errors only: what the loaders would log is in the exception or of no use."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    loggers = (diffusers_logging, transformers_logging)
-    before = [logger.get_verbosity() for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.set_verbosity_error()
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.set_verbosity(level)

@@ -79,7 +79,7 @@ class FakeHub:
         shutil.copytree(folder_path, self.folder / repo_id)
 
 
-def test_a_file_or_a_folder_with_one_patch_is_a_reference(patch: Patch, tmp_path: Path) -> None:
+def test_a_file_or_a_folder_with_one_patch_is_a_reference(patch: Patch, pipe: Any, tmp_path: Path) -> None:
     patch.save(tmp_path / "star.safetensors")
     (tmp_path / "notes.txt").write_text("")
     torch_file = tmp_path / "other.safetensors"
@@ -87,6 +87,7 @@ def test_a_file_or_a_folder_with_one_patch_is_a_reference(patch: Patch, tmp_path
 
     save_file({"a": torch.zeros(1)}, torch_file)
     (tmp_path / "broken.safetensors").write_bytes(b"\x10")
+    patch.to_delta(pipe, tmp_path)
     for reference in (tmp_path, str(tmp_path), tmp_path / "star.safetensors", str(tmp_path / "star.safetensors")):
         assert find_patch(reference) == tmp_path / "star.safetensors"
     patch.save(tmp_path / "star2.safetensors")
@@ -203,6 +204,15 @@ def test_a_card_says_what_the_patch_is(patch: Patch) -> None:
         assert word in text
 
 
+def test_a_card_says_that_hooks_are_not_in_the_checkpoint(patch: Patch, pipe: Any) -> None:
+    hooked = model_card(patch.to_hooks(pipe))
+    assert "| edited weights | 0 |\n| hooks | 1, which run during generation |" in hooked
+    assert "| hooks | none |" in model_card(patch)
+    assert "weights saved without the patch are not erased" in hooked
+    assert "into a plain diffusers folder" not in hooked
+    assert "into a plain diffusers folder" in model_card(patch)
+
+
 def test_the_usage_in_a_card_runs(patch: Patch, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipe.save_pretrained("maker/model")
@@ -215,7 +225,7 @@ def test_the_usage_in_a_card_runs(patch: Patch, pipe: Any, tmp_path: Path, monke
     assert len(code.splitlines()) <= 6
     names: dict[str, Any] = {}
     exec(code, names)
-    assert patch.digest in {entry.digest for entry in names["pipe"].unet._erasers_state.stack}
+    assert patch.is_applied(names["pipe"])
 
 
 def test_what_a_card_is_not_told_is_missing(patch: Patch) -> None:

@@ -1,0 +1,85 @@
+"""What a single-file pipeline is made of: a base that erases, and the component in which it keeps its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from erasers import folders
+from erasers.patch import Patch, PatchError, applied_patches
+from erasers.pipeline import as_patches
+
+
+class Erasure:
+    """Patches with their strengths, in order: a component of a pipeline.
+
+    Args:
+        patches: Patches with strengths.
+    """
+
+    def __init__(self, patches: Sequence[tuple[Patch, float]]) -> None:
+        self.patches = tuple(patches)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **_: Any) -> Erasure:
+        """Read the component of a saved pipeline; diffusers calls this.
+
+        Raises:
+            FileNotFoundError: A file of it is missing.
+            PatchError: A file of it is not the one that was saved.
+        """
+        return cls(folders.read_patches(Path(folder)))
+
+
+class Erased:
+    """Base of an erased pipeline class, before the stock class: `class Mine(Erased, StableDiffusionPipeline)`.
+
+    It has the components of the stock class and `erasure`: an `Erasure`, or patches as for `ErasedPipeline`. They are
+    applied before the pipeline can draw.
+
+    Raises:
+        PatchError: No patches, or patches that do not fit.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        stock: Any = folders.stock_class(cls)
+
+        def __init__(self: Any, *args: Any, erasure: Any, **components: Any) -> None:
+            stock.__init__(self, *args, **components)
+            _erase(self, erasure)
+
+        # diffusers learns from the signature which components there are.
+        own = signature(stock.__init__)
+        parameters = [*own.parameters.values(), Parameter("erasure", Parameter.KEYWORD_ONLY)]
+        __init__.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        __init__.__annotations__ = get_type_hints(stock.__init__)
+        cls.__init__ = __init__  # type: ignore[assignment]
+
+    def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True) -> Path:
+        """Write the pipeline so that it loads erased; see `ErasedPipeline.save_pretrained`.
+
+        Raises:
+            PatchError: The pipeline carries no patch any more.
+            ValueError: Pickles are asked for.
+        """
+        if not safe_serialization:
+            raise ValueError("expected safe_serialization=True, got False; pipelines are saved as safetensors alone")
+        if not applied_patches(self):
+            raise PatchError(f"expected {type(self).__name__} with a patch, got one whose patches were removed")
+        return folders.save(self, save_directory)
+
+
+def _erase(pipe: Any, erasure: Any) -> None:
+    if not isinstance(erasure, Erasure):
+        erasure = Erasure([(patch, 1.0) for patch in as_patches(() if erasure is None else erasure)])
+    if not erasure.patches:
+        raise PatchError(f"expected patches as erasure of {type(pipe).__name__}, got none")
+    pipe.register_modules(erasure=erasure)
+    carried = {patch.digest for patch, _ in applied_patches(pipe)}
+    for patch, strength in erasure.patches:
+        # Modules that come from another pipeline of this class bring the erasure with them.
+        if patch.digest not in carried:
+            patch.apply(pipe, strength=strength)

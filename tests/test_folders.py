@@ -1,0 +1,270 @@
+"""What a folder of an erased pipeline holds, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import hooked
+import numpy
+import pytest
+import torch
+from hooked import (
+    OPTIONS,
+    PIPELINES,
+    PROMPT,
+    Saved,
+    hook_patch,
+    in_turn,
+    mixed_patch,
+    picture,
+    same,
+    style,
+    weight_patch,
+    weights_of,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from erasers import ErasedPipeline, ModelNotFound, Patch, PatchError, cli, load_pipeline
+from erasers.patch import applied_patches
+
+
+@pytest.fixture
+def build(pipes: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Any]:
+    return lambda family: hooked.build(family, pipes, tmp_path)
+
+
+@pytest.fixture
+def save(build: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Saved]:
+    return lambda family: hooked.save(build(family), family, tmp_path / "erased")
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where diffusers copies the code that it runs."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_edits_of_weights_are_baked_beside_hooks(family: str, build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build(family)
+    plain = picture(pipe, family)
+    patches = [weight_patch(pipe, seed=1), mixed_patch(pipe), hook_patch(pipe)]
+    erased = picture(in_turn(pipe, *patches, strength=0.5), family)
+    assert not same(plain, erased)
+    saved = ErasedPipeline.save_pretrained(pipe, tmp_path / "erased")
+    record = json.loads((saved / "erasure" / "erasure.json").read_text())["patches"]
+    assert [(entry["sha256"], entry["strength"]) for entry in record] == [(patch.digest, 0.5) for patch in patches]
+    assert ["hooks" in entry for entry in record] == [False, True, True]
+    again = load_pipeline(saved)
+    assert same(picture(again, family), erased)
+    baked = [patch.remove(again) for patch, _ in applied_patches(again)] and picture(again, family)
+    assert not same(baked, erased)
+    assert same(baked, picture(in_turn(build(family), *patches[:1], weights_of(patches[1]), strength=0.5), family))
+    with pytest.raises(PatchError, match="carries Patch"):
+        ErasedPipeline.from_pretrained(saved, patches=patches[1:2])
+
+
+def test_hooks_that_weights_hold_are_baked(build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build("sd1")
+    patches = [hook_patch(pipe), weight_patch(pipe)]
+    erased = picture(in_turn(pipe, *patches), "sd1")
+    saved = ErasedPipeline.save_pretrained(pipe, tmp_path / "erased", patches)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved)
+    assert type(pipe) is diffusers.StableDiffusionPipeline
+    assert same(picture(pipe, "sd1"), erased)
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_hooks_survive_a_lora_that_is_fused(family: str, build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build(family)
+    patch = hook_patch(pipe).apply(pipe)
+    pipe.load_lora_weights(style(pipe))
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    erased = picture(pipe, family)
+    saved = ErasedPipeline.save_pretrained(pipe, tmp_path / "erased")
+    assert same(picture(load_pipeline(saved), family), erased)
+    assert type(patch) is type(pipe)
+
+
+def test_weights_in_shards_load_erased(
+    save: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved = save("flux")
+    pipe = saved.load()
+    for name in ("transformer", "text_encoder_2"):
+        model = getattr(pipe, name)
+        whole = model.save_pretrained
+        monkeypatch.setattr(
+            model,
+            "save_pretrained",
+            lambda folder, whole=whole, **options: whole(folder, max_shard_size="20KB", **options),
+        )
+    pipe.save_pretrained(tmp_path / "again", safe_serialization=True)
+    assert len(list((tmp_path / "again" / "transformer").glob("*.safetensors"))) > 1
+    assert same(picture(load_pipeline(tmp_path / "again"), "flux"), saved.erased)
+
+
+def test_other_types_load_erased(save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    for dtype in ("float16", "float64"):
+        pipe = load_pipeline(saved.folder, dtype=dtype)
+        assert pipe.unet.dtype == getattr(torch, dtype)
+        assert [patch.digest for patch, _ in applied_patches(pipe)] == [saved.patch.digest]
+        assert applied_patches(saved.load(dtype=pipe.unet.dtype)) != []
+
+
+def test_a_single_file_pipeline_without_hooks_is_saved_as_the_stock_class(
+    build: Callable[[str], Any], tmp_path: Path
+) -> None:
+    build("sd1").save_pretrained(tmp_path / "base")
+    custom = {"custom_pipeline": str(PIPELINES / "erased_stable_diffusion.py"), "trust_remote_code": True}
+    patch = weight_patch(build("sd1"))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "base", **custom, erasure=patch)
+    erased = picture(pipe, "sd1")
+    again = diffusers.DiffusionPipeline.from_pretrained(pipe.save_pretrained(tmp_path / "erased"))
+    assert type(again) is diffusers.StableDiffusionPipeline
+    assert same(picture(again, "sd1"), erased)
+    with pytest.raises(ValueError, match="safe_serialization"):
+        pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    patch.remove(pipe)
+    with pytest.raises(PatchError, match="whose patches were removed"):
+        pipe.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "pickled").exists()
+    assert not (tmp_path / "plain").exists()
+
+
+def damage(folder: Path, how: str) -> None:
+    record, patch = folder / "erasure" / "erasure.json", folder / "erasure" / "patches.d" / "0.safetensors"
+    if how == "no record":
+        record.unlink()
+    elif how == "no patches":
+        record.write_text('{"patches": []}')
+    elif how == "bad record":
+        record.write_text('{"patches": [{"hooks": 1}]}')
+    elif how == "lost patch":
+        patch.unlink()
+    elif how == "other patch":
+        old = Patch.load(patch)
+        Patch({name: 2 * tensor for name, tensor in old.tensors.items()}, old.meta).save(patch)
+    elif how == "other weights":
+        (path,) = (folder / "unet").glob("*.safetensors")
+        tensors = load_file(path)
+        save_file({name: 2 * tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
+    elif how == "unknown class":
+        index = folder / "model_index.json"
+        index.write_text(index.read_text().replace("ErasedStableDiffusionPipeline", "ErasedDiffusionModel"))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no record", "got no .*erasure.json; fetch the whole folder again"),
+        ("no patches", "expected patches in .*, got none"),
+        ("bad record", "erasure.json is damaged"),
+        ("lost patch", "0.safetensors, which does not exist"),
+        ("other patch", "0.safetensors is not the patch of the record"),
+        ("other weights", "fitted on other weights"),
+        ("unknown class", "does not have; upgrade it"),
+    ],
+)
+def test_a_damaged_folder_is_refused(how: str, words: str, save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    damage(saved.folder, how)
+    with pytest.raises(ModelNotFound, match=words) as caught:
+        load_pipeline(saved.folder)
+    assert "\n" not in str(caught.value)
+    with pytest.raises((ValueError, OSError, AttributeError)):
+        saved.load()
+
+
+def test_what_is_saved_is_what_the_pipeline_carries(build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build("sd1")
+    weights, hook = weight_patch(pipe), hook_patch(pipe)
+
+    def refused(*patches: Patch) -> str:
+        with pytest.raises(PatchError) as caught:
+            ErasedPipeline.save_pretrained(pipe, tmp_path / "erased", patches)
+        assert not list(tmp_path.glob("*erased*"))
+        return str(caught.value)
+
+    assert "got one that does not" in refused(weights)
+    in_turn(pipe, weights, hook)
+    assert "name all of its patches, or none" in refused(weights)
+    assert "name all of its patches, or none" in refused(hook)
+    original = pipe.unet.state_dict()
+    pipe.unet.load_state_dict(build("sd1").unet.state_dict())
+    assert "loaded anew" in refused()
+    assert "loaded anew" in refused(weights, hook)
+    pipe.unet = build("sd1").unet
+    assert "got one that does not" in refused(weights, hook)
+    assert original is not None
+
+
+def test_hooks_that_were_taken_off_are_missed(build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build("sd1")
+    patch = hook_patch(pipe)
+    patch.apply(pipe)
+    pipe.unet._forward_pre_hooks.clear()
+    with pytest.raises(PatchError, match="not in all its parts"):
+        ErasedPipeline.save_pretrained(pipe, tmp_path / "erased", [patch])
+
+
+def test_a_folder_appears_whole_or_not_at_all(
+    build: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = build("sd1")
+    patch = hook_patch(pipe)
+    patch.apply(pipe)
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(Patch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        ErasedPipeline.save_pretrained(pipe, tmp_path / "mine" / "erased", [patch])
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_the_command_saves_and_draws_with_hooks(
+    build: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe = build("sd1")
+    pipe.save_pretrained("base")
+    hook_patch(pipe).save("star.safetensors")
+    assert cli.run(["apply", "star.safetensors", "--model", "base", "--save", "erased"]) == 0
+    assert (tmp_path / "erased" / "erasure" / "patches.d" / "0.safetensors").is_file()
+    draw_it = ["generate", PROMPT, "--n", "1", "--steps", "2"]
+    assert cli.run([*draw_it, "--model", "erased", "--out", "erased.png"]) == 0
+    assert cli.run([*draw_it, "--model", "base", "--out", "plain.png"]) == 0
+    assert cli.run([*draw_it, "--model", "base", "--patch", "star.safetensors", "--out", "both.png"]) == 0
+    pictures = [numpy.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("erased", "plain")]
+    assert (pictures[0] != pictures[1]).any()
+    assert cli.run(["apply", "star.safetensors", "--model", "erased", "--save", "twice"]) == 2
+    assert "carries" in capsys.readouterr().err
+
+
+def test_a_patch_that_was_forced_on_loads_again(build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build("sd1")
+    patch = hook_patch(pipe)
+    bare = Patch(patch.tensors, {**patch.meta, "base": {}})
+    erased = picture(bare.apply(pipe, force=True), "sd1")
+    saved = ErasedPipeline.save_pretrained(pipe, tmp_path / "erased")
+    assert same(picture(load_pipeline(saved), "sd1"), erased)
+
+
+def test_hooks_of_a_foreign_class_are_refused(build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build("sd1")
+    hook_patch(pipe).apply(pipe)
+    pipe.__class__ = type("Mine", (type(pipe),), {})
+    with pytest.raises(ValueError, match="a pipeline class of diffusers to save with hooks, got Mine"):
+        ErasedPipeline.save_pretrained(pipe, tmp_path / "erased")
