@@ -72,7 +72,8 @@ def to_delta(patch: Patch, pipe: Any, folder: Path, *, force: bool = False) -> P
             raise PatchError(f"the edited {name} does not fit {weight.dtype}; load the pipeline in float32")
     kept = {key: patch.meta[key] for key in ("method", "config", "concepts")}
     meta = {"form": "delta", "library": library_version(), **kept}
-    return _write(folder, DELTA_FILE, weights, {"format": "pt", patch_file.KEY: json.dumps(meta, sort_keys=True)})
+    # A header of several keys would have them in another order with every run.
+    return _write(folder, DELTA_FILE, weights, {patch_file.KEY: json.dumps(meta, sort_keys=True)})
 
 
 def load_lora(pipe: Any, path: str | Path, *, adapter_name: str = "erasure") -> Any:
@@ -177,13 +178,20 @@ def _peft_tensors(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> d
 def _kohya_name(pipe: Any, layer: str) -> str:
     """The layer's name in the LoRA, when stock diffusers and web UIs read it."""
     part, _, path = _peft_name(pipe, layer).partition(".")
-    prefix, readable = _KOHYA.get(type(component(pipe, part)).__name__, ("", None))
-    if readable is None or not readable.fullmatch(path):
+    name = _kohya_key(component(pipe, part), path)
+    if name is None:
         raise PatchError(
-            "expected edits of the denoiser of Stable Diffusion 1, 2, XL or Flux for the kohya form, got "
-            f"{layer} of {type(pipe).__name__}, of which stock diffusers loads nothing in this form or something else; "
-            "write form='peft', or the edited weights: patch.to_delta(pipe, folder)"
+            "expected layers of Stable Diffusion 1, 2, XL or Flux that diffusers and web UIs read alike for the kohya "
+            f"form, got {layer} of {type(pipe).__name__} (of most other models diffusers loads nothing in this form, "
+            "without an error); write form='peft', or the edited weights: patch.to_delta(pipe, folder)"
         )
+    return name
+
+
+def _kohya_key(denoiser: torch.nn.Module, path: str) -> str | None:
+    prefix, readable = _KOHYA.get(type(denoiser).__name__, ("", None))
+    if readable is None or not readable.fullmatch(path):
+        return None
     return prefix + _KOHYA_NAMES.get(path, path.replace(".", "_"))
 
 
@@ -235,6 +243,9 @@ def _named_layers(pipe: Any, file: Path) -> list[str]:
 def _tensor_names(file: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
+    # diffusers reads a file of any other name as a pickle.
+    if file.suffix != ".safetensors":
+        raise PatchError(f"expected a LoRA in a .safetensors file, got {file.name}")
     try:
         with safe_open(file, framework="pt") as opened:
             return list(opened.keys())
@@ -247,10 +258,10 @@ def _kohya_layers(pipe: Any) -> Iterator[tuple[str, str]]:
     for part in ("unet", "transformer"):
         if getattr(pipe, part, None) is not None:
             denoiser = component(pipe, part)
-            prefix, readable = _KOHYA.get(type(denoiser).__name__, ("", None))
             for path, _ in denoiser.named_modules():
-                if readable and readable.fullmatch(path):
-                    yield prefix + _KOHYA_NAMES.get(path, path.replace(".", "_")), f"{part}.{path}"
+                name = _kohya_key(denoiser, path)
+                if name is not None:
+                    yield name, f"{part}.{path}"
 
 
 def _find(pipe: Any, layer: str) -> torch.nn.Module | None:

@@ -7,6 +7,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ from tiny import FAMILIES as UNETS
 from tiny import same, weights
 
 from erasers import Patch, PatchError, cli, get_eraser, load_lora
-from erasers.forms import DELTA_FILE, LORA_FILE
+from erasers.forms import DELTA_FILE, LORA_FILE, to_delta, to_lora
 from erasers.patch_file import KEY
 from erasers.ports import text_ports
 
 SHORT, CROSS = FAMILIES["sd1"].options, TEXT["sd1"]
+# Guidance multiplies what rounding does.
+UNGUIDED = {"guidance_scale": 1.0}
 WITHOUT_LORA = {"pixart", "pixart-sigma", "hunyuandit", "luminanext", "prx"}
 KOHYA = {"sd1", "sd2", "sdxl", "flux"}
 
@@ -50,7 +53,7 @@ def patch(family: str, built: Any) -> Patch:
 
 
 def test_lora_is_exact_or_refused(family, built, patch, tmp_path):
-    picture = partial(draw, built, "a picture of star", FAMILIES[family].options)
+    picture = partial(draw, built, "a picture of star", {**FAMILIES[family].options, **UNGUIDED})
     if family in WITHOUT_LORA:
         with pytest.raises(PatchError, match=r"no LoRA into transformer\..*patch\.to_delta"):
             patch.to_lora(built, tmp_path / "lora")
@@ -62,11 +65,23 @@ def test_lora_is_exact_or_refused(family, built, patch, tmp_path):
         baked = picture()
     stock_load(built, tmp_path / "lora")
     assert adapters(built) == {name.removesuffix(".weight") for name in patch.parameters}
-    difference = (picture() - baked).abs().max().item()
-    assert difference <= 2e-5
+    assert (picture() - baked).abs().max() <= 2e-5
     assert (plain - baked).abs().max() >= 1e-2
     built.unload_lora_weights()
     torch.testing.assert_close(picture(), plain, rtol=0, atol=2e-5)
+
+
+def test_lora_differs_by_rounding_alone(family, built, patch, tmp_path):
+    if family in WITHOUT_LORA:
+        return
+    picture = partial(draw, built.to(torch.float64), "a picture of star", FAMILIES[family].options)
+    patch.to_lora(built, tmp_path)
+    plain = picture()
+    with patch.applied(built):
+        baked = picture()
+    stock_load(built, tmp_path)
+    assert (picture() - baked).abs().max() <= 1e-12
+    assert (plain - baked).abs().max() >= 1e-2
 
 
 def test_kohya_is_exact_or_refused(family, built, patch, tmp_path):
@@ -177,6 +192,7 @@ def test_lora_of_text_encoders(tmp_path):
         ("sdxl", "text_encoder_2", "text_projection$"),
         ("flux", "text_encoder_2", r"SelfAttention\.k$"),  # passed over without a word
         ("wan", "text_encoder", r"SelfAttention\.k$"),
+        ("zimage", "text_encoder", r"self_attn\.k_proj$"),
         ("sd1", "vae", "to_k$"),
     ],
 )
@@ -200,11 +216,32 @@ def test_lora_of_the_second_transformer_of_wan_is_refused(tmp_path):
     assert not adapters(pipe)
 
 
-def test_lora_of_dense_edits_and_hooks_is_refused(pipe, tmp_path):
+def test_lora_needs_a_denoiser_that_takes_one(tmp_path, monkeypatch):
+    pipe = FAMILIES["prx"].build(tmp_path)
+    monkeypatch.setattr(type(pipe), "_lora_loadable_modules", ["transformer"])
+    with pytest.raises(PatchError, match=r"no LoRA into transformer\..*patch\.to_delta"):
+        hand_patch(pipe, layers(pipe, "transformer", TEXT["prx"])).to_lora(pipe, tmp_path)
+
+
+def test_kohya_of_layers_that_diffusers_reads_as_others_is_refused(tmp_path):
+    for name, part, pattern in (("sd1", "unet", "time_embedding"), ("flux", "transformer", r"blocks\.0\.ff")):
+        pipe = FAMILIES[name].build(tmp_path)
+        with pytest.raises(PatchError, match=rf"for the kohya form, got {part}\."):
+            hand_patch(pipe, layers(pipe, part, pattern)).to_lora(pipe, tmp_path, form="kohya")
+
+
+def test_lora_of_dense_edits_is_refused(pipe, tmp_path):
     bias = weight(pipe, "unet.conv_in.bias")
     patch = hand_patch(pipe, [], **{"dense/unet.conv_in.bias": bias + 1})
     with pytest.raises(PatchError, match=r"unet\.conv_in\.bias is dense.*patch\.to_delta"):
         patch.to_lora(pipe, tmp_path)
+
+
+@pytest.mark.parametrize("write", [to_lora, to_delta])
+def test_hooks_are_refused(pipe, tmp_path, write):
+    patch = SimpleNamespace(tensors={"hook/unet/prompt_transform/A": torch.ones(1, 32)}, changes={})
+    with pytest.raises(PatchError, match="with hooks"):
+        write(patch, pipe, tmp_path)
 
 
 def test_bad_form_is_refused(pipe, tmp_path):

@@ -108,10 +108,16 @@ def test_load_lora_refuses_other_models_and_files(pipes, tmp_path):
     safetensors.torch.save_file({"unet.mid_block.x.lora_A.weight": torch.ones(1, 2)}, half)
     with pytest.raises(PatchError, match="both factors"):
         load_lora(pipe, half)
-    pickled = tmp_path / "pytorch_lora_weights.bin"
+    safetensors.torch.save_file({"unet.mid_block.x.alpha": torch.ones(1)}, half)
+    with pytest.raises(PatchError, match="got none"):
+        load_lora(pipe, half)
+    pickled = tmp_path / "pickled.safetensors"
     torch.save({"unet.x.lora_A.weight": torch.ones(1)}, pickled)
     with pytest.raises(PatchError, match="as a safetensors file"):
         load_lora(pipe, pickled)
+    named = transform_patch(pipe, 2).to_lora(pipe, tmp_path / "named").rename(tmp_path / "named.bin")
+    with pytest.raises(PatchError, match=r"in a \.safetensors file, got named\.bin"):
+        load_lora(pipe, named)
     assert not adapters(pipe)
     with pytest.raises(PatchError, match="no LoRA loader for PixArt"):
         load_lora(FAMILIES["pixart"].build(tmp_path), tmp_path)
