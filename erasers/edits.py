@@ -14,11 +14,11 @@ from erasers.hooks import KINDS, Hook
 from erasers.patch_file import PatchError
 from erasers.ports import FLOATS
 
-# Letters, digits, dots and dashes: nothing that a terminal, a path or a look-alike could make use of.
 _TARGET = r"[\w.-]{1,500}"
 _NAME = re.compile(rf"(?P<form>transform|lowrank|dense)/(?P<target>{_TARGET})(/(?P<part>[ABT]))?", re.ASCII)
 _HOOK = re.compile(rf"hook/(?P<target>{_TARGET})/(?P<kind>\w{{1,50}})/(?P<part>\w{{1,50}})", re.ASCII)
-_PORT = re.compile(_TARGET, re.ASCII)
+NAME = re.compile(_TARGET, re.ASCII)
+"""Modules, parameters and groups: nothing that a terminal, a path or a look-alike could make use of."""
 _PARTS: dict[str, tuple[set[str | None], ...]] = {
     "transform": ({"A", "B"}, {"T"}),
     "lowrank": ({"A", "B"},),
@@ -114,7 +114,7 @@ def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, Any]) -> tup
             weights.setdefault((match["form"], match["target"]), {})[match["part"]] = tensor
     if not weights and not hooks:
         raise PatchError("expected a patch that edits something, got none")
-    return _edits(weights, groups), [_hook(*key, parts) for key, parts in hooks.items()]
+    return _edits(weights, groups), [_hook(*key, hooks[key]) for key in sorted(hooks)]
 
 
 def _edits(
@@ -143,7 +143,7 @@ def _parameters(form: str, target: str, groups: Mapping[str, Any]) -> list[str]:
     if form == "lowrank":
         return [f"{target}.weight"]
     ports = groups.get(target)
-    if not isinstance(ports, list) or not ports or not all(isinstance(p, str) and _PORT.fullmatch(p) for p in ports):
+    if not isinstance(ports, list) or not ports or not all(isinstance(p, str) and NAME.fullmatch(p) for p in ports):
         raise PatchError(f"expected the ports of group {target!r} in the metadata, got {ports!r:.60}")
     return [f"{port}.weight" for port in ports]
 

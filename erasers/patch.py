@@ -359,5 +359,7 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
     for name, value in meta["base"].items():
         if not isinstance(value, str) or not _SHA256.fullmatch(value):
             raise PatchError(f"expected the fingerprint of {name!r:.80} as 64 hexadecimal digits, got {value!r:.80}")
+        if not edits.NAME.fullmatch(name):
+            raise PatchError(f"expected the fingerprints of parameters, got one of {name!r:.80}; the patch is damaged")
     if meta.get("base_dtype", _DTYPES[0]) not in _DTYPES:
         raise PatchError(f"expected 'base_dtype' among {', '.join(_DTYPES)}, got {meta['base_dtype']!r:.60}")

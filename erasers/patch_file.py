@@ -21,8 +21,8 @@ from erasers.atomic import write_atomically
 
 KEY = "erasers"
 FORMAT = 1
-# Parsed JSON takes up to 25 times the memory of its text. A patch of thousands of layers has a header of 1 MiB.
-_MAX_HEADER = 8 * 2**20
+# Parsed JSON takes up to 25 times the memory of its text. 3,000 low-rank edits have a header of 1.2 MiB.
+_MAX_HEADER = 4 * 2**20
 _MAX_DEPTH = 16
 _MAX_DIMENSIONS = 8
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -118,7 +118,7 @@ def _parse(text: str, what: str) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not _is_shallow(found, _MAX_DEPTH):
+    if not isinstance(found, dict) or not _is_shallow(found):
         raise PatchError(f"expected {what} as a JSON object of unique keys, at most {_MAX_DEPTH} deep; it is damaged")
     return found
 
@@ -130,11 +130,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_shallow(value: Any, depth: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return True
-    parts = value.values() if isinstance(value, dict) else value
-    return depth > 0 and all(_is_shallow(part, depth - 1) for part in parts)
+def _is_shallow(found: dict[str, Any]) -> bool:
+    level: list[Any] = [found]
+    for _ in range(_MAX_DEPTH):
+        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
+        level = [part for part in parts if isinstance(part, (dict, list))]
+        if not level:
+            return True
+    return False
 
 
 def _find_meta(metadata: Any, source: str) -> dict[str, Any]:
