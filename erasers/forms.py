@@ -137,7 +137,7 @@ def _write(folder: Path, name: str, tensors: dict[str, torch.Tensor], header: di
 
 
 def _refuse_hooks(patch: Patch) -> None:
-    if any(name.startswith("hook/") for name in patch.tensors):
+    if patch.has_hooks:
         raise PatchError("expected a patch of weights, got one with hooks, which no file of weights holds; save it")
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from tiny import FAMILIES as UNETS
 from tiny import same, weights
 
 from erasers import Patch, PatchError, cli, get_eraser, load_lora
-from erasers.forms import DELTA_FILE, LORA_FILE, to_delta, to_lora
+from erasers.forms import DELTA_FILE, LORA_FILE
 from erasers.patch_file import KEY
 from erasers.ports import text_ports
 
@@ -237,9 +236,9 @@ def test_lora_of_dense_edits_is_refused(pipe, tmp_path):
         patch.to_lora(pipe, tmp_path)
 
 
-@pytest.mark.parametrize("write", [to_lora, to_delta])
+@pytest.mark.parametrize("write", [Patch.to_lora, Patch.to_delta])
 def test_hooks_are_refused(pipe, tmp_path, write):
-    patch = SimpleNamespace(tensors={"hook/unet/prompt_transform/A": torch.ones(1, 32)}, changes={})
+    patch = transform_patch(pipe, 2).to_hooks(pipe)
     with pytest.raises(PatchError, match="with hooks"):
         write(patch, pipe, tmp_path)
 
