@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,8 @@ import typer
 from rich.markup import escape
 
 from erasers import cli_input
+from erasers.cli_generate import generate
+from erasers.cli_input import load_model
 from erasers.cli_options import (
     DEFAULT_MODEL,
     EXAMPLES,
@@ -26,10 +27,11 @@ from erasers.cli_options import (
     Force,
     Model,
     PatchReference,
+    Size,
     Strength,
     as_options,
 )
-from erasers.cli_output import err, fail, out, show_patch, show_result, show_warning
+from erasers.cli_output import err, fail, out, show_patch, show_result
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
@@ -95,6 +97,7 @@ def erase(
         Path | None, typer.Option(help="Folder for grid.png (before/after) and summary.json; created.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Pictures a split in the report.")] = 50,
+    size: Size = None,
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="In the report, draw the explicit prompts of unsafe concepts too.")
     ] = False,
@@ -113,7 +116,7 @@ def erase(
     concepts = partial(
         cli_input.build_concepts, concept or [], anchors=anchor or [], aliases=alias or [], preserve=preserve or []
     )
-    job = _Job(concepts, method, setting or [], model, out_file, report, samples, unsafe, device, dtype, seed)
+    job = _Job(concepts, method, setting or [], model, out_file, report, samples, size, unsafe, device, dtype, seed)
     _erase(job)
 
 
@@ -128,6 +131,7 @@ class _Job:
     out_file: Path | None
     report: Path | None
     samples: int
+    size: int | None
     unsafe: bool
     device: str
     dtype: str
@@ -148,7 +152,7 @@ def _erase(job: _Job) -> None:
         concepts = job.concepts(shapes=is_shapes(job.model))
         eraser, note = cli_input.build_eraser(job.method, job.settings, concepts)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
-        pipe = _load(job.model, job.device, job.dtype)
+        pipe = load_model(job.model, job.device, job.dtype)
     if note:
         err.print(escape(note))
     with err.status("erasing"):
@@ -197,7 +201,7 @@ def apply(
         loaded = as_patches(patches)
         refuse_twice(model, loaded)
         folder = check_free_folder(save)
-        pipe = _load(model, device, dtype)
+        pipe = load_model(model, device, dtype)
     for patch in loaded:
         patch.apply(pipe, strength=strength, force=force)
     ErasedPipeline.save_pretrained(pipe, folder, loaded)
@@ -228,7 +232,7 @@ def export(
 
         check_folder(folder)
         patch = as_patches(reference)[0]
-        pipe = _load(model, device, dtype)
+        pipe = load_model(model, device, dtype)
     if form == "delta":
         path = patch.to_delta(pipe, folder, force=force)
     else:
@@ -269,81 +273,7 @@ def push(
     out.print(f"patch and model card in {escape(address)}")
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    model: Model = DEFAULT_MODEL,
-    patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else the pipeline's[/dim]")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]")
-    ] = None,
-    out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
-        "out.png"
-    ),
-    strength: Strength = 1.0,
-    force: Force = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """Draw a prompt; with patches, before and after side by side, from the same noise."""
-    cli_input.check_device(device)
-    cli_input.check_dtype(dtype)
-    target = cli_input.check_out_file(out_file)
-    if not prompt.strip():
-        raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
-    with err.status("reading"):
-        from erasers.evaluation import grid
-        from erasers.evaluation import report as reporting
-        from erasers.evaluation.profile import PlainPrompt, is_shapes, profile_for
-        from erasers.pipeline import as_patches, refuse_twice
-
-        loaded = as_patches(patch or [])
-        refuse_twice(model, loaded)
-        profile = profile_for(model)
-        if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
-            err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")
-        pipe = _load(model, device, dtype)
-    asks = [PlainPrompt(prompt, seed + i) for i in range(n)]
-    draw = partial(
-        reporting.generate,
-        steps=steps or profile.steps,
-        guidance=profile.guidance if guidance is None else guidance,
-        batch=profile.batch,
-    )
-    with err.status("drawing"):
-        before = [image for images in draw(pipe, asks) for image in images]
-        for one in loaded:
-            one.apply(pipe, strength=strength, force=force)
-        after = [image for images in draw(pipe, asks) for image in images] if loaded else []
-    if loaded:
-        pairs = zip(asks, before, after, strict=True)
-        names = ", ".join(str(entry.get("name")) for one in loaded for entry in one.meta["concepts"])
-        rows = [grid.Row(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
-        grid.save_image(grid.draw_grid(prompt, rows), target)
-    else:
-        grid.save_image(grid.tile(before, columns=min(4, n)), target)
-    out.print(f"{n} pictures in {escape(str(target))}")
-
-
-def _load(model: str, device: str, dtype: str) -> Any:
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    from erasers.pipeline import load_pipeline
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", module=r"erasers\.")
-    warnings.showwarning = show_warning
-    where = cli_input.pick_device(device)
-    return load_pipeline(model, dtype=cli_input.pick_dtype(dtype, where), device=where)
+app.command()(generate)
 
 
 def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], seed: int) -> Patch:
@@ -363,7 +293,7 @@ def _report(
     from erasers.evaluation.report import make_report
 
     facts = {"edit_seconds": edit_seconds, "patch_bytes": size, "model": job.model}
-    profile = profile_for(job.model, unsafe=job.unsafe)
+    profile = replace(profile_for(job.model, unsafe=job.unsafe), size=job.size)
     folder = cli_input.check_report_folder(job.report or Path())
     return make_report(pipe, patch, concepts, folder, profile=profile, samples=job.samples, facts=facts, console=err)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from erasers.cli_output import show_warning
 from erasers.concept import Concept, as_concepts, preset_options
 from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options
 
@@ -200,6 +202,28 @@ def default_out(concepts: Sequence[Concept], method: str) -> Path:
     """`<concept>-<method>.safetensors`; several concepts are joined by `+`, letters that files dislike become `_`."""
     name = "+".join(concept.name for concept in concepts)
     return Path(f"{re.sub(r'[^A-Za-z0-9+_]+', '_', name)[:60]}-{method}.safetensors")
+
+
+def load_model(model: str, device: str, dtype: str) -> Any:
+    """The pipeline of `--model`, on its device and of its dtype; libraries say nothing while it loads and afterwards.
+
+    Raises:
+        ValueError: No such device.
+        ModelNotFound: No such model.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from erasers.pipeline import load_pipeline
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module=r"erasers\.")
+    warnings.showwarning = show_warning
+    where = pick_device(device)
+    return load_pipeline(model, dtype=pick_dtype(dtype, where), device=where)
 
 
 def unknown_words(text: str) -> list[str]:

@@ -61,6 +61,7 @@ class Profile:
         guidance: Guidance scale; likewise.
         batch: Pictures at a time; the pictures do not depend on it.
         prompts: (concepts, prompts a split) -> concept name -> split -> prompts.
+        size: Side of the pictures in pixels; None takes the model's own.
         judge: Makes the judge; None when no judge fits.
         note: What a reader of the report has to know.
     """
@@ -69,6 +70,7 @@ class Profile:
     guidance: float | None
     batch: int
     prompts: Callable[[Sequence[Concept], int], dict[str, dict[str, list[Ask]]]]
+    size: int | None = None
     judge: Callable[[], Judge] | None = None
     note: str = ""
 
@@ -81,7 +83,7 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
         unsafe: Draw the explicit prompts of concepts of kind `unsafe`, too.
     """
     if is_shapes(model):
-        return Profile(20, 4.0, 25, shapes_prompts, _oracle)
+        return Profile(20, 4.0, 25, shapes_prompts, judge=_oracle)
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
         return {concept.name: plain_prompts(concept, samples, unsafe=unsafe) for concept in concepts}

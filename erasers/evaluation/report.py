@@ -117,7 +117,13 @@ def collect(prompts: Mapping[str, Mapping[str, Sequence[Ask]]]) -> list[Case]:
 
 
 def generate(
-    pipe: Any, asks: Sequence[Ask], *, steps: int | None, guidance: float | None, batch: int = 1
+    pipe: Any,
+    asks: Sequence[Ask],
+    *,
+    steps: int | None,
+    guidance: float | None,
+    batch: int = 1,
+    size: int | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Pictures in batches, in order. Each has noise of its own from a CPU generator, so batches change nothing.
 
@@ -127,8 +133,9 @@ def generate(
         steps: Denoising steps; None takes the pipeline's own default.
         guidance: Guidance scale; likewise.
         batch: Pictures at a time.
+        size: Side of the pictures in pixels; None takes the model's own.
     """
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
     settings = {key: value for key, value in settings.items() if value is not None}
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):
@@ -150,7 +157,8 @@ def _run(
     side = _Side()
     asks = [case.ask for case in cases]
     done, wanted = 0, set(shown)
-    for images in generate(pipe, asks, steps=profile.steps, guidance=profile.guidance, batch=profile.batch):
+    settings: dict[str, Any] = {key: getattr(profile, key) for key in ("steps", "guidance", "batch", "size")}
+    for images in generate(pipe, asks, **settings):
         part = range(done, done + len(images))
         if judge is not None:
             side.verdicts += judge.judge(images, [asks[i] for i in part])

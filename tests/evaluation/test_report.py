@@ -47,7 +47,7 @@ def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, li
 
 
 def profile(values: Sequence[bool | None]) -> Profile:
-    return Profile(2, 2.0, 3, prompts, lambda: Script(values))
+    return Profile(2, 2.0, 3, prompts, judge=lambda: Script(values))
 
 
 @pytest.fixture

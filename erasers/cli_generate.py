@@ -1,0 +1,77 @@
+"""`erase generate`: pictures of a prompt, with and without patches."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from erasers import cli_input
+from erasers.cli_input import load_model
+from erasers.cli_options import DEFAULT_MODEL, Device, Dtype, Force, Model, Size, Strength
+from erasers.cli_output import err, out
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    model: Model = DEFAULT_MODEL,
+    patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else the pipeline's[/dim]")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]")
+    ] = None,
+    size: Size = None,
+    out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
+        "out.png"
+    ),
+    strength: Strength = 1.0,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw a prompt; with patches, before and after side by side, from the same noise."""
+    cli_input.check_device(device)
+    cli_input.check_dtype(dtype)
+    target = cli_input.check_out_file(out_file)
+    if not prompt.strip():
+        raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
+    with err.status("reading"):
+        from erasers.evaluation import grid
+        from erasers.evaluation import report as reporting
+        from erasers.evaluation.profile import PlainPrompt, is_shapes, profile_for
+        from erasers.pipeline import as_patches, refuse_twice
+
+        loaded = as_patches(patch or [])
+        refuse_twice(model, loaded)
+        profile = profile_for(model)
+        if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
+            err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")
+        pipe = load_model(model, device, dtype)
+    asks = [PlainPrompt(prompt, seed + i) for i in range(n)]
+    draw = partial(
+        reporting.generate,
+        steps=steps or profile.steps,
+        guidance=profile.guidance if guidance is None else guidance,
+        batch=profile.batch,
+        size=size,
+    )
+    with err.status("drawing"):
+        before = [image for images in draw(pipe, asks) for image in images]
+        for one in loaded:
+            one.apply(pipe, strength=strength, force=force)
+        after = [image for images in draw(pipe, asks) for image in images] if loaded else []
+    if loaded:
+        pairs = zip(asks, before, after, strict=True)
+        names = ", ".join(str(entry.get("name")) for one in loaded for entry in one.meta["concepts"])
+        rows = [grid.Row(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
+        grid.save_image(grid.draw_grid(prompt, rows), target)
+    else:
+        grid.save_image(grid.tile(before, columns=min(4, n)), target)
+    out.print(f"{n} pictures in {escape(str(target))}")
