@@ -71,6 +71,9 @@ def show_patch(path: Path, patch: Patch) -> None:
     out.print(f"options   {plain(options)}")
     first = "".join(f"; {plain(name)} is {digest[:16]}..." for name, digest in list(meta["base"].items())[:1])
     out.print(f"base      {len(meta['base'])} weights in {meta.get('base_dtype', '?')}{first}")
+    for group, ports in meta["groups"].items():
+        doubt = "; a heuristic, for they read text that is mixed with the picture" if group.startswith("joint") else ""
+        out.print(f"ports     {plain(group)}: {len(ports)}{doubt}")
     for hook in patch.hooks[:_LISTED]:
         out.print(f"hooks     {hook.kind} on {hook.target}")
     if len(patch.hooks) > _LISTED:

@@ -11,7 +11,7 @@ from families.all import FAMILIES
 from families.base import draw
 from PIL import Image
 
-from erasers import Patch, cli, load_pipeline
+from erasers import Patch, cli, get_eraser, load_pipeline
 
 # Family -> side of its pictures, and ports of its patch.
 CASES = {"sdxl": (16, {"text"}), "sd3": (32, {"text", "pooled"}), "flux": (32, {"text", "pooled"})}
@@ -58,7 +58,10 @@ def test_erase_apply_export_generate(
     patch = Patch.load(file)
     assert set(patch.meta["groups"]) == kinds
     assert run("inspect", file) == 0
-    assert "star  -> 'circle'" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "star  -> 'circle'" in said
+    assert "ports     text: " in said
+    assert "heuristic" not in said
 
     plain, folders = load_pipeline(model), {"erased": tmp_path / "erased", "lora": tmp_path / "lora"}
     assert run("apply", file, "--model", model, "--save", folders["erased"]) == 0
@@ -77,6 +80,15 @@ def test_erase_apply_export_generate(
     drawn = run("generate", "a star", "--model", model, "--patch", file, "--n", "2", "--steps", "2", "--size", side)
     assert drawn == 0
     assert Image.open(tmp_path / "out.png").width > 2 * side
+
+
+def test_ports_behind_mixed_states_are_called_a_heuristic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = FAMILIES["flux"].build(tmp_path / "files")
+    get_eraser("uce", ports=("text", "joint"), max_sequence_length=16).fit(pipe, "star").save(
+        tmp_path / "x.safetensors"
+    )
+    assert run("inspect", tmp_path / "x.safetensors") == 0
+    assert "ports     joint: 2; a heuristic" in capsys.readouterr().out
 
 
 def test_a_family_that_nobody_knows_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
