@@ -58,15 +58,20 @@ class Erased:
         __init__.__annotations__ = get_type_hints(stock.__init__)
         cls.__init__ = __init__  # type: ignore[assignment]
 
-    def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True) -> Path:
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
+    ) -> Path:
         """Write the pipeline so that it loads erased; see `ErasedPipeline.save_pretrained`.
 
         Raises:
             PatchError: The pipeline carries no patch any more.
-            ValueError: Pickles are asked for.
+            ValueError: Pickles are asked for, or weights of another name.
         """
-        if not safe_serialization:
-            raise ValueError("expected safe_serialization=True, got False; pipelines are saved as safetensors alone")
+        if not safe_serialization or variant is not None:
+            raise ValueError(
+                f"expected safe_serialization=True and variant=None, got {safe_serialization} and {variant!r}; a "
+                "pipeline is saved as safetensors alone, with hooks under a name that stock diffusers does not look for"
+            )
         if not applied_patches(self):
             raise PatchError(f"expected {type(self).__name__} with a patch, got one whose patches were removed")
         return folders.save(self, save_directory)

@@ -29,6 +29,7 @@ from hooked import (
     style,
     weight_patch,
 )
+from huggingface_hub import ModelCard
 
 from erasers import ErasedPipeline, ModelNotFound, PatchError, folders, load_pipeline
 
@@ -137,7 +138,9 @@ def test_without_a_part_of_it_nothing_loads(family: str, lost: str, save: Callab
 
 
 @pytest.mark.parametrize("family", OPTIONS)
-def test_a_single_file_pipeline_round_trips(family: str, save: Callable[[str], Saved], tmp_path: Path) -> None:
+def test_a_single_file_pipeline_round_trips(
+    family: str, build: Callable[[str], Any], save: Callable[[str], Saved], tmp_path: Path
+) -> None:
     saved = save(family)
     pipe = saved.load()
     again = pipe.save_pretrained(tmp_path / "again")
@@ -150,6 +153,9 @@ def test_a_single_file_pipeline_round_trips(family: str, save: Callable[[str], S
     assert pipe.components.keys() == {*load_pipeline(again).components, "erasure"}
     assert same(picture(type(pipe)(**pipe.components), family), saved.erased)
     assert same(picture(saved.stock.from_pipe(pipe), family), saved.erased)
+    plain = build(family)
+    assert same(picture(plain, family), saved.plain)
+    assert same(picture(type(pipe).from_pipe(plain, erasure=saved.patch), family), saved.erased)
 
 
 @pytest.mark.parametrize("family", OPTIONS)
@@ -234,3 +240,17 @@ def test_stock_diffusers_fetches_the_whole_folder_from_the_hub(
             diffusers.DiffusionPipeline.from_pretrained("me/erased", **options)
     with pytest.raises(ModelNotFound, match="fetch it and load the folder"):
         load_pipeline("me/erased")
+
+
+def test_a_single_file_pipeline_is_pushed_whole(
+    save: Callable[[str], Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save("sd1")
+    where = "diffusers.utils.hub_utils."
+    monkeypatch.setattr(where + "create_repo", lambda repo, **_: SimpleNamespace(repo_id=repo))
+    monkeypatch.setattr(where + "load_or_create_model_card", lambda *_, **__: ModelCard("a card"))
+    monkeypatch.setattr(
+        where + "upload_folder", lambda folder_path, **_: shutil.copytree(folder_path, tmp_path / "hub")
+    )
+    saved.load().push_to_hub("me/erased")
+    assert same(picture(dataclasses.replace(saved, folder=tmp_path / "hub").load(), "sd1"), saved.erased)

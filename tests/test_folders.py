@@ -132,8 +132,9 @@ def test_a_single_file_pipeline_without_hooks_is_saved_as_the_stock_class(
     again = diffusers.DiffusionPipeline.from_pretrained(pipe.save_pretrained(tmp_path / "erased"))
     assert type(again) is diffusers.StableDiffusionPipeline
     assert same(picture(again, "sd1"), erased)
-    with pytest.raises(ValueError, match="safe_serialization"):
-        pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    for options in ({"safe_serialization": False}, {"variant": "fp16"}):
+        with pytest.raises(ValueError, match="expected safe_serialization=True and variant=None"):
+            pipe.save_pretrained(tmp_path / "pickled", **options)
     patch.remove(pipe)
     with pytest.raises(PatchError, match="whose patches were removed"):
         pipe.save_pretrained(tmp_path / "plain")
