@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+import torch._dynamo
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -178,7 +179,8 @@ def _restack(
             state.handles = [handle for place in places[name] for handle in place.install()]
         _store(component(pipe, name), state)
     if places:
-        # Compiled code does not look whether a module got another hook since.
+        # Compiled code looks neither for hooks that came later nor for those that only another model of its kind has.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
 
 
