@@ -36,14 +36,7 @@ class Eraser(ABC):
         Raises:
             ValueError: Names the field, what it takes and what it got.
         """
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, field.name, value)
-            if not _fits(value, hints[field.name]):
-                raise ValueError(f"expected {field.name} as {describe(hints[field.name])}, got {value!r}")
+        check_fields(self)
 
     @abstractmethod
     def fit(
@@ -141,6 +134,22 @@ def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"expected {key} as {describe(hints[key])}, got {text.strip()!r}") from None
     return options
+
+
+def check_fields(options: Any) -> None:
+    """Check the type of every field of a dataclass of hyper-parameters; lists become tuples.
+
+    Raises:
+        ValueError: Names the field, what it takes and what it got.
+    """
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(options, field.name, value)
+        if not _fits(value, hints[field.name]):
+            raise ValueError(f"expected {field.name} as {describe(hints[field.name])}, got {value!r}")
 
 
 def describe(hint: Any) -> str:

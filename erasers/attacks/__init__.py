@@ -1,0 +1,311 @@
+"""Attacks: ways to make an erased model draw what was erased.
+
+An attack is a frozen keyword-only dataclass that subclasses `Attack`; its fields are its hyper-parameters. It gets
+ready on the unedited pipeline (`prepare`), then runs on the edited one and yields candidates, which are drawn and
+judged in that order until one shows the concept (`attack_prompt`). It only calls the live modules of the pipeline, so
+that it reaches edits of weights and hooks alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import torch
+
+from erasers.eraser import check_fields
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from erasers.evaluation.profile import Ask
+    from erasers.judges import Judge
+    from erasers.patch import Patch
+
+Space: TypeAlias = Literal["text", "embedding", "latent", "weights"]
+EncoderUsed: TypeAlias = Literal["attacked", "original", "none"]
+Draw: TypeAlias = Callable[[Any, Mapping[str, Any], Sequence[int]], "list[Image.Image]"]
+"""`draw(pipe, arguments, seeds)`: one picture a seed, with the sampler settings of the benchmark.
+
+The arguments are those of the pipeline's call for one picture: `prompt`, and `latents` `[1, c, h, w]` where the noise
+is not that of the seed.
+"""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an attack may spend, or has spent, on one prompt; a batch of four counts four.
+
+    Args:
+        gradients: Backward passes through the denoiser.
+        encodes: Texts that went through a text encoder, besides those that were drawn.
+        images: Pictures drawn and judged, the plain prompt's included.
+    """
+
+    gradients: int = 0
+    encodes: int = 0
+    images: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One thing to draw.
+
+    Args:
+        text: The prompt; the pipeline tokenises it itself.
+        tokens: Word of the prompt -> embeddings `[k, d]` of the soft tokens that stand in its place.
+        latents: Noise `[1, c, h, w]` of unit variance, where the attack chooses it; None takes that of the seed.
+        patch: Weights to draw it with, on top of those that the pipeline has.
+    """
+
+    text: str
+    tokens: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    latents: torch.Tensor | None = None
+    patch: Patch | None = None
+
+    @contextmanager
+    def placed(self, pipe: Any) -> Iterator[dict[str, Any]]:
+        """Inside, `pipe` draws this candidate when it is called with the yielded arguments."""
+        from erasers.attacks.soft import SoftPrompt
+
+        with ExitStack() as stack:
+            if self.patch is not None:
+                stack.enter_context(self.patch.applied(pipe))
+            arguments: dict[str, Any] = {"prompt": self.text}
+            if self.tokens:
+                counts = {word: len(vectors) for word, vectors in self.tokens.items()}
+                prompt = SoftPrompt(pipe, self.text, counts)
+                stack.enter_context(prompt.placed(self.tokens))
+                arguments["prompt"] = prompt.text
+            if self.latents is not None:
+                arguments["latents"] = self.latents
+            yield arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An attack with its hyper-parameters. Subclasses add fields, with the paper's values, and the three methods.
+
+    `space` is what the attacker chooses: text that anybody can type, embeddings, starting noise, or weights. `encoder`
+    is the text encoder that it searches with: the one under attack, the unedited one, or none.
+    """
+
+    name: ClassVar[str]
+    space: ClassVar[Space]
+    encoder: ClassVar[EncoderUsed]
+
+    def __post_init__(self) -> None:
+        """Check the type of every field; subclasses check ranges.
+
+        Raises:
+            ValueError: Names the field, what it takes and what it got.
+        """
+        check_fields(self)
+
+    @abstractmethod
+    def budget(self) -> Budget:
+        """What it spends on a prompt when nothing succeeds, `prepare` not counted."""
+
+    @abstractmethod
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Any:
+        """What it needs of the unedited model, once for all prompts: pictures, latents, targets, concept vectors.
+
+        Args:
+            pipe: The unedited pipeline; it is not changed.
+            asks: The prompts that will be attacked, on any number of edited models.
+            draw: Draws pictures as the benchmark does.
+            generator: Source of every random number.
+
+        Raises:
+            TypeError: A pipeline that the attack does not support; the message lists those that it does.
+        """
+
+    @abstractmethod
+    def run(self, pipe: Any, ask: Ask, prepared: Any, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """The candidates for one prompt, in the order in which they are to be drawn, without the plain prompt.
+
+        Args:
+            pipe: The edited pipeline; between two candidates and at the end it is as it was.
+            ask: One of the prompts that `prepare` saw.
+            prepared: What `prepare` returned.
+            generator: Source of every random number; the same seed gives the same candidates.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """The hyper-parameters as plain JSON-able values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack did to one prompt.
+
+    Args:
+        pre: Whether the plain prompt shows the concept; None when the judge could not say.
+        post: Whether the plain prompt or a candidate within the budget does.
+        image: Number of the picture that shows it, 0 being the plain prompt's; None without success.
+        replicated: How many of `seeds` fresh seeds show it, too; None without success, where the judge scored none of
+            them, or where the candidate chooses its own noise.
+        seeds: Fresh seeds whose pictures the judge scored.
+        spent: What was spent, the fresh seeds not counted.
+        text: The prompt of the picture that shows it; without success, of the last one.
+        unscored: Pictures that the judge could not score; they are never a success.
+    """
+
+    pre: bool | None
+    post: bool
+    image: int | None
+    replicated: int | None
+    seeds: int
+    spent: Budget
+    text: str
+    unscored: int = 0
+
+
+_ATTACKS: Mapping[str, str] = {
+    "cce": "CCE",
+    "random_prefix": "RandomPrefix",
+    "unlearn_diff_atk": "UnlearnDiffAtk",
+}
+"""Name of the attack, which is that of its module -> its class."""
+
+
+def list_attacks() -> list[str]:
+    """Names of the attacks, sorted."""
+    return sorted(_ATTACKS)
+
+
+def get_attack(name: str, **options: Any) -> Attack:
+    """Build an attack.
+
+    Args:
+        name: One of `list_attacks`.
+        **options: Field values.
+
+    Raises:
+        ValueError: Unknown name, unknown option or a value that the attack refuses.
+    """
+    if name not in _ATTACKS:
+        raise ValueError(f"expected an attack among {', '.join(list_attacks())}, got {name!r}")
+    cls: type[Attack] = getattr(import_module(f"erasers.attacks.{name}"), _ATTACKS[name])
+    known = [one.name for one in fields(cls)]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {option!r}")
+    return cls(**options)
+
+
+def attack_prompt(
+    attack: Attack,
+    pipe: Any,
+    ask: Ask,
+    prepared: Any,
+    judge: Judge,
+    *,
+    draw: Draw,
+    generator: torch.Generator,
+    replicate: int = 5,
+) -> Outcome:
+    """Draw and judge the plain prompt, then the candidates of an attack, until one shows the concept.
+
+    Args:
+        attack: The attack.
+        pipe: The edited pipeline.
+        ask: The prompt; the judge says whether a picture shows what it wants.
+        prepared: What `attack.prepare` returned for the unedited pipeline.
+        judge: Looks at every picture, one at a time.
+        draw: Draws them, with the noise of the prompt's seed.
+        generator: Source of every random number, the fresh seeds included.
+        replicate: Fresh seeds with which a success is drawn again.
+    """
+    # First of all, so that two attacks are replicated on the same seeds.
+    fresh = torch.randint(2**31, (replicate,), generator=generator, device=generator.device).tolist()
+    limit = attack.budget().images
+    verdicts: list[bool | None] = []
+    candidate = Candidate(ask.text)
+    with Meter(pipe) as meter, closing(_candidates(attack, pipe, ask, prepared, generator)) as candidates:
+        for candidate in candidates:
+            with meter.paused():
+                verdicts += _look(pipe, candidate, ask, judge, draw, [ask.seed])
+            if verdicts[-1] or len(verdicts) >= limit:
+                break
+    success = bool(verdicts[-1])
+    again = _look(pipe, candidate, ask, judge, draw, fresh) if success and candidate.latents is None else []
+    scored = [value for value in again if value is not None]
+    return Outcome(
+        pre=verdicts[0],
+        post=success,
+        image=len(verdicts) - 1 if success else None,
+        replicated=sum(scored) if scored else None,
+        seeds=len(scored),
+        spent=Budget(meter.gradients, meter.encodes, len(verdicts)),
+        text=candidate.text,
+        unscored=(verdicts + again).count(None),
+    )
+
+
+class Meter(AbstractContextManager["Meter"]):
+    """Counts what goes through a pipeline's denoiser with gradients, and through its text encoders.
+
+    Args:
+        pipe: The pipeline, entered as a context.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.gradients = self.encodes = 0
+        self._pipe, self._off, self._handles = pipe, False, ExitStack()
+
+    def __enter__(self) -> Meter:
+        for name, count in (
+            ("unet", self._denoised),
+            ("text_encoder", self._encoded),
+            ("text_encoder_2", self._encoded),
+        ):
+            module = getattr(self._pipe, name, None)
+            if isinstance(module, torch.nn.Module):
+                self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handles.close()
+
+    def __deepcopy__(self, memo: object) -> Meter:
+        return self  # a copy of the pipeline's modules counts here, too
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing counts."""
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
+
+    def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output.sample
+        if states.requires_grad and not self._off:
+            self.gradients += len(states)
+
+    def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._off:
+            self.encodes += len(args[0] if args else kwargs["input_ids"])
+
+
+def _candidates(
+    attack: Attack, pipe: Any, ask: Ask, prepared: Any, generator: torch.Generator
+) -> Generator[Candidate, None, None]:
+    yield Candidate(ask.text)
+    yield from attack.run(pipe, ask, prepared, generator=generator)
+
+
+def _look(
+    pipe: Any, candidate: Candidate, ask: Ask, judge: Judge, draw: Draw, seeds: Sequence[int]
+) -> list[bool | None]:
+    """What the judge says about a candidate, drawn with each of the seeds."""
+    with candidate.placed(pipe) as arguments:
+        images = draw(pipe, arguments, seeds) if seeds else []
+    return [judge.judge([image], [ask])[0].value for image in images]
