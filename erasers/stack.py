@@ -11,6 +11,7 @@ weights, for as long as the later edit stays.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -178,6 +179,9 @@ def _restack(
                 handle.remove()
             state.handles = [handle for place in places[name] for handle in place.install()]
         _store(component(pipe, name), state)
+    # Inductor can make constants of weights.
+    if values and getattr(sys.modules.get("torch._inductor.config"), "freezing", False):
+        torch.compiler.reset()
     if places:
         # Compiled code looks neither for hooks that came later nor for those that only another model of its kind has.
         torch._dynamo.config.skip_nnmodule_hook_guards = False

@@ -167,6 +167,19 @@ def test_hooks_stay_under_group_offloading(pipe, patch, pictures, order):
     assert torch.equal(draw(pipe), plain)
 
 
+@pytest.mark.parametrize("order", ["patch first", "casting first"])
+def test_hooks_stay_under_layerwise_casting(pipe, patch, pictures, order):
+    plain, erased = pictures
+    if order == "patch first":
+        patch.apply(pipe)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+    if order == "casting first":
+        patch.apply(pipe)
+    assert difference(draw(pipe), erased) < 0.1 * difference(plain, erased)
+    patch.remove(pipe)
+    assert difference(draw(pipe), plain) < 0.1 * difference(plain, erased)
+
+
 class Quantised(torch.nn.Module):
     """A linear layer of whole numbers, as quantisation makes them."""
 
@@ -374,3 +387,18 @@ def test_a_model_that_another_pipeline_has_compiled(small):
     close(draw(shared), plain)
     patch.apply(pipe)
     close(draw(shared), erased)
+
+
+def test_weights_that_compilation_may_have_frozen(pipe, monkeypatch):
+    import torch._inductor.config
+
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    patch = transform_patch(pipe, 2)
+    with patch.applied(pipe):
+        assert resets == []
+    monkeypatch.setattr(torch._inductor.config, "freezing", True)
+    patch.apply(pipe)
+    assert resets == [1]
+    patch.remove(pipe)
+    assert resets == [1, 1]
