@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERASERS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_verbosity() -> Iterator[None]:
+    """The command silences the libraries below it for the rest of its process."""
+    yield
+    for name in ("diffusers", "transformers"):
+        if name in sys.modules:
+            logging = importlib.import_module(f"{name}.utils.logging")
+            logging.set_verbosity_warning()
+            logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")
