@@ -356,6 +356,10 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
             raise PatchError(f"expected {key!r} in the metadata as {kind.__name__}, got {meta.get(key)!r:.60}")
     if not all(isinstance(concept, dict) for concept in meta["concepts"]):
         raise PatchError("expected each concept in the metadata as an object")
+    for name, ports in meta["groups"].items():
+        names = isinstance(ports, list) and all(isinstance(port, str) and edits.NAME.fullmatch(port) for port in ports)
+        if not names or not ports:
+            raise PatchError(f"expected the ports of group {name!r:.80} as names of layers, got {ports!r:.60}")
     for name, value in meta["base"].items():
         if not isinstance(value, str) or not _SHA256.fullmatch(value):
             raise PatchError(f"expected the fingerprint of {name!r:.80} as 64 hexadecimal digits, got {value!r:.80}")

@@ -230,6 +230,8 @@ def change_layout(draw: Draw, whole: bytes) -> bytes:
 
 SPELLINGS: list[Callable[[str], str | bytes]] = [
     lambda header: header + "   \n",
+    lambda header: header.replace('"format": "pt"', '"format": ["pt"]'),
+    lambda header: header.replace('"format": "pt"', '"format": null'),
     lambda header: "  " + header,
     lambda header: json.dumps(json.loads(header), indent=3),
     lambda header: header.replace("t", "\\u0074").replace("\\\\u0074", "t"),

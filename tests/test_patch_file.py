@@ -17,7 +17,7 @@ from patch_files import BIAS, LAYER, PORTS, Parts, make_seeds, put_together, tak
 from safetensors.torch import load
 from tiny import same, weights
 
-from erasers import Patch, PatchError, cli, patch_file
+from erasers import Patch, PatchError, patch_file
 from erasers.hashing import tensor_hash
 from erasers.patch_file import KEY
 
@@ -107,6 +107,51 @@ def test_tensors_may_lie_in_any_order(seeds, load_bytes):
         assert load_bytes(whole).digest == load_bytes(seeds["mixed"]).digest
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [True, 16]}, "to fit 128 bytes"),
+        ({"shape": [1.0, 16]}, "to fit 128 bytes"),
+        ({"shape": ["1", 16]}, "to fit 128 bytes"),
+        ({"shape": [-1, -16]}, "to fit 128 bytes"),
+        ({"shape": [1] * 8 + [16]}, "to fit 128 bytes"),
+        ({"shape": [0], "data_offsets": [0, 0]}, "to fit 128 bytes"),
+        ({"shape": [1, 15]}, "got 64 bytes"),
+        ({"data_offsets": [False, 64]}, "within 128 bytes"),
+        ({"data_offsets": [0, 64, 64]}, "within 128 bytes"),
+        ({"data_offsets": [-64, 0]}, "within 128 bytes"),
+        ({"data_offsets": [128, 192]}, "within 128 bytes"),
+        ({"data_offsets": [64, 128]}, "at byte 0, got 64"),
+        ({"dtype": ["F32"]}, "one of F16, BF16, F32, F64, got"),
+        ({"dtype": "I32"}, "one of F16, BF16, F32, F64, got"),
+        ({"extra": 1}, "got something else"),
+    ],
+)
+def test_entries_of_the_header_are_exact(seeds, load_bytes, change, message):
+    parts = take_apart(seeds["lowrank"])
+    name = f"lowrank/{LAYER}/A"
+    assert parts.entries[name] == {"dtype": "F32", "shape": [1, 16], "data_offsets": [0, 64]}
+    parts.entries[name] |= change
+    with pytest.raises(PatchError, match=message):
+        load_bytes(parts.whole())
+
+
+@pytest.mark.parametrize("ports", [None, "unet.x", [], [3], [None], ["unet.x", ["unet.x"]], {"unet.x": 1}])
+def test_groups_are_lists_of_names(seeds, load_bytes, ports):
+    parts = take_apart(seeds["lowrank"])
+    parts.meta["groups"]["other"] = ports
+    with pytest.raises(PatchError, match="expected the ports of group 'other' as names"):
+        load_bytes(parts.whole())
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", None, 0, -1, 2, 10**30])
+def test_formats_are_whole_numbers(seeds, load_bytes, version):
+    parts = take_apart(seeds["lowrank"])
+    parts.meta["format"] = version
+    with pytest.raises(PatchError, match="expected a patch of format 1 to 1, got"):
+        load_bytes(parts.whole())
+
+
 # Memory and time
 
 MEASURE = """
@@ -139,7 +184,7 @@ def test_hostile_files_take_little_memory_and_time(seeds, tmp_path):
         "shape": Parts({"dense/unet.x": entry}, parts.meta, bytes(8)).whole(),
         "wide": Parts({"dense/unet.x": entry | {"data_offsets": [0, 8]}}, parts.meta, bytes(8)).whole(),
         "digits": parts.whole(json.dumps({"x": entry | {"shape": [0]}}).replace("[0]", f"[{digits}1]")),
-        "spaces": parts.whole(" " * 2**26),
+        "header": parts.whole('{"x": [%s0]}' % ("[]," * 2**24)),
         "lists": parts.whole('{"x": [%s0]}' % ("[]," * (most // 3))),
         "objects": parts.whole(text=text + ', "x": [%s0]}' % ("{}," * (most // 3))),
         "deep": parts.whole("[" * most),
@@ -270,88 +315,15 @@ def test_force_lets_no_missing_fingerprint_pass(seeds):
         Patch(load(seeds["lowrank"]), meta | {"base": {f"{LAYER}.weight": None}})
 
 
+def test_a_patch_has_no_empty_tensors(seeds):
+    meta = take_apart(seeds["dense"]).meta
+    with pytest.raises(PatchError, match="expected values"):
+        Patch({f"dense/{BIAS}": torch.zeros(0)}, meta)
+
+
 @pytest.mark.parametrize("shape", [(9, 1), (1, 9), (3,), (2, 2, 2)])
 def test_force_lets_no_other_shape_pass(pipe, seeds, shape):
     before, meta = weights(pipe), take_apart(seeds["dense"]).meta
     with pytest.raises(PatchError, match="another model"):
         Patch({f"dense/{BIAS}": torch.zeros(shape)}, meta).apply(pipe, force=True)
     assert same(before, weights(pipe))
-
-
-# The command
-
-
-@pytest.fixture(scope="module")
-def folder(pipes: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    pipes("sd1").save_pretrained(path)
-    return path
-
-
-def bad_files(seeds: dict[str, bytes]) -> dict[str, bytes]:
-    parts, tensors = take_apart(seeds["dense"]), load(seeds["dense"])
-    text = json.dumps(parts.meta)
-    evil = parts.meta | {"concepts": [{"name": "\x1b[2J[/x]"}], "method": "[bold]\ud800"}
-    return {
-        "empty": b"",
-        "cut": seeds["dense"][:-1],
-        "bomb": parts.whole('{"a":' * 100_000),
-        "twice": parts.whole(text=text[:-1] + ', "format": 1}'),
-        "future": put_together(tensors, parts.meta | {"format": 2}),
-        "path": put_together({"dense/../../\x1b[2Jx": torch.zeros(2)}, parts.meta),
-        "nan": put_together(tensors | {f"dense/{BIAS}": torch.tensor([float("nan")] * 8)}, parts.meta),
-        "kind": put_together({"hook/unet/evil/A": torch.zeros(2, 2)}, parts.meta),
-        "base": put_together(tensors, evil | {"base": dict.fromkeys(parts.meta["base"], "[/x]")}),
-    }
-
-
-def check_refused(code: int, output: str, error: str) -> None:
-    assert code == 2
-    assert output == ""
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert error[:-1].isprintable()
-
-
-def test_the_command_refuses_in_one_line(seeds, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    for name, whole in bad_files(seeds).items():
-        (tmp_path / name).write_bytes(whole)
-        saved = tmp_path / "saved"
-        for command in (["inspect", tmp_path / name], ["apply", tmp_path / name, "--model", folder, "--save", saved]):
-            code = cli.run([str(word) for word in command])
-            check_refused(code, *capsys.readouterr())
-        assert not saved.exists()
-
-
-def test_the_command_refuses_a_patch_that_does_not_fit(seeds, folder, tmp_path, capsys):
-    parts = take_apart(seeds["dense"])
-    wrong = parts.meta | {"base": dict.fromkeys(parts.meta["base"], "0" * 64)}
-    (tmp_path / "x").write_bytes(put_together(load(seeds["dense"]), wrong))
-    command = ["apply", tmp_path / "x", "--model", folder, "--save", tmp_path / "saved"]
-    code = cli.run([str(word) for word in command])
-    check_refused(code, *capsys.readouterr())
-    assert not (tmp_path / "saved").exists()
-    assert cli.run([*(str(word) for word in command), "--force"]) == 0
-
-
-def test_the_command_prints_no_control_characters(seeds, tmp_path, capsys):
-    parts = take_apart(seeds["dense"])
-    evil = {
-        "concepts": [{"name": "\x1b[2J[/x]\n", "anchor": "[bold]"}],
-        "method": "[red]\ud800",
-        "config": {"\r": "\x07"},
-    }
-    (tmp_path / "x").write_bytes(put_together(load(seeds["dense"]), parts.meta | evil))
-    assert cli.run(["inspect", str(tmp_path / "x")]) == 0
-    output, _ = capsys.readouterr()
-    assert output.replace("\n", "").isprintable()
-    assert "\\x1b[2J[/x]\\n" in output
-    assert "[red]" in output
-
-
-def test_a_process_of_its_own_shows_no_traceback(seeds, tmp_path):
-    (tmp_path / "x").write_bytes(bad_files(seeds)["bomb"])
-    command = [sys.executable, "-m", "erasers.cli", "inspect", str(tmp_path / "x")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"}, check=False)
-    check_refused(done.returncode, done.stdout, done.stderr)
