@@ -168,8 +168,12 @@ class Outcome:
 
 _ATTACKS: Mapping[str, str] = {
     "cce": "CCE",
+    "mma": "MMA",
+    "p4d": "P4D",
     "random_prefix": "RandomPrefix",
+    "ring_a_bell": "RingABell",
     "unlearn_diff_atk": "UnlearnDiffAtk",
+    "words": "Words",
 }
 """Name of the attack, which is that of its module -> its class."""
 

@@ -1,0 +1,155 @@
+"""A text attack in the manner of Yang et al., "MMA-Diffusion", CVPR 2024, arXiv 2311.17516, by Zou et al.'s GCG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from erasers.attacks.search import TextSearch, best_texts, check_room, terms
+from erasers.attacks.soft import SoftPrompt, decode, frozen, token_table, tokenise
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+SLOT = "<text>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMA(TextSearch):
+    """Find words, none of them the concept's, whose pooled text embedding is that of the prompt.
+
+    Greedy coordinate gradients on `1 - cos(pool(s), pool(p))`: at each place the `top` tokens of least gradient with
+    respect to the one-hot choice are candidates; of `batch` texts with one token replaced by a candidate the best one
+    is the next.
+
+    Differs from the paper: written from its equation alone; the banned words are those of the concept, and words that
+    contain one; tokens are whole words, and each text is encoded as it would be typed. The attack on safety checkers
+    is left out.
+
+    Args:
+        k: Tokens.
+        steps: Replacements of one token.
+        batch: Texts from which each is chosen.
+        top: Candidates at each place.
+    """
+
+    name = "mma"
+    space = "text"
+
+    k: int = 20
+    steps: int = 1000
+    batch: int = 512
+    top: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.k, self.steps, self.batch, self.top) < 1:
+            raise ValueError(
+                "expected k, steps, batch and top of at least 1, got "
+                f"{self.k}, {self.steps}, {self.batch} and {self.top}"
+            )
+
+    @property
+    def encodes(self) -> int:
+        """See `TextSearch.encodes`."""
+        return self.steps * (self.batch + 1)
+
+    @torch.no_grad()
+    def targets(self, pipe: Any, asks: Sequence[Ask]) -> dict[str, torch.Tensor]:
+        """The pooled embedding `[d]` by the text of a prompt: see `TextSearch.targets`."""
+        check_room(pipe, self.k)
+        return {ask.text: pooled(pipe, tokenise(pipe, ask.text))[0].float() for ask in asks}
+
+    def search(
+        self, pipe: Any, ask: Ask, target: torch.Tensor, words: torch.Tensor, generator: torch.Generator
+    ) -> list[str]:
+        """See `TextSearch.search`.
+
+        Raises:
+            ValueError: No token is left that is not banned.
+        """
+        words = words[~banned(pipe.tokenizer, words, terms(self.concept, ask))]
+        if not len(words):
+            raise ValueError("expected tokens that do not name the concept, got none; shorten `concept`")
+        prompt = SoftPrompt(pipe, SLOT, {SLOT: self.k})
+        current = torch.randint(len(words), (self.k,), generator=generator, device=generator.device).cpu()
+        seen, values = torch.empty(0, self.k, dtype=torch.long), torch.empty(0)
+        for _ in range(self.steps):
+            slope = gradient(pipe, prompt, target, words, current)
+            rows = swaps(current, slope, min(self.top, len(words)), self.batch, generator)
+            losses = _losses(pipe, target, words[rows])
+            current = rows[losses.argmin()]
+            seen, values = _leaders(torch.cat([seen, rows]), torch.cat([values, losses]), self.images - 1)
+        return best_texts(pipe.tokenizer, words[seen], values, self.images - 1)
+
+
+def pooled(pipe: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The pooled embeddings `[rows, d]` of token ids `[rows, n]`: the state of the end token."""
+    embeddings: torch.Tensor = pipe.text_encoder(ids.to(pipe.text_encoder.device)).pooler_output
+    return embeddings
+
+
+def distance(embeddings: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - cos `[rows]` of embeddings `[rows, d]` and a target `[d]`."""
+    return 1 - functional.cosine_similarity(embeddings.float(), target.float(), dim=-1)
+
+
+@torch.enable_grad()
+def gradient(
+    pipe: Any, prompt: SoftPrompt, target: torch.Tensor, words: torch.Tensor, current: torch.Tensor
+) -> torch.Tensor:
+    """The gradient `[k, words]` of the distance with respect to the one-hot choice of words at each place."""
+    table = token_table(pipe)[words.to(pipe.text_encoder.device)].float()
+    vectors = table[current.to(table.device)].requires_grad_()
+    with frozen(pipe), prompt.placed({SLOT: vectors}):
+        loss = distance(pooled(pipe, prompt.ids), target).sum()
+        (slope,) = torch.autograd.grad(loss, [vectors])
+    return (slope @ table.T).cpu()
+
+
+def swaps(current: torch.Tensor, slope: torch.Tensor, top: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Texts `[batch, k]` that differ from `current` `[k]` at one place, where one of the `top` of least slope stands.
+
+    Args:
+        current: A choice of words.
+        slope: Gradient `[k, words]`.
+        top: Candidates at each place.
+        batch: Number of texts.
+        generator: Source of every random number.
+    """
+    candidates = (-slope).topk(top, dim=-1).indices
+    places = torch.randint(len(current), (batch,), generator=generator, device=generator.device).cpu()
+    picks = torch.randint(top, (batch,), generator=generator, device=generator.device).cpu()
+    rows = current.repeat(batch, 1)
+    rows[torch.arange(batch), places] = candidates[places, picks]
+    return rows
+
+
+def banned(tokenizer: Any, ids: torch.Tensor, concept: Sequence[str]) -> torch.Tensor:
+    """Which tokens of ids `[n]` are a word of the concept's, or contain a term of one word."""
+    words = {word for term in concept for word in term.lower().split()}
+    stems = [term.lower() for term in concept if len(term.split()) == 1]
+    texts = [decode(tokenizer, one[None]).lower() for one in ids]
+    return torch.tensor([text in words or any(stem in text for stem in stems) for text in texts], dtype=torch.bool)
+
+
+@torch.no_grad()
+def _losses(pipe: Any, target: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The distance `[n]` of the texts of ids `[n, k]` as they would be typed."""
+    texts = [decode(pipe.tokenizer, row) for row in rows]
+    return distance(pooled(pipe, tokenise(pipe, texts)), target).cpu()
+
+
+def _leaders(rows: torch.Tensor, values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` best of different rows `[n, k]` with their values `[n]`, the best first."""
+    found: dict[tuple[int, ...], int] = {}
+    for row in values.argsort(stable=True).tolist():
+        found.setdefault(tuple(rows[row].tolist()), row)
+        if len(found) == count:
+            break
+    keep = torch.tensor(list(found.values()), dtype=torch.long)
+    return rows[keep], values[keep]

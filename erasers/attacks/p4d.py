@@ -1,0 +1,215 @@
+"""P4D: Chin et al., "Prompting4Debugging", ICML 2024, arXiv 2309.06135."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.soft import (
+    SoftPrompt,
+    check_supported,
+    decode,
+    denoised,
+    encode,
+    frozen,
+    gaussian,
+    latents_of,
+    nearest_tokens,
+    noised,
+    token_table,
+    tokenise,
+    whole_words,
+)
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+SLOT = "<free{}>"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the unedited model predicts for one prompt; rows belong together.
+
+    Args:
+        noisy: Noised latents `[n, c, h, w]` of its picture of the prompt.
+        times: Time steps `[n]`.
+        predicted: Its predictions `[n, c, h, w]` for the prompt.
+    """
+
+    noisy: torch.Tensor
+    times: torch.Tensor
+    predicted: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the attack knows of the unedited model.
+
+    Args:
+        teachers: By (text, seed) of a prompt.
+        words: Ids `[n]` of the tokens that a prompt may have.
+    """
+
+    teachers: Mapping[tuple[str, int], Teacher]
+    words: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class P4D(Attack):
+    """Find words with which the edited model predicts what the unedited one predicts for the prompt.
+
+    A hard prompt by gradients: each free token is a vector e; the loss `||eps'(z_t, t, proj(e)) - eps(z_t, t, p)||^2`
+    and its gradient are taken at the nearest tokens proj(e) (by cosine), and the step is made on e.
+
+    Differs from the paper/official code: every `every` steps the words found so far, where new, are a candidate, in
+    place of one that is chosen by the similarity of pictures; time steps and noise are `bank` draws for each prompt, of
+    which the unedited model's predictions are computed once; tokens are whole words, so that they can be typed; the
+    variant `insert` counts words of the prompt where the official code counts tokens.
+
+    Args:
+        variant: `free` (P4D-N) puts k free tokens in place of the prompt, `insert` (P4D-K) one behind every third word.
+        k: Free tokens of the variant `free`.
+        stride: Words between two free tokens of the variant `insert`.
+        steps: Steps of AdamW.
+        every: Steps between two pictures.
+        bank: Noised latents a prompt, their time steps evenly spread.
+        batch: Of these, in one step.
+        lr: Learning rate.
+        weight_decay: Of AdamW.
+    """
+
+    name = "p4d"
+    space = "text"
+    encoder = "attacked"
+
+    variant: Literal["free", "insert"] = "free"
+    k: int = 16
+    stride: int = 3
+    steps: int = 3000
+    every: int = 50
+    bank: int = 100
+    batch: int = 1
+    lr: float = 0.1
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = (self.k, self.stride, self.steps, self.every, self.bank, self.batch)
+        if min(counts) < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                "expected k, stride, steps, every, bank and batch of at least 1, lr above 0 and weight_decay of at "
+                f"least 0, got {', '.join(map(str, counts))}, {self.lr} and {self.weight_decay}"
+            )
+        if self.every > self.steps:
+            raise ValueError(f"expected a picture within the {self.steps} steps, got one every {self.every}")
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        return Budget(self.steps * self.batch, self.steps, self.steps // self.every + 1)
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
+        """See `Attack.prepare`."""
+        check_supported(pipe)
+        teachers = {}
+        for ask in asks:
+            latents = latents_of(pipe, draw(pipe, {"prompt": ask.text}, [ask.seed]))
+            teachers[ask.text, ask.seed] = teach(pipe, ask.text, latents, self.bank, generator)
+        return Prepared(teachers, whole_words(pipe.tokenizer))
+
+    def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`."""
+        check_supported(pipe)
+        teacher = prepared.teachers[ask.text, ask.seed]
+        text, counts = self._template(pipe, ask.text)
+        prompt = SoftPrompt(pipe, text, counts)
+        start = torch.randint(
+            len(prepared.words), (sum(counts.values()),), generator=generator, device=generator.device
+        )
+        table = token_table(pipe)
+        vectors = nn.Parameter(table[prepared.words[start.cpu()].to(table.device)].float())
+        optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
+        seen = set()
+        for step in range(1, self.steps + 1):
+            rows = torch.randint(len(teacher.times), (self.batch,), generator=generator, device=generator.device)
+            with frozen(pipe):
+                vectors.grad = gradient(pipe, prompt, counts, vectors, prepared.words, teacher, rows.cpu())
+            optimizer.step()
+            if step % self.every == 0:
+                ids = nearest_tokens(vectors.detach(), table, prepared.words)
+                found = _fill(pipe.tokenizer, text, counts, ids.cpu())
+                if found not in seen:
+                    seen.add(found)
+                    yield Candidate(found)
+
+    def _template(self, pipe: Any, text: str) -> tuple[str, dict[str, int]]:
+        """A prompt with slots, and slot -> number of its free tokens; words that the encoder would cut are left out."""
+        if self.variant == "free":
+            return SLOT.format(0), {SLOT.format(0): self.k}
+        room = pipe.tokenizer.model_max_length - 2
+        parts: list[str] = []
+        slots: list[str] = []
+        for number, word in enumerate(text.split(), start=1):
+            room -= len(pipe.tokenizer(word, add_special_tokens=False).input_ids)
+            if room < 0:
+                break
+            parts.append(word)
+            if number % self.stride == 0 and room > 0:
+                slots.append(SLOT.format(len(slots)))
+                parts.append(slots[-1])
+                room -= 1
+        if not slots:
+            # A prompt of fewer words than the stride still gets one, where nothing can cut it off.
+            slots = [SLOT.format(0)]
+            parts.insert(0, slots[0])
+        return " ".join(parts), dict.fromkeys(slots, 1)
+
+
+@torch.no_grad()
+def teach(pipe: Any, text: str, latents: torch.Tensor, bank: int, generator: torch.Generator) -> Teacher:
+    """What a model predicts for a prompt, at `bank` evenly spread time steps; latents `[1, c, h, w]`."""
+    total = pipe.scheduler.config.num_train_timesteps
+    times = torch.tensor([(2 * part + 1) * total // (2 * bank) for part in range(bank)])
+    many = latents.expand(bank, -1, -1, -1)
+    noisy = noised(pipe, many, times, gaussian(many, generator))
+    states = encode(pipe, tokenise(pipe, text))
+    # One at a time: a bank of large latents does not fit a batch.
+    predicted = [denoised(pipe, noisy[row : row + 1], times[row : row + 1], states) for row in range(bank)]
+    return Teacher(noisy, times, torch.cat(predicted))
+
+
+def loss(pipe: Any, teacher: Teacher, rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance from the teacher's predictions `rows`, for text states `[1, tokens, d]`."""
+    predicted = denoised(pipe, teacher.noisy[rows], teacher.times[rows], states)
+    return functional.mse_loss(predicted.float(), teacher.predicted[rows].float())
+
+
+@torch.enable_grad()
+def gradient(
+    pipe: Any,
+    prompt: SoftPrompt,
+    counts: Mapping[str, int],
+    vectors: torch.Tensor,
+    words: torch.Tensor,
+    teacher: Teacher,
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient `[k, d]` of the loss, taken at the nearest tokens of `vectors` `[k, d]`."""
+    table = token_table(pipe)
+    point = table[nearest_tokens(vectors.detach(), table, words)].float().requires_grad_()
+    soft = dict(zip(counts, point.split(list(counts.values())), strict=True))
+    (slope,) = torch.autograd.grad(loss(pipe, teacher, rows, prompt.states(soft)), [point])
+    return slope
+
+
+def _fill(tokenizer: Any, text: str, counts: Mapping[str, int], ids: torch.Tensor) -> str:
+    """The prompt with the words of `ids` `[k]` in its slots."""
+    for slot, part in zip(counts, ids.split(list(counts.values())), strict=True):
+        text = text.replace(slot, decode(tokenizer, part))
+    return text

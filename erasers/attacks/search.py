@@ -1,0 +1,127 @@
+"""What attacks share that search for text with a text encoder alone, and what says which words are the concept's."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.soft import check_supported, decode, whole_words
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the attack knows of the unedited model.
+
+    Args:
+        targets: Text of a prompt -> what the search is to reach.
+        words: Ids `[n]` of the tokens that can be typed as words.
+        found: Text of a prompt -> what was found with the unedited encoder, the best first; empty where the edited one
+            is searched.
+    """
+
+    targets: Mapping[str, torch.Tensor]
+    words: torch.Tensor
+    found: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSearch(Attack):
+    """A search for text that a text encoder takes for something else; the denoiser has no part in it.
+
+    Args:
+        encoder: Whose text states the search looks at. With `original` it is over before any edited model is seen, so
+            that one set of prompts attacks them all; an edit of the text encoder is then never searched. With
+            `attacked` the search runs on the edited model. The target is the unedited encoder's in both cases.
+        images: Pictures a prompt, the plain prompt's included: the best texts are drawn.
+        concept: Words and phrases that mean the concept; what the prompts want where empty.
+    """
+
+    # What the base class says of the whole class is an option here.
+    encoder: Literal["original", "attacked"] = "original"  # type: ignore[misc]
+    images: int = 2
+    concept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images < 2:
+            raise ValueError(f"expected images of at least 2, one of them the plain prompt's, got {self.images}")
+
+    @abstractmethod
+    def targets(self, pipe: Any, asks: Sequence[Ask]) -> dict[str, torch.Tensor]:
+        """What the search is to reach, by the text of a prompt; `pipe` is the unedited pipeline."""
+
+    @abstractmethod
+    def search(
+        self, pipe: Any, ask: Ask, target: torch.Tensor, words: torch.Tensor, generator: torch.Generator
+    ) -> list[str]:
+        """At most `images` - 1 texts, the best first."""
+
+    @property
+    @abstractmethod
+    def encodes(self) -> int:
+        """Texts that go through the text encoder in one search."""
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        return Budget(encodes=self.encodes if self.encoder == "attacked" else 0, images=self.images)
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
+        """See `Attack.prepare`."""
+        check_supported(pipe)
+        targets, words = self.targets(pipe, asks), whole_words(pipe.tokenizer)
+        if self.encoder == "attacked":
+            return Prepared(targets, words)
+        first = {ask.text: ask for ask in reversed(asks)}
+        found = {text: self.search(pipe, first[text], targets[text], words, generator) for text in targets}
+        return Prepared(targets, words, found)
+
+    def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`."""
+        check_supported(pipe)
+        if self.encoder == "original":
+            found = prepared.found[ask.text]
+        else:
+            found = self.search(pipe, ask, prepared.targets[ask.text], prepared.words, generator)
+        yield from map(Candidate, found)
+
+
+def terms(concept: Sequence[str], ask: Ask) -> tuple[str, ...]:
+    """The words that mean the concept: those given, or what the prompt wants."""
+    return tuple(concept) or tuple(ask.wants.values())
+
+
+def swap(text: str, words: Sequence[str], by: str) -> str:
+    """The text with each of the words, where they stand as whole words, replaced; upper case does not matter."""
+    for word in sorted(words, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: by, text, flags=re.IGNORECASE)
+    return " ".join(text.split())
+
+
+def check_room(pipe: Any, k: int) -> None:
+    """Refuse more tokens than the text encoder reads.
+
+    Raises:
+        ValueError: Names how many it reads.
+    """
+    room = pipe.tokenizer.model_max_length - 2
+    if k > room:
+        raise ValueError(f"expected k of at most {room}, which is what the text encoder reads, got {k}")
+
+
+def best_texts(tokenizer: Any, rows: torch.Tensor, losses: torch.Tensor, count: int) -> list[str]:
+    """The texts of `count` different rows of ids `[n, k]`, the one of least loss `[n]` first."""
+    found: dict[str, None] = {}
+    for row in losses.argsort(stable=True).tolist():
+        found[decode(tokenizer, rows[row])] = None
+        if len(found) == count:
+            break
+    return list(found)
