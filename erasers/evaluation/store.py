@@ -1,0 +1,171 @@
+"""What the benchmark keeps on disk: pictures, verdicts and patches, each under what it was made from; append-only.
+
+    images/<2 hex>/<key>.png                 a picture; there is one or there is none
+    verdicts/<judge>/<process>.jsonl         a verdict a line; each process appends to a file of its own
+    patches/<key>.safetensors, <key>.json    a fitted patch and what fitting it took; whoever is first writes it
+
+Several processes may share a folder, and any of them may be killed at any time: nothing is ever half there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from erasers.atomic import write_atomically
+from erasers.judges import Verdict
+from erasers.patch import Patch
+
+
+def canonical(value: Any, *, indent: int | None = None) -> str:
+    """JSON of which there is one for each value: sorted keys, no blanks unless indented, numbers as `repr`.
+
+    Raises:
+        ValueError: A number that is not finite.
+        TypeError: What JSON does not have.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(value, sort_keys=True, separators=separators, indent=indent, allow_nan=False)
+
+
+def key_of(value: Any) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class Store:
+    """The pictures and patches of a folder.
+
+    Args:
+        root: The folder; created with the first file.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def image_path(self, key: str) -> Path:
+        """Where a picture is or will be."""
+        return self.root / "images" / key[:2] / f"{key}.png"
+
+    def has_image(self, key: str) -> bool:
+        """Whether there is such a picture."""
+        return self.image_path(key).is_file()
+
+    def read_image(self, key: str) -> Image.Image:
+        """A picture in RGB.
+
+        Raises:
+            ValueError: The file is damaged.
+            FileNotFoundError: There is none.
+        """
+        path = self.image_path(key)
+        content = path.open("rb")
+        try:
+            with content, Image.open(content) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+
+    def add_image(self, key: str, image: Image.Image) -> None:
+        """Keep a picture unless there is one."""
+        path = self.image_path(key)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda part: image.convert("RGB").save(part, format="PNG"))
+
+    def read_patch(self, key: str) -> tuple[Patch, dict[str, Any]] | None:
+        """A patch and what is known about it; None when it has to be fitted.
+
+        Raises:
+            PatchError: The file is damaged.
+        """
+        path = self._patch_path(key)
+        facts = path.with_suffix(".json")
+        if not (path.is_file() and facts.is_file()):
+            return None
+        return Patch.load(path), json.loads(facts.read_text(encoding="utf-8"))
+
+    def add_patch(self, key: str, patch: Patch, edit_seconds: float) -> None:
+        """Keep a patch unless there is one."""
+        path = self._patch_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _first(path, patch.save)
+        facts = canonical({"bytes": path.stat().st_size, "edit_seconds": edit_seconds})
+        _first(path.with_suffix(".json"), lambda part: part.write_text(facts, encoding="utf-8"))
+
+    def _patch_path(self, key: str) -> Path:
+        return self.root / "patches" / f"{key}.safetensors"
+
+
+class Verdicts:
+    """The verdicts of one judge, by picture and by what the prompt wants.
+
+    Args:
+        root: As for `Store`.
+        judge: The digest of the judge's fingerprint.
+    """
+
+    def __init__(self, root: Path, judge: str) -> None:
+        self.folder = root / "verdicts" / judge[:16]
+        self._found: dict[tuple[str, str], Verdict] = {}
+        self._read: dict[str, int] = {}
+        self._mine = f"{os.getpid()}-{socket.gethostname()}-{secrets.token_hex(4)}.jsonl"
+        self.refresh()
+
+    def get(self, image: str, wants: Mapping[str, str]) -> Verdict | None:
+        """The verdict on a picture; None when there is none yet."""
+        return self._found.get((image, canonical(dict(wants))))
+
+    def add(self, some: Iterable[tuple[str, Mapping[str, str], Verdict]]) -> None:
+        """Keep verdicts, all or none of which are on disk when this returns."""
+        lines = []
+        for image, wants, verdict in some:
+            facts = {"value": verdict.value, "probability": verdict.probability, "reason": verdict.reason}
+            lines.append(canonical({"image": image, "wants": dict(wants), **facts}) + "\n")
+            self._found.setdefault((image, canonical(dict(wants))), verdict)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / self._mine).open("a", encoding="utf-8") as shard:
+            shard.write("".join(lines))
+
+    def refresh(self) -> None:
+        """Read what other processes have written since; the torn last line of a killed one does not count.
+
+        Raises:
+            ValueError: A whole line that is no verdict.
+        """
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with path.open("rb") as shard:
+                shard.seek(self._read.get(path.name, 0))
+                whole, newline, _ = shard.read().rpartition(b"\n")
+            self._read[path.name] = self._read.get(path.name, 0) + len(whole) + len(newline)
+            for line in whole.splitlines():
+                self._take(path, line)
+
+    def _take(self, path: Path, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            key = (entry["image"], canonical(entry["wants"]))
+            verdict = Verdict(entry["value"], entry["probability"], entry["reason"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} has a line that is no verdict ({error}); delete it and run again") from error
+        self._found.setdefault(key, verdict)
+
+
+def _first(path: Path, write: Any) -> None:
+    """Let `write` fill `path` unless it is there already; of several processes the first one wins."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        write(part)
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink(missing_ok=True)
