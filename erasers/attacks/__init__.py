@@ -171,6 +171,7 @@ _ATTACKS: Mapping[str, str] = {
     "mma": "MMA",
     "p4d": "P4D",
     "random_prefix": "RandomPrefix",
+    "relearning": "Relearning",
     "ring_a_bell": "RingABell",
     "unlearn_diff_atk": "UnlearnDiffAtk",
     "words": "Words",

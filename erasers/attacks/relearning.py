@@ -1,0 +1,186 @@
+"""Relearning: a few steps of fine-tuning on pictures of the concept, to see how much of it is still in the weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.soft import check_supported, denoising_loss, encode, frozen, gaussian, latents_of, tokenise
+from erasers.hashing import tensor_hashes
+from erasers.patch import Patch
+from erasers.patch_file import FORMAT
+from erasers.ports import component, find_parameter, submodule
+from erasers.version import library_version
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+_ATTENTION = re.compile(r"\.attn\d\.(to_q|to_k|to_v|to_out\.0)$")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures of the concept, drawn by the unedited model.
+
+    Args:
+        latents: `[n, c, h, w]`.
+        texts: The prompt of each.
+    """
+
+    latents: torch.Tensor
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearning(Attack):
+    """Fine-tune low-rank weights of the edited denoiser on pictures of the concept, and ask for it by the prompt.
+
+    Every projection of its attention layers learns B A of rank `rank` from `||noise - eps(z_t, t, p)||^2`; the result
+    is a patch on top of those that the model has. The weights are learned anew for each prompt, with other draws of
+    pictures, times and noise. A model that never saw the concept learns it, too: read the success against that of one
+    retrained without it.
+
+    The pictures are those that the unedited model draws of the attacked prompts, each with fresh noise.
+
+    Args:
+        steps: Steps of AdamW, without weight decay.
+        batch: Pictures a step.
+        rank: Of the learned weights.
+        lr: Learning rate.
+        pictures: Pictures of the concept to learn from.
+    """
+
+    name = "relearning"
+    space = "weights"
+    encoder = "attacked"
+
+    steps: int = 30
+    batch: int = 8
+    rank: int = 8
+    lr: float = 1e-3
+    pictures: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = (self.steps, self.batch, self.rank, self.pictures)
+        if min(counts) < 1 or self.lr <= 0:
+            raise ValueError(
+                "expected steps, batch, rank and pictures of at least 1 and lr above 0, got "
+                f"{', '.join(map(str, counts))} and {self.lr}"
+            )
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        return Budget(self.steps * self.batch, self.pictures, 2)
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
+        """See `Attack.prepare`."""
+        check_supported(pipe)
+        seeds = torch.randint(2**31, (self.pictures,), generator=generator, device=generator.device).tolist()
+        texts = tuple(asks[number % len(asks)].text for number in range(self.pictures))
+        pictures = [draw(pipe, {"prompt": text}, [seed])[0] for text, seed in zip(texts, seeds, strict=True)]
+        return Prepared(latents_of(pipe, pictures), texts)
+
+    def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`.
+
+        Raises:
+            ValueError: Weights that cannot be edited (quantised, wrapped, offloaded).
+        """
+        check_supported(pipe)
+        factors = fresh_factors(pipe, self.rank, generator)
+        # With the factors, still zero, as a patch: so they act on what they will act on when the result is drawn.
+        with frozen(pipe), low_rank_patch(self, pipe, factors).applied(pipe), added(pipe, factors):
+            self._train(pipe, factors, prepared, generator)
+        yield Candidate(ask.text, patch=low_rank_patch(self, pipe, factors))
+
+    @torch.enable_grad()
+    def _train(self, pipe: Any, factors: Mapping[str, Factors], prepared: Prepared, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            states = encode(pipe, tokenise(pipe, prepared.texts))
+        trained = [part for pair in factors.values() for part in pair]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
+        for _ in range(self.steps):
+            rows = _random(len(prepared.texts), self.batch, generator)
+            times = _random(pipe.scheduler.config.num_train_timesteps, self.batch, generator)
+            latents = prepared.latents[rows]
+            loss = denoising_loss(
+                pipe, latents, times.to(latents.device), gaussian(latents, generator), states[rows.to(states.device)]
+            )
+            for part, slope in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+                part.grad = slope
+            optimizer.step()
+
+
+Factors = tuple[nn.Parameter, nn.Parameter]
+"""A `[r, d]` and B `[out, r]` of one layer: it adds B A x."""
+
+
+def fresh_factors(pipe: Any, rank: int, generator: torch.Generator) -> dict[str, Factors]:
+    """Factors of every projection of the denoiser's attention, by name, A random and B zero.
+
+    Raises:
+        ValueError: Weights that cannot be edited.
+    """
+    factors = {}
+    for path, _ in component(pipe, "unet").named_modules():
+        if _ATTENTION.search(path):
+            weight = find_parameter(pipe, f"unet.{path}.weight", linear=True)
+            out, width = weight.shape
+            down = gaussian(torch.empty(rank, width, device=weight.device), generator) / width**0.5
+            factors[f"unet.{path}"] = nn.Parameter(down), nn.Parameter(torch.zeros(out, rank, device=weight.device))
+    return factors
+
+
+@contextmanager
+def added(pipe: Any, factors: Mapping[str, Factors]) -> Iterator[None]:
+    """Inside, the layers add what their factors make of their input, with gradients to these."""
+
+    def hook(pair: Factors) -> Any:
+        def add(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            down, up = pair
+            more = args[0].to(down.dtype) @ down.T @ up.T
+            return output + more.to(output.dtype)
+
+        return add
+
+    with ExitStack() as stack:
+        for name, pair in factors.items():
+            layer = submodule(component(pipe, "unet"), name.partition(".")[2])
+            if layer is not None:
+                stack.callback(layer.register_forward_hook(hook(pair)).remove)
+        yield
+
+
+def low_rank_patch(attack: Relearning, pipe: Any, factors: Mapping[str, Factors]) -> Patch:
+    """The factors as a patch on top of the weights that the pipeline has now."""
+    live = {f"{name}.weight": find_parameter(pipe, f"{name}.weight", linear=True) for name in factors}
+    tensors = {
+        f"lowrank/{name}/{part}": value.detach().float().cpu().clone()
+        for name, pair in factors.items()
+        for part, value in zip("AB", pair, strict=True)
+    }
+    meta = {
+        "format": FORMAT,
+        "library": library_version(),
+        "method": attack.name,
+        "config": attack.config(),
+        "concepts": [],
+        "groups": {},
+        "base": tensor_hashes(
+            {name: parameter.data for name, parameter in live.items()}, owner=component(pipe, "unet")
+        ),
+        "base_dtype": str(next(iter(live.values())).dtype).removeprefix("torch."),
+    }
+    return Patch(tensors, meta)
+
+
+def _random(below: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(below, (count,), generator=generator, device=generator.device).cpu()
