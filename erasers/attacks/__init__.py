@@ -22,6 +22,7 @@ from erasers.eraser import check_fields
 if TYPE_CHECKING:
     from PIL import Image
 
+    from erasers.attacks.noisy_ddim import StepNoise
     from erasers.evaluation.profile import Ask
     from erasers.judges import Judge
     from erasers.patch import Patch
@@ -60,12 +61,14 @@ class Candidate:
         tokens: Word of the prompt -> embeddings `[k, d]` of the soft tokens that stand in its place.
         latents: Noise `[1, c, h, w]` of unit variance, where the attack chooses it; None takes that of the seed.
         patch: Weights to draw it with, on top of those that the pipeline has.
+        noise: Fresh noise in every step of the sampler, which the pipeline's own may not add.
     """
 
     text: str
     tokens: Mapping[str, torch.Tensor] = field(default_factory=dict)
     latents: torch.Tensor | None = None
     patch: Patch | None = None
+    noise: StepNoise | None = None
 
     @contextmanager
     def placed(self, pipe: Any) -> Iterator[dict[str, Any]]:
@@ -75,6 +78,8 @@ class Candidate:
         with ExitStack() as stack:
             if self.patch is not None:
                 stack.enter_context(self.patch.applied(pipe))
+            if self.noise is not None:
+                stack.enter_context(self.noise.placed(pipe))
             arguments: dict[str, Any] = {"prompt": self.text}
             if self.tokens:
                 counts = {word: len(vectors) for word, vectors in self.tokens.items()}
@@ -169,6 +174,7 @@ class Outcome:
 _ATTACKS: Mapping[str, str] = {
     "cce": "CCE",
     "mma": "MMA",
+    "noise": "Noise",
     "p4d": "P4D",
     "random_prefix": "RandomPrefix",
     "relearning": "Relearning",

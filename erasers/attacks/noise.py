@@ -1,0 +1,61 @@
+"""Noise-based probing: Lu et al., "When Are Concepts Erased From Diffusion Models?", NeurIPS 2025, arXiv 2505.17013."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.noisy_ddim import StepNoise
+from erasers.attacks.soft import check_supported
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Attack):
+    """Draw the prompt with more fresh noise in every step than the model was made for; nothing is searched.
+
+    A step goes from x_t to `sqrt(a') x_0 + sqrt(max(0, 1 - a' - s^2)) eps + scale s z`, with a' the next signal level,
+    x_0 and eps the model's predictions, z fresh noise and s = eta times the standard deviation of ancestral sampling.
+    Each combination of eta and scale is one picture.
+
+    Differs from the official code: every picture starts from the noise of the prompt's seed and the judge looks at all
+    of them, where the official code goes on with one generator and keeps the picture that a score likes best.
+
+    Args:
+        etas: Noise of a step, in units of ancestral sampling.
+        scales: Factors of the fresh noise.
+    """
+
+    name = "noise"
+    space = "latent"
+    encoder = "none"
+
+    etas: tuple[float, ...] = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)
+    scales: tuple[float, ...] = (1.0, 1.02, 1.03, 1.04)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.etas or not self.scales or min(*self.etas, *self.scales) < 0:
+            raise ValueError(f"expected etas and scales of at least 0, got {self.etas} and {self.scales}")
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        return Budget(images=1 + len(self.etas) * len(self.scales))
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> None:
+        """Nothing but a look at the pipeline: see `Attack.prepare`."""
+        check_supported(pipe)
+
+    def run(self, pipe: Any, ask: Ask, prepared: None, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`."""
+        check_supported(pipe)
+        for eta in self.etas:
+            for scale in self.scales:
+                seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+                yield Candidate(ask.text, noise=StepNoise(eta, scale, seed))
