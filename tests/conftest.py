@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from tiny import make_pipe
 
 # Tiny models lose time to threads, most of all on a busy machine.
 torch.set_num_threads(1)
+# The bars of libraries below would stand between the lines of the command.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +43,6 @@ def _own_verbosity() -> Iterator[None]:
         if name in sys.modules:
             logging = importlib.import_module(f"{name}.utils.logging")
             logging.set_verbosity_warning()
-            logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

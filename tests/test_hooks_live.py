@@ -397,8 +397,8 @@ def test_weights_that_compilation_may_have_frozen(pipe, monkeypatch):
     patch = transform_patch(pipe, 2)
     with patch.applied(pipe):
         assert resets == []
-    monkeypatch.setattr(torch._inductor.config, "freezing", True)
-    patch.apply(pipe)
-    assert resets == [1]
-    patch.remove(pipe)
+    with torch._inductor.config.patch(freezing=True):
+        patch.apply(pipe)
+        assert resets == [1]
+        patch.remove(pipe)
     assert resets == [1, 1]
