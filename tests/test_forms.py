@@ -320,6 +320,7 @@ def saved(pipe, tmp_path, monkeypatch):
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line on stderr with which an export ends."""
+    capsys.readouterr()
     assert cli.run(["export", "star.safetensors", "--model", "model", "--out", "out", *arguments]) == 2
     output, error = capsys.readouterr()
     assert (output, len(error.strip().splitlines())) == ("", 1)
