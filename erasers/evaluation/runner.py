@@ -1,0 +1,309 @@
+"""Running a task: patches are fitted, pictures drawn and judged where the store lacks them, then every row is scored.
+
+Any number of processes share the work and one folder; each may be killed at any time. Pictures are drawn together in
+the same batches whatever is missing and whoever draws, so that the results do not depend on either.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from erasers.concept import as_concepts
+from erasers.evaluation import scoring
+from erasers.evaluation.records import UNEDITED
+from erasers.evaluation.report import generate
+from erasers.evaluation.states import REFERENCE, Row, Scene, case_of, find_reference, fingerprint, reference
+from erasers.evaluation.store import Store, Verdicts, key_of
+from erasers.evaluation.tasks import Sample, Task
+from erasers.judges import Judge
+from erasers.version import library_version
+
+Advance = Callable[[int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this is."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def of_environment(cls) -> Share:
+        """As `accelerate launch` and `torchrun` say it; the only one when they did not start this process.
+
+        Raises:
+            ValueError: Values that make no sense.
+        """
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+            raise ValueError(f"expected RANK below WORLD_SIZE in the environment, got {rank!r} and {world!r}")
+        return cls(int(rank), int(world))
+
+    def split(self, items: Sequence[T]) -> tuple[list[T], list[T]]:
+        """What this process does first, and what it does then if nobody else has.
+
+        The others' part comes from the other end, so that two processes seldom do the same.
+        """
+        others = [item for index, item in enumerate(items) if index % self.world != self.rank]
+        return list(items[self.rank :: self.world]), others[::-1]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pictures that are drawn together: keys, and the samples that each picture is for."""
+
+    scene: Scene
+    pictures: Sequence[tuple[str, Sequence[Sample]]]
+
+
+@dataclass(eq=False)
+class Run:
+    """A task on its way.
+
+    Args:
+        task: The task.
+        pipe: The unedited pipeline.
+        judge: Of the task.
+        out: Folder of the store and of the results.
+        rows: Beside the unedited row and the reference; their names are distinct.
+        share: Which of several processes this is.
+    """
+
+    task: Task
+    pipe: Any
+    judge: Judge
+    out: Path
+    rows: Sequence[Row] = ()
+    share: Share = field(default_factory=Share)
+
+    def __post_init__(self) -> None:
+        self.store, self.verdicts = Store(self.out), Verdicts(self.out, self.judge.fingerprint.digest)
+        self.draws = {case: self.task.draws(case) for case in self.task.named_cases}
+        self.model = fingerprint(self.pipe)
+        names = [UNEDITED, REFERENCE, *(row.name for row in self.rows)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected rows with names of their own, got twice: {', '.join(twice)}")
+        for patch in (row.patch for row in self.rows if row.patch):
+            # Refuse a patch that does not fit before anything is drawn.
+            case_of(self.task, patch)
+            patch.base_weights(self.pipe)
+
+    @property
+    def lacking(self) -> list[str]:
+        """The references that are not on this machine."""
+        return [case for case, path in self.task.references.items() if find_reference(path) is None]
+
+    def missing(self) -> dict[str, int]:
+        """Row -> pictures that are not there yet; nothing is fitted for it."""
+        counts = {}
+        for row in self._all_rows():
+            known = [scene for case in self._cases(row) if (scene := self._scene(row, case)) is not None]
+            unfitted = set(self._cases(row)) - {case for scene in known for case in scene.cases}
+            keys = {key for scene in known for unit in self._units(scene) for key, _ in unit.pictures}
+            lacking = sum(not self.store.has_image(key) for key in keys)
+            counts[row.name] = lacking + sum(len(self.draws[case]) for case in unfitted)
+        return counts
+
+    def fit(self) -> None:
+        """Fit what the store has no patch of."""
+        jobs = [(row, case) for row in self.rows if row.eraser for case in self._cases(row)]
+        for row, case in (job for part in self.share.split(jobs) for job in part):
+            if self._scene(row, case) is None:
+                self._fit(row, case)
+
+    def work(self, advance: Advance = lambda count: None) -> None:
+        """Draw and judge this process's share of what is missing, then help with what others have not done yet."""
+        for part in self.share.split(self._all_units()):
+            for scene, some in _by_scene(part):
+                todo = (unit for unit in some if self._unfinished(unit))
+                first = next(todo, None)
+                if first is None:
+                    continue
+                with scene.place():
+                    self._do(first, advance)
+                    for unit in todo:
+                        self._do(unit, advance)
+
+    def left(self) -> int:
+        """Pictures of this process's share that are to be drawn or judged."""
+        mine, _ = self.share.split(self._all_units())
+        return sum(len(unit.pictures) for unit in mine if self._unfinished(unit))
+
+    def write(self) -> list[Path]:
+        """Score the rows and write their result files; everything has to be there."""
+        self.verdicts.refresh()
+        cases: dict[str, dict[str, Any]] = {}
+        for scene in self.scenes:
+            for case in scene.cases:
+                cases.setdefault(scene.row.name, {})[case] = {
+                    "patch": scene.patch,
+                    "samples": self._judged(scene, case),
+                }
+        records = {
+            name: {case: scoring.records(case, facts["samples"]) for case, facts in some.items()}
+            for name, some in cases.items()
+        }
+        paths = []
+        for row in (row for row in self._all_rows() if row.name in cases):
+            found = scoring.scores(records[row.name], records[UNEDITED], self.task.scheme)
+            data = self._head() | {"row": row.to_json(), "cases": cases[row.name], "scores": found}
+            paths.append(self.out / self.task.folder / f"{row.name}.json")
+            scoring.write_result(paths[-1], data)
+        return paths
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """All states of the model, in order; patches have to be fitted."""
+        found: list[Scene] = []
+        for row in self._all_rows():
+            if row.kind == UNEDITED:
+                found.append(Scene(row, tuple(self.draws), nullcontext, self.model))
+                continue
+            for case in self._cases(row):
+                scene = self._scene(row, case)
+                if scene is None:
+                    raise ValueError(f"expected the patch of {row.name} for {case}, got none; fit comes first")
+                found.append(scene)
+        return found
+
+    def _all_units(self) -> list[Unit]:
+        return [unit for scene in self.scenes for unit in self._units(scene)]
+
+    def _all_rows(self) -> list[Row]:
+        return [Row(UNEDITED, UNEDITED), Row(REFERENCE, REFERENCE), *self.rows]
+
+    def _cases(self, row: Row) -> list[str]:
+        """The cases that a row has."""
+        if row.kind == REFERENCE:
+            return [case for case in self.task.references if case not in self.lacking]
+        return [case_of(self.task, row.patch)] if row.patch else list(self.draws)
+
+    def _scene(self, row: Row, case: str) -> Scene | None:
+        """The state of the model for one case; None when its patch was not fitted yet."""
+        if row.kind == UNEDITED:
+            return Scene(row, (case,), nullcontext, self.model)
+        if row.kind == REFERENCE:
+            folder = find_reference(self.task.references[case]) or Path()
+            with reference(self.pipe, folder):
+                model = fingerprint(self.pipe)
+            return Scene(row, (case,), lambda: reference(self.pipe, folder), model)
+        if row.patch:
+            patch, cost = row.patch, {"bytes": row.patch.nbytes, "edit_seconds": None}
+        else:
+            stored = self.store.read_patch(self._patch_key(row, case))
+            if stored is None:
+                return None
+            patch, cost = stored
+        facts = {"digest": patch.digest, **cost}
+        return Scene(row, (case,), lambda: patch.applied(self.pipe), self.model, facts)
+
+    def _fit(self, row: Row, case: str) -> None:
+        if row.eraser is None:
+            return
+        concepts, started = as_concepts(self.task.concepts(case)), time.perf_counter()
+        patch = row.eraser.fit(self.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False)
+        self.store.add_patch(self._patch_key(row, case), patch, round(time.perf_counter() - started, 4))
+
+    def _patch_key(self, row: Row, case: str) -> str:
+        concepts = [asdict(concept) for concept in self.task.concepts(case)]
+        options = row.to_json()["options"]
+        return key_of({"method": row.method, "options": options, "concepts": concepts, "model": self.model})
+
+    def _units(self, scene: Scene) -> Iterator[Unit]:
+        """The pictures of a scene in batches; a picture that several samples share is in the first of theirs."""
+        pictures: dict[str, list[Sample]] = {}
+        for case in scene.cases:
+            for sample in self.draws[case]:
+                pictures.setdefault(self._image_key(scene, sample), []).append(sample)
+        batch, items = self.task.sampling.batch, list(pictures.items())
+        return (Unit(scene, items[start : start + batch]) for start in range(0, len(items), batch))
+
+    def _image_key(self, scene: Scene, sample: Sample) -> str:
+        sampling = self.task.sampling
+        facts = {"text": sample.text, "seed": sample.seed, "model": scene.model}
+        facts |= {"patch": scene.patch["digest"] if scene.patch else "", "strength": 1.0}
+        facts |= {"steps": sampling.steps, "guidance": sampling.guidance, "size": sampling.size}
+        return key_of(facts | self._setting)
+
+    @cached_property
+    def _setting(self) -> dict[str, Any]:
+        """What else a picture depends on."""
+        import diffusers
+
+        scheduler = {key: value for key, value in self.pipe.scheduler.config.items() if not key.startswith("_")}
+        return {
+            "scheduler": {"class": type(self.pipe.scheduler).__name__, **scheduler},
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            "libraries": [".".join(version.split(".")[:2]) for version in (diffusers.__version__, torch.__version__)],
+        }
+
+    def _unfinished(self, unit: Unit) -> bool:
+        if not all(self.store.has_image(key) for key, _ in unit.pictures):
+            return True
+        if self._unjudged(unit):
+            # Another process may have judged them since.
+            self.verdicts.refresh()
+        return bool(self._unjudged(unit))
+
+    def _unjudged(self, unit: Unit) -> list[tuple[str, Sample]]:
+        pairs = ((key, sample) for key, samples in unit.pictures for sample in samples)
+        return [(key, sample) for key, sample in pairs if self.verdicts.get(key, sample.wants) is None]
+
+    def _do(self, unit: Unit, advance: Advance) -> None:
+        """Draw the unit unless all of it is there, then judge what has no verdict; the model is in its state."""
+        if not all(self.store.has_image(key) for key, _ in unit.pictures):
+            asks, sampling = [samples[0] for _, samples in unit.pictures], asdict(self.task.sampling)
+            images = next(iter(generate(self.pipe, asks, **sampling | {"batch": len(asks)})))
+            for (key, _), image in zip(unit.pictures, images, strict=True):
+                self.store.add_image(key, image)
+        pairs = self._unjudged(unit)
+        found = self.judge.judge([self.store.read_image(key) for key, _ in pairs], [sample for _, sample in pairs])
+        self.verdicts.add((key, sample.wants, verdict) for (key, sample), verdict in zip(pairs, found, strict=True))
+        advance(len(unit.pictures))
+
+    def _judged(self, scene: Scene, case: str) -> list[dict[str, Any]]:
+        """The samples of a case as results have them."""
+        found = []
+        for sample in self.draws[case]:
+            key = self._image_key(scene, sample)
+            verdict = self.verdicts.get(key, sample.wants)
+            if verdict is None:
+                raise ValueError(
+                    f"expected a verdict on every picture, got none on {sample.text!r}; run the task again"
+                )
+            facts = {"image": key, "value": verdict.value, "probability": verdict.probability}
+            found.append(asdict(sample) | facts)
+        return sorted(found, key=lambda one: (one["split"], one["text"], one["seed"]))
+
+    def _head(self) -> dict[str, Any]:
+        judge = {"name": self.judge.name, "fingerprint": self.judge.fingerprint.digest}
+        return {
+            "format": 1,
+            "task": self.task.to_json(),
+            "library": library_version(),
+            "model": self.model,
+            "judge": judge,
+        }
+
+
+def _by_scene(units: Sequence[Unit]) -> Iterator[tuple[Scene, list[Unit]]]:
+    """Neighbouring units of one scene together."""
+    group: list[Unit] = []
+    for unit in units:
+        if group and unit.scene is not group[0].scene:
+            yield group[0].scene, group
+            group = []
+        group.append(unit)
+    if group:
+        yield group[0].scene, group

@@ -1,0 +1,105 @@
+"""Rows of a task, and the states that the model is drawn in for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasers.eraser import Eraser
+from erasers.evaluation.store import key_of
+from erasers.evaluation.tasks import Task
+from erasers.hashing import module_hash
+from erasers.patch import Patch
+
+REFERENCE = "reference"
+Place = Callable[[], AbstractContextManager[Any]]
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: what is done to the model.
+
+    Args:
+        name: Of the row and of its file.
+        kind: `unedited`, `reference`, `method` or `patch`.
+        method: Name of the method or preset; that of the patch.
+        eraser: Fits the patch of each case.
+        patch: The only patch, for the case of its concepts.
+    """
+
+    name: str
+    kind: str
+    method: str | None = None
+    eraser: Eraser | None = None
+    patch: Patch | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as results have it."""
+        options = self.eraser.config() if self.eraser else dict(self.patch.meta["config"]) if self.patch else {}
+        return {"name": self.name, "kind": self.kind, "method": self.method, "options": options}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model in one state, and the cases that are drawn with it.
+
+    Args:
+        row: Of this row.
+        cases: Their names.
+        place: Brings the pipeline into the state.
+        model: Fingerprint of its weights, patches aside.
+        patch: Digest, bytes and seconds of the patch.
+    """
+
+    row: Row
+    cases: Sequence[str]
+    place: Place
+    model: str
+    patch: Mapping[str, Any] | None = None
+
+
+def fingerprint(pipe: Any) -> str:
+    """sha256 of the weights of all components of a pipeline, and of its class."""
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return key_of({"class": type(pipe).__name__, **{name: module_hash(part) for name, part in modules.items()}})
+
+
+@contextmanager
+def reference(pipe: Any, folder: Path) -> Iterator[Any]:
+    """Inside, the pipeline has the denoiser of that folder."""
+    name = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
+    before = getattr(pipe, name)
+    other = type(before).from_pretrained(folder, torch_dtype=before.dtype, use_safetensors=True)
+    setattr(pipe, name, other.to(before.device).eval())
+    try:
+        yield pipe
+    finally:
+        setattr(pipe, name, before)
+
+
+def case_of(task: Task, patch: Patch) -> str:
+    """The case of a task whose concepts a patch erases.
+
+    Raises:
+        ValueError: There is none.
+    """
+    erased = sorted(str(concept.get("name")) for concept in patch.meta["concepts"])
+    for case in task.named_cases:
+        if sorted(concept.name for concept in task.concepts(case)) == erased:
+            return case
+    raise ValueError(f"expected a patch for one of {', '.join(task.named_cases)}, got one for {', '.join(erased)}")
+
+
+def find_reference(path: str) -> Path | None:
+    """A folder of the task file: from here, or from the repository; None where there is none."""
+    for root in (Path(), _ROOT):
+        if (root / path / "config.json").is_file():
+            return root / path
+    return None
