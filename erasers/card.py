@@ -57,8 +57,8 @@ def model_card(
         raise ValueError(f"expected the base model as a Hub id user/model, got {base_model!r}")
     reported = str((summary or {}).get("model", ""))
     base = base_model or (reported if _HUB_ID.fullmatch(reported) else None)
-    names = ", ".join(_text(concept.get("name")) for concept in patch.meta["concepts"][:_MAX_ROWS])
-    method = _text(patch.meta["method"])
+    names = ", ".join(markdown_text(concept.get("name")) for concept in patch.meta["concepts"][:_MAX_ROWS])
+    method = markdown_text(patch.meta["method"])
     sections = [
         _front_matter(base, license),
         f"# {names} erased\n\nA patch for a diffusion model, made with `erasers` by the method {method}.",
@@ -85,15 +85,15 @@ def _facts(patch: Patch, base: str | None, reported: str) -> str:
     meta = patch.meta
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
     model = base or ("`shapes`, the model in the package" if reported == "shapes" else "not named")
-    dtype = _text(meta.get("base_dtype", "an unknown type"))
+    dtype = markdown_text(meta.get("base_dtype", "an unknown type"))
     rows = {
-        "method": _text(meta["method"]),
-        "options": _text(options or "none", 400),
+        "method": markdown_text(meta["method"]),
+        "options": markdown_text(options or "none", 400),
         "base": f"{model}; {len(meta['base'])} weights in {dtype}, known by their fingerprints",
         "edited weights": str(len(patch.parameters)),
         "hooks": f"{len(patch.hooks)}, which run during generation" if patch.has_hooks else "none",
         "size": f"{patch.nbytes:,} bytes",
-        "made with": f"erasers {_text(meta.get('library', 'of unknown version'))}",
+        "made with": f"erasers {markdown_text(meta.get('library', 'of unknown version'))}",
     }
     return _table(("", ""), list(rows.items()))
 
@@ -102,8 +102,8 @@ def _concepts(patch: Patch) -> str:
     concepts = patch.meta["concepts"]
     rows = [
         (
-            _text(concept.get("name")),
-            _text(concept.get("anchor") or "nothing in particular"),
+            markdown_text(concept.get("name")),
+            markdown_text(concept.get("anchor") or "nothing in particular"),
             _listed(concept.get("aliases")),
             str(_count(concept.get("preserve"))),
         )
@@ -124,7 +124,11 @@ def _scores(summary: Mapping[str, Any] | None) -> str:
         return "None: no judge has scored this patch."
     head = ("prompts", "pictures that show", "n", "before, %", "after, %")
     note = summary.get("note") if summary else None
-    return _table(head, rows) + "\n\nIn brackets the 95 % interval." + (f" Note: {_text(note, 400)}" if note else "")
+    return (
+        _table(head, rows)
+        + "\n\nIn brackets the 95 % interval."
+        + (f" Note: {markdown_text(note, 400)}" if note else "")
+    )
 
 
 def _pair(splits: Any, split: str) -> Mapping[str, Any] | None:
@@ -159,7 +163,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _listed(value: Any) -> str:
-    return _text(", ".join(map(str, value))) if isinstance(value, list) else str(_count(value) or "")
+    return markdown_text(", ".join(map(str, value))) if isinstance(value, list) else str(_count(value) or "")
 
 
 def _count(value: Any) -> int:
@@ -169,7 +173,7 @@ def _count(value: Any) -> int:
     return len(value) if isinstance(value, list) else 0
 
 
-def _text(value: object, limit: int = 120) -> str:
+def markdown_text(value: object, limit: int = 120) -> str:
     """Foreign text as one line of plain Markdown: nothing in it is markup, a link, HTML or a control character."""
     plain = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(value))
     line = " ".join(plain.split())

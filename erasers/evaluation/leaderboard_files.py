@@ -1,0 +1,231 @@
+"""Reading the result files of benchmark tasks; what is damaged or does not belong together is refused by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from erasers.evaluation.bootstrap import Estimate
+from erasers.evaluation.pillars import OVERALL, Scheme
+from erasers.evaluation.records import UNEDITED, Record
+
+FORMAT = 1
+REFERENCE = "reference"
+KINDS = (UNEDITED, REFERENCE, "method", "patch")
+ALL = "all"
+
+_IMAGE = re.compile(r"[0-9a-f]{64}")
+_NUMBER = (int, float)
+_NONE = type(None)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One judged picture; `image` is its key in the store."""
+
+    record: Record
+    text: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """Concepts that are erased together: what the patch cost, None where there is no patch, and the samples."""
+
+    nbytes: int | None
+    seconds: float | None
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Pillars (with `overall`) and details that have a value, and why a pillar has none."""
+
+    pillars: Mapping[str, Estimate]
+    details: Mapping[str, Estimate]
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of a task: `scores` has every case and `ALL`; `shared` is what the rows of one task agree on."""
+
+    path: Path
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+    scheme: Scheme
+    shared: Mapping[str, Any]
+    cases: Mapping[str, Case]
+    scores: Mapping[str, Scores]
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """The task as it was read."""
+        task: Mapping[str, Any] = self.shared["task"]
+        return task
+
+    @property
+    def title(self) -> str:
+        """Name and version of the task, and its limit where it was cut short."""
+        limit = self.task.get("limit")
+        return f"{self.task['name']}@{self.task['version']}" + (f"-limit{limit}" if limit else "")
+
+    @property
+    def adult(self) -> bool:
+        """Whether pictures are of adult content."""
+        return bool(self.task.get("adult"))
+
+    def records(self) -> list[Record]:
+        """Records of all cases."""
+        return [sample.record for case in self.cases.values() for sample in case.samples]
+
+
+def read_tasks(paths: Sequence[Path]) -> dict[str, list[Result]]:
+    """Task -> its rows, both in order: row 0 (`unedited`), references, then the others by name.
+
+    Args:
+        paths: Result files, or folders with `<task>@<version>/<row>.json`, in any order; twice the same counts once.
+
+    Raises:
+        ValueError: No results, a damaged file, rows of one name, of another task under the same name, with cases that
+            the unedited row lacks, or no unedited row; the message names the file.
+        OSError: A file that cannot be read.
+    """
+    files = sorted({file.resolve() for path in paths for file in _files(path)})
+    if not files:
+        raise ValueError(f"expected result files, or folders <task>@<version> with some, got {_names(paths)}")
+    tasks: dict[str, list[Result]] = {}
+    for result in map(read_result, files):
+        tasks.setdefault(result.title, []).append(result)
+    return {title: _checked(title, tasks[title]) for title in sorted(tasks)}
+
+
+def read_result(path: Path) -> Result:
+    """One result file.
+
+    Raises:
+        ValueError: It is damaged or of another format.
+        OSError: It cannot be read.
+    """
+    try:
+        return _result(path, json.loads(path.read_bytes(), parse_constant=_no_number))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is not a result file of format {FORMAT}, or it is damaged: {error}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return [*path.glob("*@*/*.json"), *(path.glob("*.json") if "@" in path.name else ())]
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths)) or "none"
+
+
+def _checked(title: str, rows: list[Result]) -> list[Result]:
+    rows = sorted(rows, key=lambda row: (min(KINDS.index(row.kind), 2), row.name))
+    first, names = rows[0], {row.name: row for row in rows}
+    if [row.kind for row in rows].count(UNEDITED) != 1:
+        raise ValueError(
+            f"expected one unedited row among the results of {title}, got {_names([r.path for r in rows])}"
+        )
+    for row in rows:
+        if names[row.name] is not row:
+            raise ValueError(
+                f"expected rows of {title} with names of their own, got {row.path}, {names[row.name].path}"
+            )
+        for key in (key for key in first.shared if row.shared[key] != first.shared[key]):
+            raise ValueError(f"expected results of {title} with one {key}, got others in {first.path} and {row.path}")
+        if extra := [case for case in row.cases if case not in first.cases]:
+            raise ValueError(f"expected cases of {first.path} in {row.path}, got {', '.join(extra)}")
+    return rows
+
+
+def _result(path: Path, data: Any) -> Result:
+    json.dumps(data, ensure_ascii=False).encode()
+    if _get(data, "format", int) != FORMAT:
+        raise ValueError(f"expected format {FORMAT}, got {data['format']}")
+    task, row, judge = (_get(data, key, dict) for key in ("task", "row", "judge"))
+    for part, key, kinds in ((task, "name", str), (task, "version", int), (task, "scheme", dict), (judge, "name", str)):
+        _get(part, key, kinds)
+    if _get(row, "kind", str) not in KINDS:
+        raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {row['kind']!r}")
+    cases = {name: _case(name, case) for name, case in sorted(_get(data, "cases", dict).items())}
+    scores = _get(data, "scores", dict)
+    tables = _get(scores, "cases", dict) | {ALL: _get(scores, ALL, dict)}
+    if not cases or ALL in cases or set(tables) != {*cases, ALL}:
+        raise ValueError(f"expected scores of the cases {', '.join(cases)}, got {', '.join(sorted(tables))}")
+    return Result(
+        path=path,
+        name=_get(row, "name", str),
+        kind=row["kind"],
+        options=_get(row, "options", (dict, _NONE)) or {},
+        scheme=_scheme(task["scheme"]),
+        shared={"task": task, "model": _get(data, "model", object), "judge": judge},
+        cases=cases,
+        scores={name: _scores(table) for name, table in tables.items()},
+    )
+
+
+def _scheme(data: Mapping[str, Any]) -> Scheme:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return Scheme(**fields)
+
+
+def _case(name: str, data: Any) -> Case:
+    patch = _get(data, "patch", (dict, _NONE)) or {}
+    nbytes, seconds = (_get(patch, key, (*_NUMBER, _NONE)) if patch else None for key in ("bytes", "edit_seconds"))
+    if any(cost is not None and cost < 0 for cost in (nbytes, seconds)):
+        raise ValueError(f"expected costs of at least 0, got {nbytes} bytes and {seconds} seconds")
+    return Case(nbytes, seconds, [_sample(name, sample) for sample in _get(data, "samples", list)])
+
+
+def _sample(case: str, data: Any) -> Sample:
+    text, image = _get(data, "text", str), _get(data, "image", str)
+    if not _IMAGE.fullmatch(image):
+        raise ValueError(f"expected the key of an image, 64 hexadecimal digits, got {image!r}")
+    value = _get(data, "value", (bool, *_NUMBER, _NONE))
+    record = Record(
+        _get(data, "split", str), f"{case}/{text}", _get(data, "seed", int), None if value is None else float(value)
+    )
+    return Sample(record, text, image)
+
+
+def _scores(data: Any) -> Scores:
+    pillars, details = (
+        {name: _estimate(value) for name, value in _get(data, key, dict).items()} for key in ("pillars", "details")
+    )
+    if OVERALL in data:
+        pillars[OVERALL] = _estimate(data[OVERALL])
+    missing = _get(data, "missing", dict)
+    return Scores(pillars, details, {name: _get(missing, name, str) for name in missing})
+
+
+def _estimate(data: Any) -> Estimate:
+    value, low, high = (float(_get(data, key, _NUMBER)) for key in ("value", "low", "high"))
+    n, prompts = (_get(data, key, int) for key in ("n", "prompts"))
+    if not low <= value <= high or not all(map(math.isfinite, (low, high))) or min(n, prompts) < 0:
+        raise ValueError(f"expected a value inside its interval, got {value} in {low} to {high} of {n}")
+    return Estimate(value, low, high, n, prompts, _get(data, "unscored", int) if "unscored" in data else 0)
+
+
+def _get(data: Any, key: str, kinds: type | tuple[type, ...]) -> Any:
+    """A value of a table, of one of some types; true and false are no numbers."""
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(data, dict) or key not in data:
+        raise ValueError(f"expected a table with {key!r}, got {str(data)[:80]!r}")
+    if not isinstance(data[key], kinds) or (isinstance(data[key], bool) and not {bool, object} & set(kinds)):
+        expected = " or ".join("null" if kind is _NONE else kind.__name__ for kind in kinds)
+        raise ValueError(f"expected {expected} as {key!r}, got {str(data[key])[:80]!r}")
+    return data[key]
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"expected finite numbers, got {constant}")
