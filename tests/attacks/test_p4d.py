@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, draw_well, erasure, seeded
+from attacking import ASKS, Says, attacked, draw_well, erasure, prepared, seeded, texts
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
@@ -78,6 +78,13 @@ def test_free_tokens_are_inserted_behind_every_third_word(pipe: Any, text: str, 
     assert template == wanted
     assert set(counts.values()) == {1}
     SoftPrompt(pipe, template, counts)
+
+
+def test_the_same_words_are_drawn_once(pipe: Any) -> None:
+    attack = P4D(k=3, steps=8, every=2, bank=2, lr=1e-9)
+    ready = prepared(attack, pipe)
+    assert len(texts(attack, pipe, ready)) == 1
+    assert attacked(attack, pipe, ready, Says(False)).spent.images == 2
 
 
 def test_it_comes_nearer_to_the_teacher_than_random_prefixes_and_texts_do() -> None:
