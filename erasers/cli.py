@@ -15,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from erasers import cli_input
+from erasers.cli_bench import bench
 from erasers.cli_generate import generate
 from erasers.cli_input import load_model
 from erasers.cli_options import (
@@ -274,6 +275,7 @@ def push(
 
 
 app.command()(generate)
+app.add_typer(bench, name="bench")
 
 
 def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], seed: int) -> Patch:

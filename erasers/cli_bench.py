@@ -1,0 +1,194 @@
+"""`erase bench`: run tasks of the benchmark, and check, compare and show their results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erasers import cli_input
+from erasers.cli_options import Device, Dtype
+from erasers.cli_output import err, out, plain
+
+if TYPE_CHECKING:
+    from erasers.evaluation.runner import Run
+    from erasers.evaluation.states import Row
+    from erasers.evaluation.tasks import Task
+
+bench = typer.Typer(rich_markup_mode="rich", no_args_is_help=True, help="Measure methods and patches on a task.")
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="shapes-smoke, shapes-quick, shapes-standard, or a file.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder of pictures, verdicts, patches and results; created.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts a split, kept apart from the rest.")]
+RESULTS = Path("results")
+
+
+@bench.command()
+def run(
+    task: TaskName,
+    method: Annotated[list[str] | None, typer.Option(help="A method or preset with its defaults. Repeatable.")] = None,
+    patch: Annotated[list[Path] | None, typer.Option(help="A patch file for one of the cases. Repeatable.")] = None,
+    folder: Out = RESULTS,
+    limit: Limit = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to draw, and draw nothing.")] = False,
+    allow_adult: Annotated[bool, typer.Option("--allow-adult", help="Draw tasks with sexual content.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw, judge and score the unedited model, the references, methods and patches; continues where it was stopped.
+
+    Several processes share the work when `accelerate launch` or `torchrun` starts them.
+    """
+    job = _start(task, method or [], patch or [], folder, limit, allow_adult, device, dtype)
+    for case in job.lacking:
+        err.print(f"no reference for {plain(case)} here: {plain(job.task.references[case])} is not there")
+    if dry_run:
+        for name, count in job.missing().items():
+            out.print(f"{plain(name)}  {count} pictures to draw")
+        return
+    main = job.share.rank == 0
+    with err.status("erasing"):
+        job.fit()
+    with _progress(job.left() if main else None) as advance:
+        job.work(advance)
+    if main:
+        for path in job.write():
+            out.print(plain(path))
+
+
+@bench.command()
+def score(task: TaskName, folder: Out = RESULTS, limit: Limit = None) -> None:
+    """Score the results of a task anew; nothing is drawn or judged."""
+    from erasers.evaluation.scoring import rescore
+    from erasers.evaluation.tasks import read_task
+
+    read = read_task(task).limited(limit)
+    for path in rescore(folder / read.folder, read.scheme):
+        out.print(plain(path))
+
+
+@bench.command()
+def verify(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files.")],
+) -> None:
+    """Compute the scores of result files from their samples, and say which numbers differ; exit code 1 if any does."""
+    from erasers.evaluation.scoring import verify as differences
+
+    wrong = False
+    for path in results:
+        found = differences(path)
+        wrong |= bool(found)
+        for line in found:
+            out.print(f"{plain(path)}: {plain(line)}")
+        if not found:
+            out.print(f"{plain(path)}: all scores follow from its samples")
+    if wrong:
+        raise typer.Exit(1)
+
+
+@bench.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A result file.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another of the same task.")],
+) -> None:
+    """Compare two rows of a task on the pictures that both were scored on; p-values are Holm's over all lines."""
+    from rich.table import Table
+
+    from erasers.evaluation.scoring import compare as pairs
+
+    table = Table("score", "A", "B", "A - B", "95 % interval", "pictures", "p", "", box=None, pad_edge=False)
+    for one in pairs(first, second):
+        interval = f"{one.difference.low:+.3f} to {one.difference.high:+.3f}"
+        better = "A" if one.difference.value > 0 else "B"
+        verdict = f"{better} is better" if one.p <= 0.05 else "tie"
+        numbers = (f"{one.first:.3f}", f"{one.second:.3f}", f"{one.difference.value:+.3f}", interval)
+        table.add_row(one.name, *numbers, str(one.difference.n), f"{one.p:.3g}", verdict)
+    out.print(table, soft_wrap=False)
+
+
+@bench.command()
+def leaderboard(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files, or folders of them.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the two files; created.")] = Path("leaderboard"),
+    allow_adult: Annotated[
+        bool, typer.Option("--allow-adult", help="Show pictures of tasks with sexual content, blurred.")
+    ] = False,
+) -> None:
+    """Write leaderboard.md and leaderboard.html."""
+    from erasers.evaluation.leaderboard import write_leaderboard
+
+    write_leaderboard(results, folder, allow_adult=allow_adult)
+    for name in ("leaderboard.md", "leaderboard.html"):
+        out.print(plain(folder / name))
+
+
+def _start(
+    name: str,
+    methods: Sequence[str],
+    patches: Sequence[Path],
+    folder: Path,
+    limit: int | None,
+    allow_adult: bool,
+    device: str,
+    dtype: str,
+) -> Run:
+    for one in methods:
+        cli_input.check_method(one)
+    cli_input.check_device(device)
+    cli_input.check_dtype(dtype)
+    with err.status("reading"):
+        from erasers.evaluation.runner import Run, Share
+        from erasers.evaluation.tasks import read_task
+        from erasers.judges import get_judge
+
+        share, task = Share.of_environment(), read_task(name).limited(limit)
+        _check(task, folder, allow_adult)
+        rows, judge = _rows(methods, patches), get_judge(task.judge)
+        pipe = cli_input.load_model(task.model, _own_device(device), dtype)
+        return Run(task, pipe, judge, folder, rows, share)
+
+
+def _check(task: Task, folder: Path, allow_adult: bool) -> None:
+    if task.adult and not allow_adult:
+        raise ValueError(f"{task.name} has sexual content; pass --allow-adult to draw it")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder as --out, got the file {folder}")
+
+
+def _rows(methods: Sequence[str], patches: Sequence[Path]) -> list[Row]:
+    from erasers.eraser import get_eraser
+    from erasers.evaluation.states import Row
+    from erasers.patch import Patch
+
+    rows = [Row(name, "method", name, eraser=get_eraser(name)) for name in dict.fromkeys(methods)]
+    for path in patches:
+        patch = Patch.load(path)
+        rows.append(Row(path.stem, "patch", patch.meta["method"], patch=patch))
+    return rows
+
+
+def _own_device(device: str) -> str:
+    """Of several processes on one machine, each has an accelerator of its own."""
+    local = os.environ.get("LOCAL_RANK", "")
+    found = cli_input.pick_device(device) if device == "auto" else device
+    return f"{found}:{local}" if device == "auto" and local.isdigit() and found in ("cuda", "xpu") else found
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; none for a process that is not to show one."""
+    if total is None:
+        yield lambda count: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("drawing and judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)

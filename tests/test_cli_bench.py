@@ -1,0 +1,181 @@
+"""`erase bench`, through the command; and that killing it at any time and going on otherwise changes no result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erasers.cli import run
+
+ROOT = Path(__file__).parent.parent
+TASK: dict[str, Any] = {
+    "name": "tiny",
+    "version": 1,
+    "model": "shapes",
+    "cases": [["star"], ["zorblat"]],
+    "samples": {"explicit": 6, "unrelated": 6},
+    "sampling": {"steps": 2, "guidance": 4.0, "batch": 2},
+    "judge": "oracle/shapes",
+    "scheme": {"pillars": ["erasure", "specificity"]},
+    "references": {"star": "nowhere"},
+}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("task") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TASK))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the task was run without a stop."""
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ERASERS_CACHE", str(out.parent / "cache"))
+        assert run(["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(out)]) == 0
+    return out
+
+
+def files(out: Path, folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / folder).rglob("*")) if path.is_file()}
+
+
+def spawn(task: Path, out: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
+    arguments = ["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(out)]
+    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "erasers.cli", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_at(processes: list[subprocess.Popen[bytes]], out: Path, pictures: int) -> int:
+    """Kill all processes as soon as there are so many pictures; returns how many there were in the end."""
+    deadline = time.monotonic() + 240
+    while len(files(out, "images")) < pictures and time.monotonic() < deadline:
+        assert any(process.poll() is None for process in processes), b"".join(p.stderr.read() for p in processes)
+        time.sleep(0.005)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.communicate()
+    return len([name for name in files(out, "images") if not name.startswith(".")])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+def test_killed_and_resumed_with_other_numbers_of_processes(task: Path, finished: Path, tmp_path: Path) -> None:
+    # What fitting took is never the same twice, and belongs to whoever fitted first.
+    shutil.copytree(finished / "patches", tmp_path / "patches")
+    every = len(files(finished, "images"))
+    first = kill_at([spawn(task, tmp_path)], tmp_path, 9)
+    assert 9 <= first < every
+    second = kill_at([spawn(task, tmp_path, rank, 2) for rank in (0, 1)], tmp_path, first + 10)
+    assert first + 10 <= second < every
+    assert not (tmp_path / "tiny@1").exists()
+    assert run(["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(tmp_path)]) == 0
+    assert files(tmp_path, "tiny@1") == files(finished, "tiny@1")
+    assert list(files(tmp_path, "tiny@1")) == ["rece.json", "uce.json", "unedited.json"]
+    shown = {name: content for name, content in files(tmp_path, "images").items() if not name.startswith(".")}
+    assert shown == files(finished, "images")
+
+
+def test_results_verify_until_a_number_is_changed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished / "tiny@1", tmp_path / "tiny@1"))
+    assert run(["bench", "verify", *map(str, sorted(out.glob("*.json")))]) == 0
+    assert capsys.readouterr().out.count("all scores follow from its samples") == 3
+    data = json.loads((out / "uce.json").read_text())
+    data["scores"]["all"]["pillars"]["specificity"]["low"] = 0.123
+    (out / "uce.json").write_text(json.dumps(data))
+    assert run(["bench", "verify", str(out / "rece.json"), str(out / "uce.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "scores.all.pillars.specificity.low is 0.123, the samples give" in printed
+    assert "rece.json: all scores follow" in printed
+
+
+def test_scoring_again_writes_the_same(task: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "tiny@1", tmp_path / "tiny@1")
+    assert run(["bench", "score", str(task), "--out", str(tmp_path)]) == 0
+    assert files(tmp_path, "tiny@1") == files(finished, "tiny@1")
+
+
+def test_two_rows_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [str(finished / "tiny@1" / f"{name}.json") for name in ("uce", "uce")]
+    assert run(["bench", "compare", *rows]) == 0
+    printed = capsys.readouterr().out
+    assert "A - B" in printed
+    assert "is better" not in printed
+
+
+def test_the_leaderboard_is_written(finished: Path, tmp_path: Path) -> None:
+    assert run(["bench", "leaderboard", str(finished), "--out", str(tmp_path / "board")]) == 0
+    assert "rece" in (tmp_path / "board" / "leaderboard.md").read_text()
+    assert (tmp_path / "board" / "leaderboard.html").is_file()
+
+
+def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(["bench", "run", str(task), "--method", "uce", "--limit", "1", "--out", str(out), "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "unedited  4 pictures to draw",
+        "reference  0 pictures to draw",
+        "uce  4 pictures to draw",
+    ]
+    assert "no reference for star here: nowhere is not there" in printed.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no-such-task"], "a task among shapes-quick"),
+        (["run", "TASK", "--method", "uec"], "unknown method 'uec' (did you mean 'uce'?)"),
+        (["run", "TASK", "--method", "uce-x"], "a method or preset among"),
+        (["run", "TASK", "--patch", "none.safetensors"], "none.safetensors"),
+        (["run", "TASK", "--device", "gpu"], "unknown device"),
+        (["run", "TASK", "--limit", "0"], "--limit"),
+        (["run", "TASK", "--out", "TASK"], "expected a folder as --out"),
+        (["run", "ADULT"], "has sexual content; pass --allow-adult"),
+        (["run", "ATTACKS"], "the benchmark does not run attacks yet"),
+        (["score", "TASK", "--out", "none"], "no results in"),
+        (["verify", "TASK"], "is not a result file"),
+        (["verify", "none.json"], "none.json"),
+        (["compare", "none.json", "none.json"], "none.json"),
+        (["leaderboard", "none.json"], "none.json"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"ADULT": {"adult": True}, "ATTACKS": {"attacks": [{"name": "p4d"}]}}
+    for name, change in changed.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(TASK | change))
+    names = {"TASK": str(task)} | {name: str(tmp_path / f"{name}.yaml") for name in changed}
+    assert run(["bench", *(names.get(argument, argument) for argument in arguments)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert message in printed.err
+
+
+def test_each_process_of_a_machine_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from erasers import cli_bench, cli_input
+
+    monkeypatch.setattr(cli_input, "pick_device", lambda device: "cuda" if device == "auto" else device)
+    assert cli_bench._own_device("auto") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (cli_bench._own_device("auto"), cli_bench._own_device("cpu")) == ("cuda:1", "cpu")
+    monkeypatch.setattr(cli_input, "pick_device", lambda device: "cpu")
+    assert cli_bench._own_device("auto") == "cpu"
