@@ -58,14 +58,14 @@ class Bench:
     def judge(self, whole: bytes, *, force: bool) -> str:
         """Whether the file was `refused` or `applied`; fails when neither happened as it should."""
         self.path.write_bytes(whole)
-        started = time.monotonic()
+        started = time.process_time()
         try:
             verdict = self._run(whole, force)
             assert self.look() == self.fresh
         except BaseException:
             self.renew()
             raise
-        assert time.monotonic() - started < SECONDS
+        assert time.process_time() - started < SECONDS
         return verdict
 
     def _run(self, whole: bytes, force: bool) -> str:
