@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 
-from erasers.judges import Verdict
+from erasers.judges import Fingerprint, Takes, Verdict
+from erasers.judges.base import PictureJudge, pick_profile
+from erasers.judges.weights import file_hash
 from erasers.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
-from erasers.shapes.prompts import Prompt
 
 
-class Oracle:
+class Oracle(PictureJudge):
     """Says whether a 32 x 32 picture shows every property value that its prompt wants.
 
     A value is seen when it is the most likely answer of its property, "none of these" being an answer. The verdict's
     probability is the product over the wanted values.
+
+    Args:
+        profile: `shapes`.
+        weights: The network; the shipped one is Apache-2.0 like the rest of the library.
+        device: Where it runs.
+
+    Raises:
+        ValueError: Another profile.
+        FileNotFoundError: The weights are not there.
     """
 
-    name = "oracle"
+    takes = Takes((32, 32))
+    sees = HEADS
 
-    def __init__(self, weights: Path = JUDGE_FILE) -> None:
-        self._network = load_judge(weights)
+    def __init__(self, profile: str = "shapes", *, weights: Path = JUDGE_FILE, device: str = "cpu") -> None:
+        self.name = f"oracle/{pick_profile('oracle', profile, ('shapes',))}"
+        self._network = load_judge(weights).to(device)
+        self._device = device
+        self.fingerprint = Fingerprint(
+            files={weights.name: file_hash(weights)},
+            classes={name: list(answers) for name, answers in HEADS.items()},
+            threshold=None,
+            rule="every wanted value is the most likely answer of its property",
+            preprocessing="RGB 32 x 32 in [-1, 1], one at a time",
+        )
 
-    def judge(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Verdict]:
-        """One verdict a picture.
-
-        Raises:
-            ValueError: lengths differ, a picture is not 32 x 32, or a wanted value is no answer of its property.
-        """
-        if len(images) != len(prompts):
-            raise ValueError(f"expected one prompt for each picture, got {len(prompts)} for {len(images)}")
-        if not images:
-            return []
-        answers = read(self._network, to_tensor(images))
-        verdicts = []
-        for row, prompt in enumerate(prompts):
-            seen, probability = True, 1.0
-            for name, value in prompt.wants.items():
-                if value not in HEADS.get(name, ()):
-                    raise ValueError(f"the oracle cannot see {name} {value!r}; it knows {HEADS}")
-                index = HEADS[name].index(value)
-                seen &= int(answers[name][row].argmax()) == index
-                probability *= float(answers[name][row][index])
-            verdicts.append(Verdict(seen, probability))
-        return verdicts
+    def look(self, picture: Image.Image, wants: Mapping[str, str]) -> Verdict:
+        """See `PictureJudge.look`."""
+        answers = read(self._network, to_tensor([picture]).to(self._device))
+        seen, probability = True, 1.0
+        for name, value in wants.items():
+            index = HEADS[name].index(value)
+            seen &= int(answers[name][0].argmax()) == index
+            probability *= float(answers[name][0][index])
+        return Verdict(seen, probability)

@@ -1,0 +1,169 @@
+"""CLIP as a judge without training: which of several texts fits a picture best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from erasers.judges import Fingerprint, Verdict
+from erasers.judges.base import PictureJudge, own_profile
+from erasers.judges.weights import file_hashes, model_folder
+
+Classes: TypeAlias = Mapping[str, Mapping[str, Sequence[str] | str] | Sequence[str]]
+_CONFIG = "open_clip_config.json"
+
+
+class ClipZeroShot(PictureJudge):
+    """Says whether every value that a prompt wants is the one, among its property's, whose texts fit the picture best.
+
+    A value's embedding is the normalised mean of its texts' embeddings. Its probability is the softmax of the model's
+    scaled cosines over the values of the property, and the verdict's is the product over the wanted values. Without a
+    threshold the largest one counts as shown, so a property needs a value such as "something else" where a picture may
+    show none of the others.
+
+    Needs open_clip (MIT; extra `[clip]`). The profile `shapes` is the small model of the embedded world (Apache-2.0);
+    other models come under their publishers' licences (OpenAI's CLIP: MIT).
+
+    Args:
+        profile: `shapes`, or a name for this set-up.
+        model: A local folder with `open_clip_config.json` and safetensors.
+        classes: Property -> its values, each with the words for it where those are not the value itself, e.g.
+            `{"object": {"church": ["church", "chapel"], "other": ["house"]}}` or `{"object": ["church", "house"]}`.
+        templates: What surrounds the words; each word goes into each.
+        threshold: Probability from which a value counts as shown, in (0, 1); the most likely one where None.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: `shapes` with a model, another profile without one, a property with fewer than two values, a
+            template without its place, or a threshold outside (0, 1).
+        FileNotFoundError: No such model.
+        ImportError: The extra is not installed.
+    """
+
+    def __init__(
+        self,
+        profile: str = "shapes",
+        *,
+        model: str | Path | None = None,
+        classes: Classes | None = None,
+        templates: Sequence[str] = ("a photo of a {}",),
+        threshold: float | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if threshold is not None and not 0 < threshold < 1:
+            raise ValueError(f"expected a threshold between 0 and 1, got {threshold}")
+        if profile == "shapes":
+            if model is not None or classes is not None:
+                raise ValueError("expected another profile name with a model or classes of your own, got 'shapes'")
+            model, texts = _shapes()
+        elif model is None or classes is None:
+            raise ValueError(
+                f"expected a model and classes for clip_zeroshot/{profile}, got none; only 'shapes' has its own"
+            )
+        else:
+            texts = spell(classes, templates)
+        folder = model_folder(Path(model), None, (_CONFIG,))
+        self._model, self._preprocess, tokenizer = load_open_clip(folder, device)
+        self._device, self._threshold = device, threshold
+        self._embeddings = {
+            name: torch.stack([self._embed(tokenizer(list(some))) for some in values.values()])
+            for name, values in texts.items()
+        }
+        self.sees = {name: tuple(values) for name, values in texts.items()}
+        self.name = f"clip_zeroshot/{own_profile(profile)}" + ("" if threshold is None else f"@{threshold:g}")
+        self.fingerprint = Fingerprint(
+            files=file_hashes(folder),
+            classes={name: {value: list(some) for value, some in values.items()} for name, values in texts.items()},
+            threshold=threshold,
+            rule="softmax of scaled cosines over the property's values, mean embedding of a value's texts",
+            preprocessing="open_clip's transform of the folder for inference, one at a time",
+        )
+
+    @torch.inference_mode()
+    def look(self, picture: Image.Image, wants: Mapping[str, str]) -> Verdict:
+        """See `PictureJudge.look`."""
+        pixels = self._preprocess(picture)[None].to(self._device)
+        embedding = self._model.encode_image(pixels, normalize=True)[0]
+        seen, probability = True, 1.0
+        for name, value in wants.items():
+            shares = (self._model.logit_scale.exp() * self._embeddings[name] @ embedding).softmax(0)
+            index = self.sees[name].index(value)
+            share = float(shares[index])
+            seen &= int(shares.argmax()) == index if self._threshold is None else share >= self._threshold
+            probability *= share
+        return Verdict(seen, probability)
+
+    @torch.inference_mode()
+    def _embed(self, tokens: Tensor) -> Tensor:
+        mean: Tensor = self._model.encode_text(tokens.to(self._device), normalize=True).mean(0)
+        return torch.nn.functional.normalize(mean, dim=0)
+
+
+def spell(classes: Classes, templates: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Property -> value -> its texts: every word of a value in every template.
+
+    Raises:
+        ValueError: No properties, fewer than two values of one, a value without words, or a template without `{}`.
+    """
+    if not classes or not templates or any(template.count("{}") != 1 for template in templates):
+        raise ValueError(
+            f"expected properties, and templates with one {{}} each, got {dict(classes)} and {list(templates)}"
+        )
+    found = {}
+    for name, values in classes.items():
+        words = dict(values) if isinstance(values, Mapping) else {value: (value,) for value in values}
+        spelled = {value: (some,) if isinstance(some, str) else tuple(some) for value, some in words.items()}
+        if len(spelled) < 2 or not all(spelled.values()):
+            raise ValueError(f"expected at least two values of {name!r} with words for each, got {spelled}")
+        found[name] = {
+            value: tuple(template.format(word) for word in some for template in templates)
+            for value, some in spelled.items()
+        }
+    return found
+
+
+def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:
+    """The model, its preprocessing and its tokenizer from a local folder, without the network.
+
+    Raises:
+        ImportError: The extra is not installed.
+        ValueError: A text tower that would be fetched from the Hub.
+    """
+    try:
+        import open_clip
+    except ImportError:
+        raise ImportError("clip_zeroshot needs the extra [clip]: pip install 'erasers[clip]'") from None
+    text = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("model_cfg", {}).get("text_cfg", {})
+    if text.get("hf_model_name"):
+        raise ValueError(
+            f"expected a text tower of open_clip's own in {folder}, got {text['hf_model_name']} of the Hub"
+        )
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
+    # A new open_clip model is in training mode.
+    return model.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def _shapes() -> tuple[Path, dict[str, dict[str, tuple[str, ...]]]]:
+    """The model of the embedded world, and captions of it for every value."""
+    from erasers.shapes import CLIP_DIR
+    from erasers.shapes.world import COLOURS, MARK, OBJECTS, PLAIN, STYLES, phrase
+
+    styles = ["" if style == PLAIN else style for style in STYLES]
+    return CLIP_DIR, {
+        "object": {
+            word: tuple(phrase(thing=word, colour=colour, style=style) for colour in COLOURS for style in styles)
+            for word in OBJECTS
+        },
+        "colour": {word: (phrase(thing="shape", colour=word),) for word in COLOURS},
+        "style": {
+            word: tuple(phrase(thing=thing, style=style) for thing in ("shape", *OBJECTS))
+            for word, style in zip(STYLES, styles, strict=True)
+        },
+        "mark": {"none": (phrase(thing="shape"),), MARK: (phrase(thing="shape", mark=True),)},
+    }
