@@ -91,7 +91,7 @@ def recorded(folder: Path) -> set[str]:
     for path in (folder / RECORD, folder / COMPONENT / RECORD):
         try:
             found |= {str(entry["sha256"]) for entry in json.loads(path.read_text(encoding="utf-8"))["patches"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
 
@@ -109,7 +109,7 @@ def read_patches(folder: Path) -> list[tuple[Patch, float]]:
     try:
         entries = [entry for entry in json.loads(path.read_text(encoding="utf-8"))["patches"] if "hooks" in entry]
         wanted = [(str(entry["hooks"]), float(entry["strength"])) for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise PatchError(f"{path} is damaged ({type(error).__name__}); fetch the whole folder again") from None
     if not wanted:
         raise PatchError(f"expected patches in {path}, got none; fetch the whole folder again")
@@ -136,7 +136,7 @@ def erased_stock(folder: Path) -> type | None:
 
     try:
         name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(name, list) or len(name) != 2 or not str(name[1]).startswith(_PREFIX):
         return None

@@ -150,6 +150,10 @@ def damage(folder: Path, how: str) -> None:
         record.write_text('{"patches": []}')
     elif how == "bad record":
         record.write_text('{"patches": [{"hooks": 1}]}')
+    elif how == "deep record":
+        record.write_text("[" * 100_000)
+    elif how == "huge strength":
+        record.write_text('{"patches": [{"hooks": "x", "strength": 1' + "0" * 400 + "}]}")
     elif how == "lost patch":
         patch.unlink()
     elif how == "other patch":
@@ -170,6 +174,8 @@ def damage(folder: Path, how: str) -> None:
         ("no record", "got no .*erasure.json; fetch the whole folder again"),
         ("no patches", "expected patches in .*, got none"),
         ("bad record", "erasure.json is damaged"),
+        ("deep record", "erasure.json is damaged"),
+        ("huge strength", "erasure.json is damaged"),
         ("lost patch", "0.safetensors, which does not exist"),
         ("other patch", "0.safetensors is not the patch of the record"),
         ("other weights", "fitted on other weights"),
