@@ -53,7 +53,13 @@ def test_methods_are_registered() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["py.typed", "concepts.yaml", "judges/calibration.json", "shapes/judge.safetensors", "shapes/model/model_index.json"],
+    [
+        "py.typed",
+        "concepts.yaml",
+        "judges/calibration.json",
+        "shapes/judge.safetensors",
+        "shapes/model/model_index.json",
+    ],
 )
 def test_data_is_in_the_package(path: str) -> None:
     assert files("erasers").joinpath(path).is_file()
