@@ -9,7 +9,7 @@ from erasers.atomic import write_atomically
 from erasers.card import markdown_text
 from erasers.evaluation.bootstrap import Estimate
 from erasers.evaluation.leaderboard_files import read_tasks
-from erasers.evaluation.leaderboard_html import COLUMNS, INTRODUCTION, ROW_KINDS, about, html_page
+from erasers.evaluation.leaderboard_html import COLUMNS, INTRODUCTION, about, html_page
 from erasers.evaluation.leaderboard_views import (
     Board,
     Row,
@@ -18,6 +18,7 @@ from erasers.evaluation.leaderboard_views import (
     score_text,
     shown_samples,
     size_text,
+    tag_of,
     task_view,
     time_text,
 )
@@ -64,6 +65,8 @@ def _task(view: TaskView) -> str:
     first, *others = view.boards
     parts = [f"## {markdown_text(view.title)}", about(view, _foreign), _table(first, ranked=True)]
     parts += view.notes
+    if options := [_options(row) for row in first.rows if row.options]:
+        parts.append("Options:\n\n" + "\n".join(options))
     for board in others:
         parts += [f"### {markdown_text(board.case)}", _table(board)]
     return "".join(f"\n{part}\n" for part in parts)
@@ -81,11 +84,14 @@ def _table(board: Board, *, ranked: bool = False) -> str:
 
 
 def _name(row: Row) -> str:
-    """The name of a row, what it is where it is no method, and its options."""
-    kind = f" ({ROW_KINDS[row.kind]})" if row.kind in ROW_KINDS else ""
-    options = f", {_foreign(options_text(row.options))}" if row.options else ""
+    """The name of a row and what it is where it is no method."""
+    kind = f" ({tag})" if (tag := tag_of(row)) else ""
     only = f", only {_foreign(', '.join(row.only))}" if row.only else ""
-    return f"**{markdown_text(row.name)}**{kind}{only}{options}"
+    return f"**{markdown_text(row.name)}**{kind}{only}"
+
+
+def _options(row: Row) -> str:
+    return f"* **{markdown_text(row.name)}**: {_foreign(options_text(row.options))}"
 
 
 def _score(score: Estimate | str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from erasers.evaluation.bootstrap import Estimate
-from erasers.evaluation.leaderboard_files import REFERENCE, Sample
+from erasers.evaluation.leaderboard_files import Sample
 from erasers.evaluation.leaderboard_views import (
     Board,
     Grid,
@@ -21,10 +21,10 @@ from erasers.evaluation.leaderboard_views import (
     options_text,
     score_text,
     size_text,
+    tag_of,
     time_text,
 )
 from erasers.evaluation.pillars import OVERALL
-from erasers.evaluation.records import UNEDITED
 
 COLUMNS = {
     "rank": "By overall, over all concepts. Rows with one rank (=) do not differ: paired by prompt and seed, Holm over "
@@ -43,7 +43,6 @@ INTRODUCTION = (
     "noise), and stands with its 95 % interval. What could not be measured is missing, with the reason, never 0. "
     "Row 0 is the unedited model; reference rows are models that were trained without the concept."
 )
-ROW_KINDS = {UNEDITED: "row 0", REFERENCE: "reference", "patch": "patch"}
 CHOICE = (
     "The first prompts, in the order of the alphabet, that the unedited model draws as asked; every row draws them "
     "from the same noise."
@@ -128,8 +127,14 @@ def _task(index: int, view: TaskView) -> str:
 <details><summary>By concept</summary>{concepts}</details>
 <details><summary>Shares behind the scores</summary>
 <p class="quiet">{_text(SHARES)}</p>{_table(f"{view.title}, shares", first, shares)}</details>
-{_pictures(index, view)}</section>
+{_options(first)}{_pictures(index, view)}</section>
 """
+
+
+def _options(board: Board) -> str:
+    rows = [row for row in board.rows if row.options]
+    options = "".join(f"<dt>{_text(row.name)}</dt><dd>{_text(options_text(row.options))}</dd>" for row in rows)
+    return f"<details><summary>Options</summary><dl>{options}</dl></details>\n" if rows else ""
 
 
 @dataclass(frozen=True)
@@ -188,11 +193,10 @@ def _rank(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    tag = f' <span class="tag">{ROW_KINDS[row.kind]}</span>' if row.kind in ROW_KINDS else ""
+    tag = f' <span class="tag">{tag}</span>' if (tag := tag_of(row)) else ""
     tag += f"<small>only {_text(', '.join(row.only))}</small>" if row.only else ""
-    options = f"<small>{_text(options_text(row.options))}</small>" if row.options else ""
     name = _text(row.name)
-    return f'<th class="name" scope="row" role="rowheader" data-key="{name}">{name}{tag}{options}</th>'
+    return f'<th class="name" scope="row" role="rowheader" data-key="{name}">{name}{tag}</th>'
 
 
 _RANK = _Column("rank", _rank)

@@ -30,7 +30,7 @@ class Row:
     Args:
         name: Of the row.
         kind: `unedited`, `reference`, `method` or `patch`.
-        options: Where they are not the defaults.
+        options: Hyper-parameters.
         rank: `1`, or `=1` where rows are tied; empty for what has none: row 0, references, rows without an overall
             score or with a part of the cases.
         scores: Column -> estimate or, where there is none, why.
@@ -275,6 +275,12 @@ def _png(path: Path) -> tuple[str, bool]:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture, or it is damaged: {error}") from error
     return base64.b64encode(content).decode(), max(size) <= LARGEST // 2
+
+
+def tag_of(row: Row) -> str:
+    """What a row is where it is no method and its name does not say so."""
+    tag = {UNEDITED: "row 0", "method": ""}.get(row.kind, row.kind)
+    return "" if tag == row.name else tag
 
 
 def score_text(estimate: Estimate) -> tuple[str, str]:

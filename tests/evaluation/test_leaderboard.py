@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -149,6 +150,15 @@ def test_costs_are_means_over_the_cases_and_absent_without_a_patch(tmp_path: Pat
     assert lines(markdown, "unedited")[0][-2:] == ["–", "–"]
     keys = [attrs.get("data-key") for attrs, _ in Page(page).all("td", data_label="patch")]
     assert keys[:5] == [None, None, "6500.0", "12345.0", "12345.0"]
+
+
+def test_options_stand_apart_from_the_tables(tmp_path: Path) -> None:
+    files = {path.stem: path for path in write_results(tmp_path, pictures=False)}
+    change(files["uce"], lambda data: data["row"].update(options={"ridge": 0.5, "anchors": ["a", "b"]}))
+    markdown, html = build(tmp_path)
+    assert markdown.count("ridge=0.5") == 1
+    assert "* **uce**: anchors=\\['a', 'b'\\], ridge=0.5" in markdown
+    assert [text for _, text in Page(html).all("dd")][-1] == "anchors=['a', 'b'], ridge=0.5"
 
 
 def test_the_page_stands_alone(shared: tuple[str, str]) -> None:
@@ -341,21 +351,29 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task folder that nothing is wrong with, to be copied."""
+    store = tmp_path_factory.mktemp("store")
+    files = write_results(store, pictures=False, cases=["star"])
+    write_leaderboard(files, store)
+    return files[0].parent
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_results_are_refused_by_name(tmp_path: Path, damage: str) -> None:
-    files = {path.stem: path for path in write_results(tmp_path, pictures=False, cases=["star"])}
-    change(files["uce"], DAMAGE[damage])
+def test_damaged_results_are_refused_by_name(tmp_path: Path, whole: Path, damage: str) -> None:
+    shutil.copytree(whole, tmp_path / whole.name)
+    change(tmp_path / whole.name / "uce.json", DAMAGE[damage])
     with pytest.raises(ValueError, match=r"uce\.json"):
         build(tmp_path)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}'])
-def test_files_that_are_no_results_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    files = write_results(tmp_path, pictures=False)
-    files[0].write_bytes(content)
-    with pytest.raises(ValueError, match=files[0].name):
-        write_leaderboard(files, tmp_path / "out")
+def test_files_that_are_no_results_are_refused_by_name(tmp_path: Path, whole: Path, content: bytes) -> None:
+    (tmp_path / "wrong.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"wrong\.json"):
+        write_leaderboard([whole, tmp_path / "wrong.json"], tmp_path / "out")
 
 
 def test_results_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
