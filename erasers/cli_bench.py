@@ -46,13 +46,13 @@ def run(
     Several processes share the work when `accelerate launch` or `torchrun` starts them.
     """
     job = _start(task, method or [], patch or [], folder, limit, allow_adult, device, dtype)
-    for case in job.lacking:
+    main = job.share.rank == 0
+    for case in job.lacking if main else ():
         err.print(f"no reference for {plain(case)} here: {plain(job.task.references[case])} is not there")
     if dry_run:
         for name, count in job.missing().items():
             out.print(f"{plain(name)}  {count} pictures to draw")
         return
-    main = job.share.rank == 0
     with err.status("erasing"):
         job.fit()
     with _progress(job.left() if main else None) as advance:
