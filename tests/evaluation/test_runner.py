@@ -175,7 +175,16 @@ def test_another_judge_judges_anew_and_draws_nothing(finished: Path, shapes: Any
     assert old["judge"] != new["judge"]
 
 
-def test_whatever_is_missing_comes_again_as_it_was(finished: Path, start: Callable[..., Run], tmp_path: Path) -> None:
+def test_whatever_is_missing_comes_again_as_it_was(
+    finished: Path, start: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[Any]] = []
+
+    def spy(pipe: Any, asks: Any, **settings: Any) -> Any:
+        batches.append(asks)
+        return generate(pipe, asks, **settings)
+
+    monkeypatch.setattr(runner, "generate", spy)
     out = shutil.copytree(finished, tmp_path / "copy")
     for path in sorted((out / "images").rglob("*.png"))[::3]:
         path.unlink()
@@ -188,6 +197,10 @@ def test_whatever_is_missing_comes_again_as_it_was(finished: Path, start: Callab
     complete(run)
     assert pictures(out) == pictures(finished)
     assert results(out) == results(finished)
+    # The last bits of a picture depend on how many are drawn with it, so batches are drawn whole.
+    units = [[shared[0] for _, shared in unit.pictures] for unit in run._all_units()]
+    assert batches
+    assert all(batch in units for batch in batches)
 
 
 def test_other_numbers_of_processes_give_the_same_files(
