@@ -13,6 +13,7 @@ import typer
 from erasers import cli_input
 from erasers.cli_options import Device, Dtype
 from erasers.cli_output import err, out, plain
+from erasers.eraser import list_erasers
 
 if TYPE_CHECKING:
     from erasers.evaluation.runner import Run
@@ -32,7 +33,10 @@ RESULTS = Path("results")
 @bench.command()
 def run(
     task: TaskName,
-    method: Annotated[list[str] | None, typer.Option(help="A method or preset with its defaults. Repeatable.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method or preset with its defaults. Repeatable. [dim]all methods, unless --patch[/dim]"),
+    ] = None,
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file for one of the cases. Repeatable.")] = None,
     folder: Out = RESULTS,
     limit: Limit = None,
@@ -45,7 +49,8 @@ def run(
 
     Several processes share the work when `accelerate launch` or `torchrun` starts them.
     """
-    job = _start(task, method or [], patch or [], folder, limit, allow_adult, device, dtype)
+    methods = method or ([] if patch else list_erasers())
+    job = _start(task, methods, patch or [], folder, limit, allow_adult, device, dtype)
     main = job.share.rank == 0
     for case in job.lacking if main else ():
         err.print(f"no reference for {plain(case)} here: {plain(job.task.references[case])} is not there")

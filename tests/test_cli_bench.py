@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from erasers import list_erasers
 from erasers.cli import run
 
 ROOT = Path(__file__).parent.parent
@@ -134,6 +135,9 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
         "uce  4 pictures to draw",
     ]
     assert "no reference for star here: nowhere is not there" in printed.err
+    assert run(["bench", "run", str(task), "--limit", "1", "--out", str(out), "--dry-run"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["unedited", "reference", *list_erasers()]
     assert not out.exists()
 
 
