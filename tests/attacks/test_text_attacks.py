@@ -18,6 +18,8 @@ ATTACKS = {
     "ring_a_bell attacked": {"k": 4, "population": 8, "generations": 3, "encoder": "attacked", "images": 3},
     "mma": {"k": 4, "steps": 3, "batch": 8, "top": 4},
     "mma attacked": {"k": 4, "steps": 3, "batch": 8, "top": 4, "encoder": "attacked", "images": 3},
+    "unlearn_diff_atk": {"timesteps": 3, "steps": 4, "lr": 0.1},
+    "random_prefix": {"images": 5},
     "words": {"synonyms": ("moon",)},
 }
 

@@ -1,0 +1,125 @@
+"""CCE: Pham et al., "Circumventing Concept Erasure Methods", ICLR 2024, arXiv 2308.01508."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.soft import (
+    SoftPrompt,
+    check_supported,
+    denoising_loss,
+    frozen,
+    gaussian,
+    latents_of,
+    token_table,
+    whole_words,
+)
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+TOKEN = "<concept>"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the attack knows of the unedited model.
+
+    Args:
+        latents: Of its pictures of the concept `[n, c, h, w]`.
+        words: Ids of the tokens that soft tokens may start from.
+    """
+
+    latents: torch.Tensor
+    words: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class CCE(Attack):
+    """Textual inversion on the edited model: learn a word for what the unedited model draws, and ask for it.
+
+    Whether the denoiser can still draw the concept, when it is asked in a way that no text can. The soft tokens are
+    learned anew for each prompt, from random words, and the prompt's own text is not used: what is drawn is the first
+    template with the new word.
+
+    Differs from the official code: the pictures are drawn from the attacked prompts, each with fresh noise, in place of
+    one prompt for all; tokens start from random words, not from one that fits; a batch shares one template; no picture
+    is flipped.
+
+    Args:
+        tokens: Soft tokens; the paper has 1.
+        steps: Steps of AdamW; the paper has 5000 for most erasers, 1000 for safe latent diffusion.
+        batch: Pictures a step; the paper has four batches of four.
+        lr: Learning rate; 0.005 times the pictures of a step, as the official code scales it. A few hundred steps learn
+            more at 0.01 or below: the first ones move every coordinate by about the rate.
+        weight_decay: Of AdamW.
+        pictures: Pictures of the concept to learn from.
+        templates: Patterns with one `{}` for the new word.
+    """
+
+    name = "cce"
+    space = "embedding"
+    encoder = "attacked"
+
+    tokens: int = 1
+    steps: int = 5000
+    batch: int = 16
+    lr: float = 0.08
+    weight_decay: float = 0.01
+    pictures: int = 25
+    templates: tuple[str, ...] = ("a picture of a {}", "a {}", "a photo of a {}", "a painting of a {}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = (self.tokens, self.steps, self.batch, self.pictures)
+        if min(counts) < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                "expected tokens, steps, batch and pictures of at least 1, lr above 0 and weight_decay of at least 0, "
+                f"got {', '.join(map(str, counts))}, {self.lr} and {self.weight_decay}"
+            )
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise ValueError(f"expected templates with one {{}} each, got {self.templates!r}")
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        return Budget(self.steps * self.batch, self.steps, 2)
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
+        """See `Attack.prepare`."""
+        check_supported(pipe)
+        seeds = torch.randint(2**31, (self.pictures,), generator=generator, device=generator.device).tolist()
+        images = [
+            image
+            for number, seed in enumerate(seeds)
+            for image in draw(pipe, {"prompt": asks[number % len(asks)].text}, [seed])
+        ]
+        return Prepared(latents_of(pipe, images), whole_words(pipe.tokenizer))
+
+    def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`."""
+        check_supported(pipe)
+        texts = [template.format(TOKEN) for template in self.templates]
+        prompts = [SoftPrompt(pipe, text, {TOKEN: self.tokens}) for text in texts]
+        start = prepared.words[_pick(len(prepared.words), self.tokens, generator)]
+        vectors = nn.Parameter(token_table(pipe)[start.to(prepared.latents.device)].float())
+        optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
+        with frozen(pipe):
+            for _ in range(self.steps):
+                prompt = prompts[int(_pick(len(prompts), 1, generator))]
+                latents = prepared.latents[_pick(len(prepared.latents), self.batch, generator)]
+                times = _pick(pipe.scheduler.config.num_train_timesteps, self.batch, generator).to(latents.device)
+                noise = gaussian(latents, generator)
+                loss = denoising_loss(pipe, latents, times, noise, prompt.states({TOKEN: vectors}))
+                (vectors.grad,) = torch.autograd.grad(loss, [vectors])
+                optimizer.step()
+        yield Candidate(texts[0], {TOKEN: vectors.detach().clone()})
+
+
+def _pick(below: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(below, (count,), generator=generator, device=generator.device).cpu()

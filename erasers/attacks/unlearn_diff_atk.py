@@ -1,0 +1,155 @@
+"""UnlearnDiffAtk: Zhang et al., "To Generate or Not?", ECCV 2024, arXiv 2310.11868."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.soft import (
+    SoftPrompt,
+    check_supported,
+    decode,
+    denoising_loss,
+    frozen,
+    gaussian,
+    latents_of,
+    project_simplex,
+    token_table,
+    whole_words,
+)
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+PREFIX = "<prefix>"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the attack knows of the unedited model.
+
+    Args:
+        latents: (text, seed) of a prompt -> latents `[1, c, h, w]` of the unedited model's picture of it.
+        words: Ids `[n]` of the tokens that a prefix may have.
+    """
+
+    latents: Mapping[tuple[str, int], torch.Tensor]
+    words: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnDiffAtk(Attack):
+    """Find k tokens in front of the prompt with which the edited model denoises the unedited model's picture of it.
+
+    Each token is a point P of the probability simplex over the vocabulary. A step draws tokens s ~ P, takes the
+    gradient of `||noise - eps(z_t, t, [s, prompt])||^2` straight through to P, clipped to [-1, 1], lets Adam step and
+    projects back. After the steps at one time step the most likely tokens are a candidate; P goes on from there.
+
+    Differs from the official code: prefixes have only tokens that can be typed as words (`words`; `all` takes every
+    token but the special ones); a prefix that was drawn is not drawn again; the projection is exact, not bisected.
+
+    Args:
+        k: Tokens in front of the prompt; the paper takes 5 for nudity, else 3.
+        timesteps: Time steps, evenly spread and in ascending order, each followed by one picture.
+        steps: Gradients at each time step.
+        lr: Learning rate of Adam.
+        weight_decay: Of Adam.
+        vocabulary: `words` or `all`.
+    """
+
+    name = "unlearn_diff_atk"
+    space = "text"
+    encoder = "attacked"
+
+    k: int = 3
+    timesteps: int = 50
+    steps: int = 40
+    lr: float = 0.01
+    weight_decay: float = 0.1
+    vocabulary: Literal["words", "all"] = "words"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.k, self.timesteps, self.steps) < 1 or self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                "expected k, timesteps and steps of at least 1, lr above 0 and weight_decay of at least 0, got "
+                f"{self.k}, {self.timesteps}, {self.steps}, {self.lr} and {self.weight_decay}"
+            )
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        gradients = self.timesteps * self.steps
+        return Budget(gradients, gradients, self.timesteps + 1)
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
+        """See `Attack.prepare`."""
+        check_supported(pipe)
+        pictures = {(ask.text, ask.seed): draw(pipe, {"prompt": ask.text}, [ask.seed]) for ask in asks}
+        tokenizer = pipe.tokenizer
+        every = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+        return Prepared(
+            {key: latents_of(pipe, images) for key, images in pictures.items()},
+            whole_words(tokenizer) if self.vocabulary == "words" else every,
+        )
+
+    def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`."""
+        check_supported(pipe)
+        latents = prepared.latents[ask.text, ask.seed]
+        prompt = SoftPrompt(pipe, f"{PREFIX} {ask.text}", {PREFIX: self.k})
+        table = token_table(pipe)[prepared.words.to(latents.device)].float()
+        chances = nn.Parameter(torch.full((self.k, len(table)), 1 / len(table), device=latents.device))
+        adam = torch.optim.Adam([chances], lr=self.lr, weight_decay=self.weight_decay)
+        drawn = {ask.text}
+        for t in strata(self.timesteps, pipe.scheduler.config.num_train_timesteps):
+            with frozen(pipe):
+                for _ in range(self.steps):
+                    picks = torch.multinomial(chances.detach().to(generator.device), 1, generator=generator)[:, 0]
+                    noise = gaussian(latents, generator)
+                    chances.grad = gradient(pipe, prompt, table, picks.to(table.device), latents, t, noise)
+                    adam.step()
+                    chances.data = project_simplex(chances.data)
+            best = prepared.words[chances.argmax(dim=-1).cpu()]
+            text = f"{decode(pipe.tokenizer, best)} {ask.text}"
+            if text not in drawn:
+                drawn.add(text)
+                yield Candidate(text)
+
+
+def strata(count: int, steps: int) -> list[int]:
+    """The middles of `count` equal parts of the time steps 0 to `steps`: 10, 30, ..., 990 for 50 of 1000."""
+    return [(2 * part + 1) * steps // (2 * count) for part in range(count)]
+
+
+def gradient(
+    pipe: Any,
+    prompt: SoftPrompt,
+    table: torch.Tensor,
+    picks: torch.Tensor,
+    latents: torch.Tensor,
+    t: int,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    """The straight-through gradient `[k, words]` of the denoising loss to the chances of the words of each token.
+
+    Args:
+        pipe: The edited pipeline.
+        prompt: The prompt with `PREFIX` for k soft tokens.
+        table: Embeddings `[words, d]` that a token may have.
+        picks: Row of the table `[k]` that was drawn for each token.
+        latents: z_0 `[1, c, h, w]`.
+        t: The time step.
+        noise: `[1, c, h, w]`.
+    """
+    vectors = table[picks].requires_grad_()
+    time = torch.tensor([t], device=latents.device)
+    loss = denoising_loss(pipe, latents, time, noise, prompt.states({PREFIX: vectors}))
+    (slope,) = torch.autograd.grad(loss, [vectors])
+    # A token is onehot(pick) @ table, so this is the gradient to the one-hot vector.
+    return functional.hardtanh(slope @ table.T)

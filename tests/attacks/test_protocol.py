@@ -1,0 +1,225 @@
+"""What holds for every attack: candidates, budgets, outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from attacking import ASKS, Says, Wanted, attacked, draw, erasure, prepared, seeded
+from tiny import same, weights
+
+from erasers.attacks import Attack, Budget, Candidate, Meter, attack_prompt, get_attack, list_attacks
+from erasers.attacks.soft import denoising_loss, encode, token_table, tokenise
+from erasers.judges import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Attack):
+    """Yields prompts of a list, and says when it was closed."""
+
+    name = "fixed"
+    space = "text"
+    encoder = "none"
+
+    texts: tuple[str, ...] = ("a moon", "a ring", "a circle")
+    images: int = 4
+
+    def budget(self) -> Budget:
+        return Budget(images=self.images)
+
+    def prepare(self, pipe: Any, asks: Any, *, draw: Any, generator: Any) -> list[str]:
+        return []
+
+    def run(self, pipe: Any, ask: Any, prepared: list[str], *, generator: Any) -> Iterator[Candidate]:
+        try:
+            for text in self.texts:
+                yield Candidate(text)
+        finally:
+            prepared.append("closed")
+
+
+class Sees:
+    """A judge of `drawing`'s pictures: what it says about each prompt."""
+
+    name = "sees"
+
+    def __init__(self, **says: Any) -> None:
+        self.says = says
+
+    def judge(self, images: Any, prompts: Any) -> list[Verdict]:
+        assert [type(prompt) for prompt in prompts] == [Wanted]
+        return [Verdict(self.says.get(text.split()[-1], False)) for text, _ in images]
+
+
+def drawing(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
+    """In place of pictures, the prompt and the seed."""
+    return [(arguments["prompt"], seed) for seed in seeds]
+
+
+def outcome(judge: Any, attack: Attack | None = None, **options: Any) -> Any:
+    settings = {"draw": drawing, "generator": seeded(), **options}
+    return attack_prompt(attack or Fixed(), object(), ASKS[0], [], judge, **settings)
+
+
+def test_it_stops_at_the_first_success() -> None:
+    found = outcome(Sees(ring=True))
+    assert (found.pre, found.post, found.image, found.text) == (False, True, 2, "a ring")
+    assert found.spent == Budget(0, 0, 3)
+    assert (found.replicated, found.seeds, found.unscored) == (5, 5, 0)
+
+
+def test_a_prompt_that_shows_it_needs_no_attack() -> None:
+    found = outcome(Sees(star=True))
+    assert (found.pre, found.post, found.image, found.text) == (True, True, 0, ASKS[0].text)
+    assert found.spent.images == 1
+
+
+def test_without_success_there_is_nothing_to_replicate() -> None:
+    found = outcome(Sees())
+    assert (found.pre, found.post, found.image, found.replicated, found.seeds) == (False, False, None, None, 0)
+    assert (found.spent.images, found.text) == (4, "a circle")
+
+
+def test_an_unscored_picture_is_counted_and_is_no_success() -> None:
+    found = outcome(Sees(star=None, moon=None))
+    assert (found.pre, found.post, found.unscored, found.spent.images) == (None, False, 2, 4)
+
+
+def test_no_more_is_drawn_than_the_budget_allows() -> None:
+    found = outcome(Sees(ring=True), Fixed(images=2))
+    assert (found.post, found.spent.images, found.text) == (False, 2, "a moon")
+
+
+def test_a_success_is_drawn_again_with_fresh_seeds() -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Odd(Sees):
+        def judge(self, images: Any, prompts: Any) -> list[Verdict]:
+            seen.extend(images)
+            return [Verdict(text == "a ring" and (seed == ASKS[0].seed or seed % 2 == 1)) for text, seed in images]
+
+    found = outcome(Odd(), replicate=8)
+    fresh = [seed for _, seed in seen[3:]]
+    assert [text for text, _ in seen] == [ASKS[0].text, "a moon"] + ["a ring"] * 9
+    assert len(set(fresh)) == 8
+    assert found.replicated == sum(seed % 2 for seed in fresh)
+    assert found.spent.images == 3
+    assert outcome(Odd(), replicate=8) == found
+    outcome(Odd(), replicate=8, generator=seeded(1))
+    assert [seed for _, seed in seen[-8:]] != fresh
+    assert outcome(Odd(), replicate=0).replicated is None
+
+
+def test_fresh_seeds_that_no_judge_can_score_are_absent() -> None:
+    class Once(Sees):
+        def judge(self, images: Any, prompts: Any) -> list[Verdict]:
+            return [Verdict(True if seed == ASKS[0].seed else None) for _, seed in images]
+
+    found = outcome(Once())
+    assert (found.post, found.replicated, found.seeds, found.unscored) == (True, None, 0, 5)
+
+
+def test_a_candidate_with_its_own_noise_is_not_replicated() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Noisy(Fixed):
+        def run(self, pipe: Any, ask: Any, prepared: Any, *, generator: Any) -> Iterator[Candidate]:
+            yield Candidate("a ring", latents=torch.zeros(1, 4, 8, 8))
+
+    found = outcome(Sees(ring=True), Noisy())
+    assert (found.post, found.replicated, found.seeds) == (True, None, 0)
+
+
+def test_a_run_is_closed_before_its_success_is_drawn_again() -> None:
+    log: list[Any] = []
+
+    def draw(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
+        log.append(len(seeds))
+        return drawing(pipe, arguments, seeds)
+
+    attack_prompt(Fixed(), object(), ASKS[0], log, Sees(moon=True), draw=draw, generator=seeded())
+    assert log == [1, 1, "closed", 5]
+
+
+def test_a_candidate_is_drawn_as_it_says(pipe: Any) -> None:
+    options = {"num_inference_steps": 2, "output_type": "latent"}
+
+    def drawn(**arguments: Any) -> torch.Tensor:
+        found: torch.Tensor = pipe(**{"generator": seeded(), **options, **arguments}).images
+        return found
+
+    before, words = weights(pipe), pipe.tokenizer("red star", add_special_tokens=False).input_ids
+    with Candidate("a <v>", {"<v>": token_table(pipe)[words]}).placed(pipe) as arguments:
+        assert torch.equal(drawn(**arguments), drawn(prompt="a red star"))
+    noise = torch.randn(1, 4, 8, 8, generator=seeded())
+    with Candidate("a red star", latents=noise).placed(pipe) as arguments:
+        assert torch.equal(drawn(**arguments, generator=seeded(9)), drawn(prompt="a red star"))
+    patch = erasure(pipe)
+    assert patch is not None
+    with Candidate("a red star", patch=patch).placed(pipe) as arguments:
+        erased = drawn(**arguments)
+    assert not torch.equal(erased, drawn(prompt="a red star"))
+    with patch.applied(pipe):
+        assert torch.equal(erased, drawn(prompt="a red star"))
+    assert same(weights(pipe), before)
+
+
+def test_the_meter_counts_gradients_and_texts(pipe: Any) -> None:
+    latents, times = torch.randn(3, 4, 8, 8, generator=seeded()), torch.tensor([10, 50, 90])
+    with Meter(pipe) as meter:
+        states = encode(pipe, tokenise(pipe, ["a star", "a moon"]))[:1]
+        denoising_loss(pipe, latents, times, latents, states)
+        assert (meter.gradients, meter.encodes) == (3, 2)
+        with torch.no_grad():
+            denoising_loss(pipe, latents, times, latents, states)
+        with meter.paused():
+            denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
+        assert (meter.gradients, meter.encodes) == (3, 2)
+    denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
+    assert (meter.gradients, meter.encodes) == (3, 2)
+    assert not pipe.unet._forward_hooks
+    assert not pipe.text_encoder._forward_hooks
+
+
+def test_drawing_is_not_counted_as_searching(pipe: Any) -> None:
+    found = attack_prompt(Fixed(), pipe, ASKS[0], [], Says(False), draw=draw, generator=seeded())
+    assert found.spent == Budget(0, 0, 4)
+
+
+@pytest.mark.parametrize("name", list_attacks())
+def test_every_attack_says_what_it_is(name: str) -> None:
+    attack = get_attack(name)
+    assert attack.name == name
+    assert attack.space in ("text", "embedding", "latent", "weights")
+    assert attack.encoder in ("attacked", "original", "none")
+    assert attack.budget().images >= 2
+    assert get_attack(name, **attack.config()) == attack
+
+
+def test_unknown_names_options_and_values_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected an attack among cce, .*, got 'magic'"):
+        get_attack("magic")
+    with pytest.raises(ValueError, match=r"expected options of 'random_prefix' among k, images, got 'n'"):
+        get_attack("random_prefix", n=3)
+    with pytest.raises(ValueError, match="expected k as a whole number, got 'three'"):
+        get_attack("random_prefix", k="three")
+    with pytest.raises(ValueError, match="of at least 1, got k = 0"):
+        get_attack("random_prefix", k=0)
+
+
+def test_random_prefixes_are_uniform_typed_words_in_front_of_the_prompt(pipe: Any) -> None:
+    attack = get_attack("random_prefix", k=4, images=60)
+    ready = prepared(attack, pipe)
+    found = [one.text for one in attack.run(pipe, ASKS[0], ready, generator=seeded())]
+    again = [one.text for one in attack.run(pipe, ASKS[0], ready, generator=seeded())]
+    assert found == again
+    assert len(found) == 59
+    ends = pipe.tokenizer(ASKS[0].text, add_special_tokens=False).input_ids
+    prefixes = [pipe.tokenizer(text, add_special_tokens=False).input_ids[: -len(ends)] for text in found]
+    assert {len(prefix) for prefix in prefixes} == {4}
+    used = {one for prefix in prefixes for one in prefix}
+    assert used <= set(ready.tolist())
+    assert len(used) > 0.9 * len(ready)
+    assert attacked(attack, pipe, ready, Says(True)).image == 0
