@@ -2,6 +2,7 @@
 
     images/<2 hex>/<key>.png                 a picture; there is one or there is none
     verdicts/<judge>/<process>.jsonl         a verdict a line; each process appends to a file of its own
+    <journal>/<process>.jsonl                likewise, a value under a key a line
     patches/<key>.safetensors, <key>.json    a fitted patch and what fitting it took; whoever is first writes it
 
 Several processes may share a folder, and any of them may be killed at any time: nothing is ever half there.
@@ -14,7 +15,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,41 +106,22 @@ class Store:
         return self.root / "patches" / f"{key}.safetensors"
 
 
-class Verdicts:
-    """The verdicts of one judge, by picture and by what the prompt wants.
+class _Lines:
+    """A folder of entries, a line of JSON each; every process appends to a file of its own and reads all."""
 
-    Args:
-        root: As for `Store`.
-        judge: The digest of the judge's fingerprint.
-    """
+    kind = "entry"
 
-    def __init__(self, root: Path, judge: str) -> None:
-        self.folder = root / "verdicts" / judge[:16]
-        self._found: dict[tuple[str, str], Verdict] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._read: dict[str, int] = {}
         self._mine = f"{os.getpid()}-{socket.gethostname()}-{secrets.token_hex(4)}.jsonl"
         self.refresh()
-
-    def get(self, image: str, wants: Mapping[str, str]) -> Verdict | None:
-        """The verdict on a picture; None when there is none yet."""
-        return self._found.get((image, canonical(dict(wants))))
-
-    def add(self, some: Iterable[tuple[str, Mapping[str, str], Verdict]]) -> None:
-        """Keep verdicts, all or none of which are on disk when this returns."""
-        lines = []
-        for image, wants, verdict in some:
-            facts = {"value": verdict.value, "probability": verdict.probability, "reason": verdict.reason}
-            lines.append(canonical({"image": image, "wants": dict(wants), **facts}) + "\n")
-            self._found.setdefault((image, canonical(dict(wants))), verdict)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / self._mine).open("a", encoding="utf-8") as shard:
-            shard.write("".join(lines))
 
     def refresh(self) -> None:
         """Read what other processes have written since; the torn last line of a killed one does not count.
 
         Raises:
-            ValueError: A whole line that is no verdict.
+            ValueError: A whole line that is no entry.
         """
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as shard:
@@ -147,16 +129,83 @@ class Verdicts:
                 whole, newline, _ = shard.read().rpartition(b"\n")
             self._read[path.name] = self._read.get(path.name, 0) + len(whole) + len(newline)
             for line in whole.splitlines():
-                self._take(path, line)
+                try:
+                    self._take(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    problem = f"a line that is no {self.kind} ({error}); delete it and run again"
+                    raise ValueError(f"{path} has {problem}") from error
 
-    def _take(self, path: Path, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            key = (entry["image"], canonical(entry["wants"]))
-            verdict = Verdict(entry["value"], entry["probability"], entry["reason"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} has a line that is no verdict ({error}); delete it and run again") from error
-        self._found.setdefault(key, verdict)
+    def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Take entries, all or none of which are on disk when this returns."""
+        text = "".join(canonical(entry) + "\n" for entry in entries)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / self._mine).open("a", encoding="utf-8") as shard:
+            shard.write(text)
+        for entry in entries:
+            self._take(entry)
+
+    def _take(self, entry: Any) -> None:
+        """Hold an entry unless there is one under its key."""
+        raise NotImplementedError
+
+
+class Journal(_Lines):
+    """Values under keys, e.g. numbers measured in a picture under the picture's key; the first value of a key stays.
+
+    Args:
+        folder: Of this journal alone; created with the first value.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._found: dict[str, Any] = {}
+        super().__init__(folder)
+
+    def get(self, key: str) -> Any:
+        """The JSON value under a key; None when there is none yet."""
+        return self._found.get(key)
+
+    def add(self, items: Iterable[tuple[str, Any]]) -> None:
+        """Keep values, all or none of which are on disk when this returns.
+
+        Raises:
+            ValueError: A number that is not finite.
+            TypeError: What JSON does not have.
+        """
+        self._append([{"key": key, "value": value} for key, value in items])
+
+    def _take(self, entry: Any) -> None:
+        self._found.setdefault(entry["key"], entry["value"])
+
+
+class Verdicts(_Lines):
+    """The verdicts of one judge, by picture and by what the prompt wants.
+
+    Args:
+        root: As for `Store`.
+        judge: The digest of the judge's fingerprint.
+    """
+
+    kind = "verdict"
+
+    def __init__(self, root: Path, judge: str) -> None:
+        self._found: dict[tuple[str, str], Verdict] = {}
+        super().__init__(root / "verdicts" / judge[:16])
+
+    def get(self, image: str, wants: Mapping[str, str]) -> Verdict | None:
+        """The verdict on a picture; None when there is none yet."""
+        return self._found.get((image, canonical(dict(wants))))
+
+    def add(self, some: Iterable[tuple[str, Mapping[str, str], Verdict]]) -> None:
+        """Keep verdicts, all or none of which are on disk when this returns."""
+        entries = []
+        for image, wants, verdict in some:
+            facts = {"value": verdict.value, "probability": verdict.probability, "reason": verdict.reason}
+            entries.append({"image": image, "wants": dict(wants), **facts})
+        self._append(entries)
+
+    def _take(self, entry: Any) -> None:
+        key = (entry["image"], canonical(entry["wants"]))
+        self._found.setdefault(key, Verdict(entry["value"], entry["probability"], entry["reason"]))
 
 
 def _first(path: Path, write: Any) -> None:

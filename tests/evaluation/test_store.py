@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from erasers import Patch, get_eraser
-from erasers.evaluation.store import Store, Verdicts, canonical, key_of
+from erasers.evaluation.store import Journal, Store, Verdicts, canonical, key_of
 from erasers.judges import Verdict
 
 KEY = "ab" + 62 * "0"
@@ -97,6 +97,21 @@ def test_a_whole_line_that_is_no_verdict_is_named(tmp_path: Path) -> None:
         (folder / "x.jsonl").write_text(line + "\n")
         with pytest.raises(ValueError, match=r"x.jsonl has a line that is no verdict"):
             Verdicts(tmp_path, JUDGE)
+
+
+def test_a_journal_keeps_the_first_value_of_a_key(tmp_path: Path) -> None:
+    one, two = Journal(tmp_path / "numbers"), Journal(tmp_path / "numbers")
+    one.add([("a", 0.1 + 0.2), ("b", {"x": [1, None]})])
+    two.add([("a", 5.0), ("c", 0)])
+    one.refresh()
+    assert [one.get(key) for key in "abcd"] == [0.1 + 0.2, {"x": [1, None]}, 0, None]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        one.add([("d", 1.0), ("e", float("nan"))])
+    assert [one.get("d"), Journal(tmp_path / "numbers").get("d")] == [None, None]
+    assert Journal(tmp_path / "other").get("a") is None
+    (one.folder / "torn.jsonl").write_text('{"key":"x"}\n')
+    with pytest.raises(ValueError, match=r"torn.jsonl has a line that is no entry"):
+        one.refresh()
 
 
 def test_the_first_patch_stays(tmp_path: Path, pipe: Any) -> None:
