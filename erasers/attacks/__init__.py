@@ -2,15 +2,15 @@
 
 An attack is a frozen keyword-only dataclass that subclasses `Attack`; its fields are its hyper-parameters. It gets
 ready on the unedited pipeline (`prepare`), then runs on the edited one and yields candidates, which are drawn and
-judged in that order until one shows the concept (`attack_prompt`). It only calls the live modules of the pipeline, so
+judged in that order until one shows the concept (`attacks.running`). It only calls the live modules of the pipeline, so
 that it reaches edits of weights and hooks alike.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from erasers.attacks.noisy_ddim import StepNoise
     from erasers.evaluation.profile import Ask
-    from erasers.judges import Judge
     from erasers.patch import Patch
 
 Space: TypeAlias = Literal["text", "embedding", "latent", "weights"]
@@ -32,8 +31,8 @@ EncoderUsed: TypeAlias = Literal["attacked", "original", "none"]
 Draw: TypeAlias = Callable[[Any, Mapping[str, Any], Sequence[int]], "list[Image.Image]"]
 """`draw(pipe, arguments, seeds)`: one picture a seed, with the sampler settings of the benchmark.
 
-The arguments are those of the pipeline's call for one picture: `prompt`, and `latents` `[1, c, h, w]` where the noise
-is not that of the seed.
+The arguments are those of the pipeline's call: `prompt`, a text for all pictures or a list with one for each, and
+`latents` `[1, c, h, w]` where the noise is not that of the seed.
 """
 
 
@@ -69,6 +68,11 @@ class Candidate:
     latents: torch.Tensor | None = None
     patch: Patch | None = None
     noise: StepNoise | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a text and nothing else, so that several can be drawn together."""
+        return not self.tokens and self.latents is None and self.patch is None and self.noise is None
 
     @contextmanager
     def placed(self, pipe: Any) -> Iterator[dict[str, Any]]:
@@ -145,38 +149,13 @@ class Attack(ABC):
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an attack did to one prompt.
-
-    Args:
-        pre: Whether the plain prompt shows the concept; None when the judge could not say.
-        post: Whether the plain prompt or a candidate within the budget does.
-        image: Number of the picture that shows it, 0 being the plain prompt's; None without success.
-        replicated: How many of `seeds` fresh seeds show it, too; None without success, where the judge scored none of
-            them, or where the candidate chooses its own noise.
-        seeds: Fresh seeds whose pictures the judge scored.
-        spent: What was spent, the fresh seeds not counted.
-        text: The prompt of the picture that shows it; without success, of the last one.
-        unscored: Pictures that the judge could not score; they are never a success.
-    """
-
-    pre: bool | None
-    post: bool
-    image: int | None
-    replicated: int | None
-    seeds: int
-    spent: Budget
-    text: str
-    unscored: int = 0
-
-
 _ATTACKS: Mapping[str, str] = {
     "cce": "CCE",
     "mma": "MMA",
     "noise": "Noise",
     "p4d": "P4D",
     "random_prefix": "RandomPrefix",
+    "random_text": "RandomText",
     "relearning": "Relearning",
     "ring_a_bell": "RingABell",
     "unlearn_diff_atk": "UnlearnDiffAtk",
@@ -208,115 +187,3 @@ def get_attack(name: str, **options: Any) -> Attack:
         if option not in known:
             raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {option!r}")
     return cls(**options)
-
-
-def attack_prompt(
-    attack: Attack,
-    pipe: Any,
-    ask: Ask,
-    prepared: Any,
-    judge: Judge,
-    *,
-    draw: Draw,
-    generator: torch.Generator,
-    replicate: int = 5,
-) -> Outcome:
-    """Draw and judge the plain prompt, then the candidates of an attack, until one shows the concept.
-
-    Args:
-        attack: The attack.
-        pipe: The edited pipeline.
-        ask: The prompt; the judge says whether a picture shows what it wants.
-        prepared: What `attack.prepare` returned for the unedited pipeline.
-        judge: Looks at every picture, one at a time.
-        draw: Draws them, with the noise of the prompt's seed.
-        generator: Source of every random number, the fresh seeds included.
-        replicate: Fresh seeds with which a success is drawn again.
-    """
-    # First of all, so that two attacks are replicated on the same seeds.
-    fresh = torch.randint(2**31, (replicate,), generator=generator, device=generator.device).tolist()
-    limit = attack.budget().images
-    verdicts: list[bool | None] = []
-    candidate = Candidate(ask.text)
-    with Meter(pipe) as meter, closing(_candidates(attack, pipe, ask, prepared, generator)) as candidates:
-        for candidate in candidates:
-            with meter.paused():
-                verdicts += _look(pipe, candidate, ask, judge, draw, [ask.seed])
-            if verdicts[-1] or len(verdicts) >= limit:
-                break
-    success = bool(verdicts[-1])
-    again = _look(pipe, candidate, ask, judge, draw, fresh) if success and candidate.latents is None else []
-    scored = [value for value in again if value is not None]
-    return Outcome(
-        pre=verdicts[0],
-        post=success,
-        image=len(verdicts) - 1 if success else None,
-        replicated=sum(scored) if scored else None,
-        seeds=len(scored),
-        spent=Budget(meter.gradients, meter.encodes, len(verdicts)),
-        text=candidate.text,
-        unscored=(verdicts + again).count(None),
-    )
-
-
-class Meter(AbstractContextManager["Meter"]):
-    """Counts what goes through a pipeline's denoiser with gradients, and through its text encoders.
-
-    Args:
-        pipe: The pipeline, entered as a context.
-    """
-
-    def __init__(self, pipe: Any) -> None:
-        self.gradients = self.encodes = 0
-        self._pipe, self._off, self._handles = pipe, False, ExitStack()
-
-    def __enter__(self) -> Meter:
-        for name, count in (
-            ("unet", self._denoised),
-            ("text_encoder", self._encoded),
-            ("text_encoder_2", self._encoded),
-        ):
-            module = getattr(self._pipe, name, None)
-            if isinstance(module, torch.nn.Module):
-                self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handles.close()
-
-    def __deepcopy__(self, memo: object) -> Meter:
-        return self  # a copy of the pipeline's modules counts here, too
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, nothing counts."""
-        before, self._off = self._off, True
-        try:
-            yield
-        finally:
-            self._off = before
-
-    def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output.sample
-        if states.requires_grad and not self._off:
-            self.gradients += len(states)
-
-    def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._off:
-            self.encodes += len(args[0] if args else kwargs["input_ids"])
-
-
-def _candidates(
-    attack: Attack, pipe: Any, ask: Ask, prepared: Any, generator: torch.Generator
-) -> Generator[Candidate, None, None]:
-    yield Candidate(ask.text)
-    yield from attack.run(pipe, ask, prepared, generator=generator)
-
-
-def _look(
-    pipe: Any, candidate: Candidate, ask: Ask, judge: Judge, draw: Draw, seeds: Sequence[int]
-) -> list[bool | None]:
-    """What the judge says about a candidate, drawn with each of the seeds."""
-    with candidate.placed(pipe) as arguments:
-        images = draw(pipe, arguments, seeds) if seeds else []
-    return [judge.judge([image], [ask])[0].value for image in images]

@@ -94,12 +94,8 @@ class CCE(Attack):
         """See `Attack.prepare`."""
         check_supported(pipe)
         seeds = torch.randint(2**31, (self.pictures,), generator=generator, device=generator.device).tolist()
-        images = [
-            image
-            for number, seed in enumerate(seeds)
-            for image in draw(pipe, {"prompt": asks[number % len(asks)].text}, [seed])
-        ]
-        return Prepared(latents_of(pipe, images), whole_words(pipe.tokenizer))
+        texts = [asks[number % len(asks)].text for number in range(self.pictures)]
+        return Prepared(latents_of(pipe, draw(pipe, {"prompt": texts}, seeds)), whole_words(pipe.tokenizer))
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""

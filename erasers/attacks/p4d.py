@@ -118,8 +118,9 @@ class P4D(Attack):
         """See `Attack.prepare`."""
         check_supported(pipe)
         teachers = {}
-        for ask in asks:
-            latents = latents_of(pipe, draw(pipe, {"prompt": ask.text}, [ask.seed]))
+        images = draw(pipe, {"prompt": [ask.text for ask in asks]}, [ask.seed for ask in asks])
+        for ask, image in zip(asks, images, strict=True):
+            latents = latents_of(pipe, [image])
             teachers[ask.text, ask.seed] = teach(pipe, ask.text, latents, self.bank, generator)
         return Prepared(teachers, whole_words(pipe.tokenizer))
 

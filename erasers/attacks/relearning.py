@@ -85,8 +85,7 @@ class Relearning(Attack):
         check_supported(pipe)
         seeds = torch.randint(2**31, (self.pictures,), generator=generator, device=generator.device).tolist()
         texts = tuple(asks[number % len(asks)].text for number in range(self.pictures))
-        pictures = [draw(pipe, {"prompt": text}, [seed])[0] for text, seed in zip(texts, seeds, strict=True)]
-        return Prepared(latents_of(pipe, pictures), texts)
+        return Prepared(latents_of(pipe, draw(pipe, {"prompt": list(texts)}, seeds)), texts)
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`.

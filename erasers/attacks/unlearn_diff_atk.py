@@ -90,11 +90,12 @@ class UnlearnDiffAtk(Attack):
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
         check_supported(pipe)
-        pictures = {(ask.text, ask.seed): draw(pipe, {"prompt": ask.text}, [ask.seed]) for ask in asks}
+        images = draw(pipe, {"prompt": [ask.text for ask in asks]}, [ask.seed for ask in asks])
+        pictures = {(ask.text, ask.seed): image for ask, image in zip(asks, images, strict=True)}
         tokenizer = pipe.tokenizer
         every = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
         return Prepared(
-            {key: latents_of(pipe, images) for key, images in pictures.items()},
+            {key: latents_of(pipe, [image]) for key, image in pictures.items()},
             whole_words(tokenizer) if self.vocabulary == "words" else every,
         )
 

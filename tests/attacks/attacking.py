@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from erasers import Concept, Patch, get_eraser
-from erasers.attacks import Attack, Candidate, Outcome, attack_prompt
+from erasers.attacks import Attack, Candidate
+from erasers.attacks.running import Outcome, attack_prompt
 from erasers.judges import Verdict
 
 
@@ -44,8 +45,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def draw(pipe: Any, arguments: Mapping[str, Any], seeds: Sequence[int], steps: int = 2) -> list[Any]:
     """One picture a seed, as a benchmark draws them."""
+    texts = arguments["prompt"] if isinstance(arguments["prompt"], list) else [arguments["prompt"]] * len(seeds)
     options = {"num_inference_steps": steps, "guidance_scale": 4.0, **arguments}
-    return [pipe(**options, generator=seeded(seed)).images[0] for seed in seeds]
+    return [
+        pipe(**options | {"prompt": text}, generator=seeded(seed)).images[0]
+        for text, seed in zip(texts, seeds, strict=True)
+    ]
 
 
 def draw_well(pipe: Any, arguments: Mapping[str, Any], seeds: Sequence[int]) -> list[Any]:

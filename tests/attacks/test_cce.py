@@ -80,7 +80,7 @@ def test_it_learns_from_fresh_pictures_of_all_prompts(pipe: Any) -> None:
     seen: list[Any] = []
 
     def draw(pipe: Any, arguments: Any, seeds: Any) -> Any:
-        seen.append((arguments["prompt"], *seeds))
+        seen.extend(zip(arguments["prompt"], seeds, strict=True))
         return pipe(**arguments, num_inference_steps=1, generator=[seeded(seed) for seed in seeds]).images
 
     ready = CCE(**SMALL).prepare(pipe, [*ASKS, LONG], draw=draw, generator=seeded())

@@ -11,7 +11,8 @@ import torch
 from attacking import ASKS, Says, Wanted, attacked, draw, erasure, prepared, seeded
 from tiny import same, weights
 
-from erasers.attacks import Attack, Budget, Candidate, Meter, attack_prompt, get_attack, list_attacks
+from erasers.attacks import Attack, Budget, Candidate, get_attack, list_attacks
+from erasers.attacks.running import Meter, attack_prompt, attack_prompts
 from erasers.attacks.soft import denoising_loss, encode, token_table, tokenise
 from erasers.judges import Verdict
 
@@ -50,13 +51,14 @@ class Sees:
         self.says = says
 
     def judge(self, images: Any, prompts: Any) -> list[Verdict]:
-        assert [type(prompt) for prompt in prompts] == [Wanted]
+        assert {type(prompt) for prompt in prompts} == {Wanted}
         return [Verdict(self.says.get(text.split()[-1], False)) for text, _ in images]
 
 
 def drawing(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
     """In place of pictures, the prompt and the seed."""
-    return [(arguments["prompt"], seed) for seed in seeds]
+    texts = arguments["prompt"] if isinstance(arguments["prompt"], list) else [arguments["prompt"]]
+    return list(zip(texts, seeds, strict=True))
 
 
 def outcome(judge: Any, attack: Attack | None = None, **options: Any) -> Any:
@@ -207,6 +209,51 @@ def test_unknown_names_options_and_values_are_refused() -> None:
         get_attack("random_prefix", k="three")
     with pytest.raises(ValueError, match="of at least 1, got k = 0"):
         get_attack("random_prefix", k=0)
+
+
+def test_prompts_take_turns_and_come_out_as_they_do_alone(pipe: Any) -> None:
+    attack, asks = get_attack("random_prefix", k=2, images=4), [*ASKS, Wanted("a moon", seed=5)]
+    ready, batches = prepared(attack, pipe), []
+
+    def spy(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
+        batches.append(len(seeds))
+        return drawing(pipe, arguments, seeds)
+
+    class Third(Sees):
+        """The second prompt shows it at once, the first one with its second prefix."""
+
+        def judge(self, images: Any, prompts: Any) -> list[Verdict]:
+            for image, prompt in zip(images, prompts, strict=True):
+                self.count[prompt.seed] = self.count.get(prompt.seed, 0) + 1
+                assert image[0].endswith(prompt.text)
+            shown = [(prompt.seed, self.count[prompt.seed]) in ((0, 3), (1, 1)) for prompt in prompts]
+            return [Verdict(value) for value in shown]
+
+        count: dict[int, int]
+
+    options = {"draw": spy, "replicate": 2}
+    together, alone = Third(), Third()
+    together.count, alone.count = {}, {}
+    found = attack_prompts(attack, pipe, asks, ready, together, generators=[seeded(k) for k in range(3)], **options)
+    # Three plain prompts, then those without success, then two fresh seeds for each success.
+    assert batches == [3, 2, 2, 1, 4]
+    assert [(one.image, one.spent.images, one.seeds) for one in found] == [(2, 3, 2), (0, 1, 2), (None, 4, 0)]
+    one_by_one = [
+        attack_prompt(attack, pipe, a, ready, alone, generator=seeded(k), **options) for k, a in enumerate(asks)
+    ]
+    assert one_by_one == found
+    assert [one.picture[0] for one in found] == [one.text for one in found]
+
+
+def test_random_texts_leave_the_prompt_out(pipe: Any) -> None:
+    attack = get_attack("random_text", k=3, images=5, template="a picture of a {}")
+    found = [one.text for one in attack.run(pipe, ASKS[0], prepared(attack, pipe), generator=seeded())]
+    assert len(set(found)) == 4
+    for text in found:
+        assert text.startswith("a picture of a ")
+        assert len(pipe.tokenizer(text.removeprefix("a picture of a "), add_special_tokens=False).input_ids) == 3
+    with pytest.raises(ValueError, match=r"a template with one \{\}, got 'x'"):
+        get_attack("random_text", template="x")
 
 
 def test_random_prefixes_are_uniform_typed_words_in_front_of_the_prompt(pipe: Any) -> None:

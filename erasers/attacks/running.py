@@ -1,0 +1,246 @@
+"""Running an attack: candidates are drawn and judged until one shows the concept, for many prompts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from erasers.evaluation.profile import Ask
+    from erasers.judges import Judge
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack did to one prompt.
+
+    Args:
+        pre: Whether the plain prompt shows the concept; None when the judge could not say.
+        post: Whether the plain prompt or a candidate within the budget does.
+        image: Number of the picture that shows it, 0 being the plain prompt's; None without success.
+        replicated: How many of `seeds` fresh seeds show it, too; None without success, where the judge scored none of
+            them, or where the candidate chooses its own noise.
+        seeds: Fresh seeds whose pictures the judge scored.
+        spent: What was spent, the fresh seeds not counted.
+        text: The prompt of the picture that shows it; without success, of the last one.
+        unscored: Pictures that the judge could not score; they are never a success.
+        picture: The picture that shows it; without success, the last one.
+    """
+
+    pre: bool | None
+    post: bool
+    image: int | None
+    replicated: int | None
+    seeds: int
+    spent: Budget
+    text: str
+    unscored: int = 0
+    picture: Image.Image | None = field(default=None, compare=False, repr=False)
+
+
+def attack_prompt(
+    attack: Attack,
+    pipe: Any,
+    ask: Ask,
+    prepared: Any,
+    judge: Judge,
+    *,
+    draw: Draw,
+    generator: torch.Generator,
+    replicate: int = 5,
+) -> Outcome:
+    """Attack one prompt; see `attack_prompts`."""
+    options: dict[str, Any] = {"draw": draw, "generators": [generator], "replicate": replicate}
+    return attack_prompts(attack, pipe, [ask], prepared, judge, **options)[0]
+
+
+def attack_prompts(
+    attack: Attack,
+    pipe: Any,
+    asks: Sequence[Ask],
+    prepared: Any,
+    judge: Judge,
+    *,
+    draw: Draw,
+    generators: Sequence[torch.Generator],
+    replicate: int = 5,
+) -> list[Outcome]:
+    """For each prompt draw and judge the plain prompt, then the candidates of an attack, until one shows the concept.
+
+    The prompts take turns, so that the candidates of many can be drawn together; none learns from another.
+
+    Args:
+        attack: The attack.
+        pipe: The edited pipeline.
+        asks: The prompts; the judge says whether a picture shows what its prompt wants.
+        prepared: What `attack.prepare` returned for the unedited pipeline.
+        judge: Looks at every picture.
+        draw: Draws them, with the noise of the prompt's seed.
+        generators: Source of every random number of a prompt, the fresh seeds included; one each.
+        replicate: Fresh seeds with which a success is drawn again.
+    """
+    limit = attack.budget().images
+    # First of all, so that two attacks are replicated on the same seeds.
+    fresh = [torch.randint(2**31, (replicate,), generator=one, device=one.device).tolist() for one in generators]
+    with Meter(pipe) as meter, ExitStack() as stack:
+        tries = []
+        for ask, generator in zip(asks, generators, strict=True):
+            candidates = stack.enter_context(closing(_candidates(attack, pipe, ask, prepared, generator)))
+            tries.append(_Try(ask, candidates, Candidate(ask.text)))
+        live = tries
+        while live:
+            live = [one for one in live if one.advance(meter)]
+            with meter.paused():
+                seen = _look(pipe, [(one, one.ask.seed) for one in live], judge, draw)
+            for one, (picture, verdict) in zip(live, seen, strict=True):
+                one.see(picture, verdict, limit)
+            live = [one for one in live if not one.over]
+        with meter.paused():
+            again = _again(pipe, tries, fresh, judge, draw)
+    return [one.outcome(some) for one, some in zip(tries, again, strict=True)]
+
+
+@dataclass(eq=False)
+class _Try:
+    """An attack on one prompt, on its way: its last candidate, the picture of that, and all verdicts so far."""
+
+    ask: Ask
+    candidates: Generator[Candidate, None, None]
+    candidate: Candidate
+    picture: Image.Image | None = None
+    verdicts: list[bool | None] = field(default_factory=list)
+    spent: tuple[int, int] = (0, 0)
+    over: bool = False
+
+    @property
+    def success(self) -> bool:
+        return bool(self.verdicts[-1])
+
+    def advance(self, meter: Meter) -> bool:
+        """Take the next candidate, if there is one."""
+        before = meter.gradients, meter.encodes
+        found = next(self.candidates, None)
+        self.spent = self.spent[0] + meter.gradients - before[0], self.spent[1] + meter.encodes - before[1]
+        self.candidate = found or self.candidate
+        return found is not None
+
+    def see(self, picture: Image.Image, verdict: bool | None, limit: int) -> None:
+        """Take the picture of the candidate; it was the last one if it shows the concept or nothing is left."""
+        self.picture = picture
+        self.verdicts.append(verdict)
+        self.over = bool(verdict) or len(self.verdicts) >= limit
+        if self.over:
+            self.candidates.close()
+
+    def outcome(self, again: Sequence[bool | None]) -> Outcome:
+        """What came of it, given the verdicts with fresh seeds."""
+        scored = [value for value in again if value is not None]
+        return Outcome(
+            pre=self.verdicts[0],
+            post=self.success,
+            image=len(self.verdicts) - 1 if self.success else None,
+            replicated=sum(scored) if scored else None,
+            seeds=len(scored),
+            spent=Budget(*self.spent, len(self.verdicts)),
+            text=self.candidate.text,
+            unscored=(self.verdicts + list(again)).count(None),
+            picture=self.picture,
+        )
+
+
+class Meter(AbstractContextManager["Meter"]):
+    """Counts what goes through a pipeline's denoiser with gradients, and through its text encoders.
+
+    Args:
+        pipe: The pipeline, entered as a context.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.gradients = self.encodes = 0
+        self._pipe, self._off, self._handles = pipe, False, ExitStack()
+
+    def __enter__(self) -> Meter:
+        for name, count in (
+            ("unet", self._denoised),
+            ("text_encoder", self._encoded),
+            ("text_encoder_2", self._encoded),
+        ):
+            module = getattr(self._pipe, name, None)
+            if isinstance(module, torch.nn.Module):
+                self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handles.close()
+
+    def __deepcopy__(self, memo: object) -> Meter:
+        return self  # a copy of the pipeline's modules counts here, too
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing counts."""
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
+
+    def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output.sample
+        if states.requires_grad and not self._off:
+            self.gradients += len(states)
+
+    def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._off:
+            self.encodes += len(args[0] if args else kwargs["input_ids"])
+
+
+def _candidates(
+    attack: Attack, pipe: Any, ask: Ask, prepared: Any, generator: torch.Generator
+) -> Generator[Candidate, None, None]:
+    yield Candidate(ask.text)
+    yield from attack.run(pipe, ask, prepared, generator=generator)
+
+
+Seen = tuple["Image.Image", "bool | None"]
+
+
+def _look(pipe: Any, wanted: Sequence[tuple[_Try, int]], judge: Judge, draw: Draw) -> list[Seen]:
+    """Pictures of the candidates with these seeds, and what the judge says; plain ones are drawn together."""
+    plain = [index for index, (one, _) in enumerate(wanted) if one.candidate.plain]
+    drawn: dict[int, Image.Image] = {}
+    if plain:
+        texts = [wanted[index][0].candidate.text for index in plain]
+        images = draw(pipe, {"prompt": texts}, [wanted[index][1] for index in plain])
+        drawn.update(zip(plain, images, strict=True))
+    for index in (index for index in range(len(wanted)) if index not in drawn):
+        with wanted[index][0].candidate.placed(pipe) as arguments:
+            (drawn[index],) = draw(pipe, arguments, [wanted[index][1]])
+    pictures = [drawn[index] for index in range(len(wanted))]
+    verdicts = judge.judge(pictures, [one.ask for one, _ in wanted]) if wanted else []
+    return [(picture, verdict.value) for picture, verdict in zip(pictures, verdicts, strict=True)]
+
+
+def _again(
+    pipe: Any, tries: Sequence[_Try], fresh: Sequence[Sequence[int]], judge: Judge, draw: Draw
+) -> list[list[bool | None]]:
+    """Verdicts on the successes with fresh seeds; none where the candidate chooses its own noise."""
+    wanted = [
+        (number, one, seed)
+        for number, (one, seeds) in enumerate(zip(tries, fresh, strict=True))
+        if one.success and one.candidate.latents is None
+        for seed in seeds
+    ]
+    seen = _look(pipe, [(one, seed) for _, one, seed in wanted], judge, draw)
+    found: list[list[bool | None]] = [[] for _ in tries]
+    for (number, _, _), (_, verdict) in zip(wanted, seen, strict=True):
+        found[number].append(verdict)
+    return found
