@@ -1,0 +1,52 @@
+"""Checks of the values of task files; each message names the key, what it takes and what it got."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def mapping(name: str, value: Any, known: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """A table whose keys are among the known ones.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected keys and values, got {value!r}")
+    if unknown := [key for key in value if not isinstance(key, str) or (known is not None and key not in known)]:
+        raise ValueError(f"{name}: expected keys among {', '.join(known or ('texts',))}, got {unknown[0]!r}")
+    return value
+
+
+def count(name: str, value: Any) -> int:
+    """A whole number from 1 on.
+
+    Raises:
+        ValueError: It is not.
+    """
+    return int(checked(name, value, int, "a whole number from 1 on", lambda n: n >= 1))
+
+
+def checked(name: str, value: Any, kind: Any, what: str, good: Any = None) -> Any:
+    """A value of a type (true and false are no numbers) that passes a test.
+
+    Raises:
+        ValueError: It is not.
+    """
+    wrong_kind = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+    if wrong_kind or (good is not None and not good(value)):
+        raise ValueError(f"{name}: expected {what}, got {value!r}")
+    return value
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """One text or several, none of them empty.
+
+    Raises:
+        ValueError: Something else.
+    """
+    some = [value] if isinstance(value, str) else value
+    if not isinstance(some, list) or not some or not all(isinstance(one, str) and one.strip() for one in some):
+        raise ValueError(f"{name}: expected a list of texts, got {value!r}")
+    return tuple(some)
