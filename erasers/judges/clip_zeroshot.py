@@ -32,7 +32,8 @@ class ClipZeroShot(PictureJudge):
 
     Args:
         profile: `shapes`, or a name for this set-up.
-        model: A local folder with `open_clip_config.json` and safetensors.
+        model: A folder or a Hub id with `open_clip_config.json` and safetensors.
+        revision: The commit, for a Hub id.
         classes: Property -> its values, each with the words for it where those are not the value itself, e.g.
             `{"object": {"church": ["church", "chapel"], "other": ["house"]}}` or `{"object": ["church", "house"]}`.
         templates: What surrounds the words; each word goes into each.
@@ -51,6 +52,7 @@ class ClipZeroShot(PictureJudge):
         profile: str = "shapes",
         *,
         model: str | Path | None = None,
+        revision: str | None = None,
         classes: Classes | None = None,
         templates: Sequence[str] = ("a photo of a {}",),
         threshold: float | None = None,
@@ -68,7 +70,7 @@ class ClipZeroShot(PictureJudge):
             )
         else:
             texts = spell(classes, templates)
-        folder = model_folder(Path(model), None, (_CONFIG,))
+        folder = model_folder(model, revision, (_CONFIG,))
         self._model, self._preprocess, tokenizer = load_open_clip(folder, device)
         self._device, self._threshold = device, threshold
         self._embeddings = {
