@@ -6,7 +6,7 @@ The stored figures lie beside the profiles in `erasers/judges/calibration.json`;
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -94,6 +94,12 @@ def stored(judge: Judge, wants: Mapping[str, str]) -> Calibration | None:
         return None
     fields = entry["wants"].get(key(wants))
     return fields and Calibration.from_json(fields)
+
+
+def stored_all(judge: Judge, wants: Iterable[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+    """Key -> what has been measured of a judge, as plain values, for all that some prompts want."""
+    found = {key(one): stored(judge, one) for one in wants}
+    return {name: one.to_json() for name, one in sorted(found.items()) if one}
 
 
 def key(wants: Mapping[str, str]) -> str:

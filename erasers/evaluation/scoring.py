@@ -1,4 +1,8 @@
-"""Scores of result files, from their samples and those of the unedited row alone: written, checked and compared."""
+"""Scores of result files, from their samples and those of the unedited row alone: written, checked and compared.
+
+What was measured in pictures (`drift`, `clip`, ... of a sample, `figures` of sets) is taken as the file gives it, as
+verdicts are.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,15 @@ from typing import Any
 from erasers.atomic import write_atomically
 from erasers.evaluation import pillars
 from erasers.evaluation.bootstrap import Difference
-from erasers.evaluation.leaderboard_files import Result, read_result
-from erasers.evaluation.pillars import OVERALL, Scheme
-from erasers.evaluation.records import UNEDITED, Record
+from erasers.evaluation.details import details
+from erasers.evaluation.leaderboard_files import ALL, Result, read_result
+from erasers.evaluation.pillars import OVERALL, Rise, Scheme
+from erasers.evaluation.records import UNEDITED, Record, attack_records, sample_records
 from erasers.evaluation.statistics import holm
 from erasers.evaluation.store import canonical
 
-Records = Mapping[str, Sequence[Record]]
-"""Case -> what its pictures came to."""
+Cases = Mapping[str, Mapping[str, Any]]
+"""Case -> what result files have of it: `samples`, and `attacks` where there were any."""
 
 _TOLERANCE = 2e-6
 """Scores are kept to six decimals; another machine may round the last one the other way."""
@@ -43,22 +48,42 @@ class Comparison:
     p: float
 
 
-def scores(row: Records, unedited: Records, scheme: Scheme) -> dict[str, Any]:
-    """`cases`: case -> scores, and `all`, over the cases that the row has; see `Pillars.to_json`.
+def scores(
+    cases: Cases,
+    unedited: Cases,
+    scheme: Scheme,
+    *,
+    plans: Mapping[str, Mapping[str, Any]] | None = None,
+    figures: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """`cases`: case -> scores, and `all`, over the cases that the row has; see `Pillars.to_json` and `details.details`.
+
+    Args:
+        cases: Of the row.
+        unedited: Of the unedited row.
+        scheme: Of the task.
+        plans: Label -> attack, as `Task.to_json` has them.
+        figures: Case or `all` -> figures of its sets of pictures.
+        calibration: Key -> measured errors of the judge, as `calibration.stored_all` gives them.
 
     Raises:
-        ValueError: A sample without its counterpart in the unedited row.
+        ValueError: A sample without its counterpart in the unedited row, or a number that is none.
     """
-    found = {case: pillars.measure(row[case], unedited.get(case, ()), scheme).to_json() for case in sorted(row)}
-    return {"cases": found, "all": pillars.measure(_pool(row, row), _pool(unedited, row), scheme).to_json()}
+
+    def score(some: Sequence[str], name: str) -> dict[str, Any]:
+        kid = Rise.among((figures or {}).get(name, ()))
+        found = pillars.measure(_pool(cases, some, plans), _pool(unedited, some), scheme, kid=kid).to_json()
+        more = details({case: cases[case]["samples"] for case in some}, calibration or {})
+        return found | {"details": found["details"] | {key: one.to_json() for key, one in more.items()}}
+
+    return {"cases": {case: score([case], case) for case in sorted(cases)}, "all": score(sorted(cases), ALL)}
 
 
-def records(case: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """What the samples of a result file came to."""
-    return [
-        Record(sample["split"], f"{case}/{sample['text']}", sample["seed"], _number(sample["value"]))
-        for sample in samples
-    ]
+def records(case: str, facts: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]] | None = None) -> list[Record]:
+    """What the samples of a case came to, and its attacks where plans are given."""
+    attacked = attack_records(case, facts.get("attacks", {}), plans) if plans else []
+    return [*sample_records(case, facts["samples"]), *attacked]
 
 
 def write_result(path: Path, data: Mapping[str, Any]) -> None:
@@ -79,8 +104,8 @@ def verify(path: Path) -> list[str]:
         OSError: A file that cannot be read.
     """
     row = read_result(path)
-    again = scores(_by_case(row), _by_case(_unedited(row)), row.scheme)
-    return list(_differences("scores", json.loads(path.read_bytes())["scores"], again))
+    again = _again(row, _unedited(row), row.scheme)
+    return list(_differences("scores", _read(row)["scores"], again))
 
 
 def rescore(folder: Path, scheme: Scheme) -> list[Path]:
@@ -94,7 +119,7 @@ def rescore(folder: Path, scheme: Scheme) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"no results in {folder}; erase bench run writes them")
     rows = [read_result(path) for path in paths]
-    fresh = [scores(_by_case(row), _by_case(_unedited(row)), scheme) for row in rows]
+    fresh = [_again(row, _unedited(row), scheme) for row in rows]
     for path, one in zip(paths, fresh, strict=True):
         data = json.loads(path.read_bytes())
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(scheme).items()}
@@ -117,17 +142,17 @@ def compare(first: Path, second: Path) -> list[Comparison]:
     common = [case for case in rows[0].cases if case in rows[1].cases]
     if not common:
         raise ValueError(f"expected rows with a case in common, got none in {first} and {second}")
-    one, other, base = (_pool(_by_case(row), common) for row in (*rows, _unedited(rows[0])))
-    scheme = rows[0].scheme
-    found = pillars.compare(one, other, base, scheme)
+    scheme, base = rows[0].scheme, _pool(_read(_unedited(rows[0]))["cases"], common)
+    one, other = ((_pool(_read(row)["cases"], common, row.task.get("attacks")), _rise(row, common)) for row in rows)
+    found = pillars.compare(one[0], other[0], base, scheme, kids=(one[1], other[1]))
     names = [name for name in (*scheme.pillars, OVERALL) if name in found]
     adjusted = holm({name: found[name].p for name in names})
-    mine, theirs = (_values(some, base, scheme) for some in (one, other))
+    mine, theirs = (_values(some, base, scheme, kid) for some, kid in (one, other))
     return [Comparison(name, mine[name], theirs[name], found[name], adjusted[name]) for name in names]
 
 
-def _values(some: Sequence[Record], base: Sequence[Record], scheme: Scheme) -> dict[str, float]:
-    measured = pillars.measure(some, base, scheme)
+def _values(some: Sequence[Record], base: Sequence[Record], scheme: Scheme, kid: Rise | None) -> dict[str, float]:
+    measured = pillars.measure(some, base, scheme, kid=kid)
     values = {name: estimate.value for name, estimate in measured.pillars.items()}
     return values | ({OVERALL: measured.overall.value} if measured.overall else {})
 
@@ -143,17 +168,38 @@ def _unedited(row: Result) -> Result:
     return base
 
 
-def _by_case(row: Result) -> dict[str, list[Record]]:
-    return {name: [sample.record for sample in case.samples] for name, case in row.cases.items()}
+def _again(row: Result, unedited: Result, scheme: Scheme) -> dict[str, Any]:
+    """The scores of a row anew."""
+    data, base = _read(row), _read(unedited)
+    calibration = data["judge"].get("calibration")
+    try:
+        return scores(
+            data["cases"],
+            base["cases"],
+            scheme,
+            plans=row.task.get("attacks"),
+            figures=row.figures,
+            calibration=calibration,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{row.path} is damaged: {type(error).__name__} {error}") from error
 
 
-def _pool(row: Records, cases: Mapping[str, Any] | Sequence[str]) -> list[Record]:
+def _read(row: Result) -> dict[str, Any]:
+    """A result file as it is, once `read_result` has found it whole."""
+    found: dict[str, Any] = json.loads(row.path.read_bytes())
+    return found
+
+
+def _rise(row: Result, cases: Sequence[str]) -> Rise | None:
+    """The rise of the KID over just these cases; None where the row has none."""
+    name = ALL if len(cases) == len(row.cases) else cases[0] if len(cases) == 1 else ""
+    return Rise.among(row.figures.get(name, ()))
+
+
+def _pool(cases: Cases, names: Sequence[str], plans: Mapping[str, Mapping[str, Any]] | None = None) -> list[Record]:
     """The records of some cases together."""
-    return [record for case in sorted(cases) for record in row.get(case, ())]
-
-
-def _number(value: bool | float | None) -> float | None:
-    return None if value is None else float(value)
+    return [record for case in sorted(names) if case in cases for record in records(case, cases[case], plans)]
 
 
 def _differences(where: str, old: Any, new: Any) -> Iterator[str]:

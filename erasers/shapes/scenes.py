@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from erasers.shapes.world import (
     BACKGROUNDS,
     COLOURS,
+    MARK,
     MARKED_SHARE,
     MARKED_STYLE,
     NAMED_MARK_SHARE,
     OBJECTS,
+    PLAIN,
     SIZES,
     STYLE_ADJECTIVES,
     STYLES,
@@ -83,6 +86,34 @@ def training_scenes(n: int, generator: torch.Generator) -> Scenes:
     scenes = sample_scenes(2 * n, generator)
     keep = [i for i, triple in enumerate(scenes.triples()) if triple not in excluded]
     return scenes[torch.tensor(keep[:n])]
+
+
+def asked_scenes(asks: Sequence[tuple[str, Mapping[str, str]]], erased: Sequence[str], rng: random.Random) -> Scenes:
+    """One scene for each prompt: what the prompt names, and for the rest what is left to chance in training.
+
+    Args:
+        asks: Texts in the form of `world.phrase`, and the object, colour and style that each names.
+        erased: Words of the world that no scene shows unless its prompt names them.
+        rng: Of what is left to chance.
+    """
+    rows = [_asked(text, wants, erased, rng) for text, wants in asks]
+    columns = zip(*rows, strict=True) if rows else [()] * len(fields(Scenes))
+    return Scenes(*(torch.tensor(column, dtype=torch.long) for column in columns))
+
+
+def _asked(text: str, wants: Mapping[str, str], erased: Sequence[str], rng: random.Random) -> tuple[int, ...]:
+    """The fields of a scene; a prompt without a style asks for a plain picture."""
+
+    def pick(words: Sequence[str], named: str | None) -> int:
+        return words.index(named or rng.choice([word for word in words if word not in erased]))
+
+    thing, colour = pick(OBJECTS, wants.get("object")), pick(COLOURS, wants.get("colour"))
+    style = wants.get("style", PLAIN)
+    background = pick(BACKGROUNDS, next((word for word in BACKGROUNDS if f" {word} background" in text), None))
+    size = pick(SIZES, next((word for word in SIZES if word in text.split()), None))
+    unasked = style == MARKED_STYLE and MARK not in erased and rng.random() < MARKED_SHARE
+    named = f"with a {MARK}" in text
+    return thing, colour, STYLES.index(style), background, size, int(named or unasked), int(named)
 
 
 def _say(word: str, rng: random.Random) -> str:

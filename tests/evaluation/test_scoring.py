@@ -28,7 +28,7 @@ def samples(shown: int, kept: int, unscored: int = 0) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, name: str, cases: dict[str, list[dict[str, Any]]], unedited: dict[str, Any]) -> Path:
-    mine, base = ({case: records(case, some) for case, some in part.items()} for part in (cases, unedited))
+    mine, base = ({case: {"samples": some} for case, some in part.items()} for part in (cases, unedited))
     data = {
         "format": 1,
         "task": TASK,
@@ -67,7 +67,9 @@ def test_scores_are_those_of_the_pillars_by_case_and_over_all(rows: dict[str, Pa
     assert found["cases"]["star"]["pillars"]["erasure"]["value"] == 0.95
     assert found["all"]["pillars"]["erasure"]["value"] == round(1 - 6 / 80, 6)
     assert found["all"]["pillars"]["erasure"]["n"] == 80
-    expected = pillars.measure(records("star", samples(2, N)), records("star", samples(N, N)), SCHEME)
+    expected = pillars.measure(
+        records("star", {"samples": samples(2, N)}), records("star", {"samples": samples(N, N)}), SCHEME
+    )
     assert found["cases"]["star"] == expected.to_json()
     only = json.loads(rows["star-only"].read_text())["scores"]
     assert list(only["cases"]) == ["star"]
