@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -21,6 +22,7 @@ MAX_BYTES, MAX_ROWS = 1 << 27, 1_000_000
 _FORMATS = (".csv", ".json", ".jsonl")
 _TIMEOUT = 60
 _HEX = frozenset("0123456789abcdef")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 Cells = Mapping[str, str]
 """Column -> text of a row."""
@@ -76,6 +78,8 @@ def parse_source(name: str, value: Any) -> Source:
     for key, length in (("revision", 40), ("sha256", 64)):
         if key in given and not (len(given[key]) == length and set(given[key]) <= _HEX):
             raise ValueError(f"{name}.{key}: expected {length} hex digits in small letters, got {given[key]!r}")
+    for key in (key for key in ("github", "hub") if key in given and not _REPOSITORY.fullmatch(given[key])):
+        raise ValueError(f"{name}.{key}: expected user/repository, got {given[key]!r}")
     if "github" in given and ("hub" in given or "revision" not in given):
         raise ValueError(f"{name}: expected github with a revision and without hub, got {', '.join(given)}")
     return Source(**given)
@@ -185,7 +189,7 @@ def _fetch(name: str, source: Source) -> Path:
 
 def _from_github(source: Source, remedy: str) -> Path:
     """A file of a commit, kept in the cache."""
-    from urllib.error import URLError
+    from http.client import HTTPException
     from urllib.parse import quote
     from urllib.request import urlopen
 
@@ -198,8 +202,12 @@ def _from_github(source: Source, remedy: str) -> Path:
     try:
         with urlopen(url, timeout=_TIMEOUT) as answer:
             content = answer.read(MAX_BYTES + 1)
-    except (URLError, OSError) as error:
-        raise FileNotFoundError(f"cannot fetch {url}: {' '.join(str(error).split())}; {remedy}") from None
+            whole = answer.headers.get("Content-Length")
+        if whole is not None and len(content) <= MAX_BYTES and len(content) != int(whole):
+            raise OSError(f"got {len(content)} of {whole} bytes")
+    except (OSError, HTTPException) as error:
+        why = " ".join(str(getattr(error, "reason", error)).split())
+        raise FileNotFoundError(f"cannot fetch {url}: {why}; {remedy}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_bytes(content))
     return path

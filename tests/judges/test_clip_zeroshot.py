@@ -153,6 +153,22 @@ def test_text_towers_of_the_hub_are_refused(folder: Path) -> None:
         ClipZeroShot("stub", model=folder, classes=CLASSES)
 
 
+def test_a_model_of_the_hub_is_loaded_at_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def fetch(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    judge = ClipZeroShot("stub", model="some/model", revision=commit, classes=CLASSES)
+    assert judge.fingerprint == ClipZeroShot("stub", model=folder, classes=CLASSES).fingerprint
+    assert asked == [("some/model", commit)]
+    with pytest.raises(ValueError, match="40 hex digits"):
+        ClipZeroShot("stub", model="some/model", classes=CLASSES)
+
+
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"weights as \.safetensors"):
