@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,82 @@ def test_only_common_cases_are_compared(rows: dict[str, Path], tmp_path: Path) -
     red = write(tmp_path, "red-only", {"red": samples(1, N)}, base)
     with pytest.raises(ValueError, match="a case in common"):
         compare(rows["star-only"], red)
+
+
+UTILITY = Scheme(pillars=("erasure", "utility"), utility=("clip", "kid"), kappa=0.1)
+
+
+def figures(rise: float, error: float = 0.01) -> list[dict[str, Any]]:
+    facts = {"extractor": "x", "n": 40}
+    return [
+        {"metric": "fid", "value": 1.0} | facts,
+        {"metric": "kid rise (100 subsets of 20)", "value": rise, "error": error} | facts,
+    ]
+
+
+def rescored(path: Path, clip: float | None, rise: float | None) -> dict[str, Any]:
+    """The scores of a row whose unrelated pictures have a CLIP score, and that has figures."""
+
+    def edit(data: dict[str, Any]) -> None:
+        for case in data["cases"].values():
+            for sample in case["samples"]:
+                if clip is not None and sample["split"] == "unrelated":
+                    sample["clip"] = clip
+        data["figures"] = {name: figures(rise) for name in (*data["cases"], "all")} if rise is not None else {}
+
+    change(path, edit)
+    rescore(path.parent, UTILITY)
+    found: dict[str, Any] = json.loads(path.read_text())["scores"]["all"]
+    return found
+
+
+def test_utility_follows_from_clip_scores_and_the_rise_of_the_kid(rows: dict[str, Path]) -> None:
+    rescored(rows["unedited"], 40.0, 0.0)
+    found = rescored(rows["good"], 30.0, 0.1)
+    assert found["details"]["utility/clip"]["value"] == 0.75
+    assert found["details"]["utility/kid"]["value"] == round(exp(-1), 6)
+    assert found["pillars"]["utility"]["value"] == pytest.approx((0.75 + exp(-1)) / 2, abs=1e-6)
+    assert found["details"]["clip/unrelated"]["value"] == 30.0
+    row_0 = json.loads(rows["unedited"].read_text())["scores"]["all"]
+    assert row_0["pillars"]["utility"]["value"] == 1.0
+    assert verify(rows["good"]) == []
+    change(rows["good"], lambda data: data["figures"]["all"][1].update(value=0.2))
+    assert any("scores.all.pillars.utility.value" in line for line in verify(rows["good"]))
+
+
+def test_a_part_of_utility_that_is_missing_is_named(rows: dict[str, Path]) -> None:
+    rescored(rows["unedited"], None, 0.0)
+    assert rescored(rows["good"], None, 0.1)["missing"] == {"utility": "no clip"}
+    assert rescored(rows["bad"], None, None)["missing"] == {"utility": "no clip and no kid"}
+
+
+def test_rows_are_compared_with_their_own_rise(rows: dict[str, Path]) -> None:
+    for name, clip, rise in (("unedited", 40.0, 0.0), ("good", 40.0, 0.05), ("bad", 40.0, 0.1)):
+        rescored(rows[name], clip, rise)
+    found = {one.name: one for one in compare(rows["good"], rows["bad"])}
+    assert found["utility"].first == pytest.approx((1 + exp(-0.5)) / 2)
+    assert found["utility"].difference.value == pytest.approx((exp(-0.5) - exp(-1)) / 2)
+    assert found["utility"].p < 0.01
+    # The rise of a row over two cases says nothing about one of them.
+    rescored(rows["star-only"], 40.0, 0.05)
+    change(rows["good"], lambda data: data["figures"].pop("star"))
+    assert "utility" not in {one.name for one in compare(rows["star-only"], rows["good"])}
+
+
+def test_shares_are_corrected_with_what_the_file_says_of_its_judge(rows: dict[str, Path]) -> None:
+    rate = {"value": 0.95, "n": 200, "low": 0.9, "high": 0.98}
+    for path in rows.values():
+        change(path, lambda data: data["judge"].update(calibration={"": {"n": 400} | dict.fromkeys(RATES, rate)}))
+    rescore(rows["good"].parent, SCHEME)
+    found = json.loads(rows["bad"].read_text())["scores"]["cases"]["star"]["details"]
+    assert found["corrected/explicit"]["value"] == pytest.approx((0.75 + 0.95 - 1) / 0.9, abs=1e-6)
+    assert [verify(path) for path in rows.values()] == [[]] * 5
+
+
+RATES = ("sensitivity", "specificity")
+
+
+def test_a_number_that_is_none_is_refused(rows: dict[str, Path]) -> None:
+    change(rows["good"], lambda data: data["cases"]["star"]["samples"][0].update(drift="far"))
+    with pytest.raises(ValueError, match="expected a number as 'drift'"):
+        verify(rows["good"])
