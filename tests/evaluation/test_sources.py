@@ -135,7 +135,7 @@ def test_a_task_with_sexual_content_draws_nobody_who_may_be_a_minor(tmp_path: Pa
     task = parse_task(CONTENT | {"adult": True}).located({"rows": written(tmp_path / "rows.csv")})
     assert not any("child" in sample.text for sample in task.draws("church"))
     assert task.tallies("church")["unrelated"][0].left_out["refused"] == 2
-    prompts = {"explicit": {"templates": ["a {} for children"], "wants": {"object": "x"}}}
+    prompts: Any = {"explicit": {"templates": ["a {} for children"], "wants": {"object": "x"}}}
     for adult in (False, True):
         task = parse_task(CONTENT | {"samples": {"explicit": 1}, "adult": adult, "prompts": prompts})
         if adult:
@@ -246,6 +246,13 @@ def test_bad_prompts_are_refused_by_key(split: str, value: dict[str, Any], messa
     content = CONTENT | {"samples": {split: 1}, "prompts": {split: value}}
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
         parse_task(content)
+
+
+def test_every_split_with_prompts_has_a_number_and_the_other_way_round() -> None:
+    with pytest.raises(ValueError, match="samples: expected a number of unrelated prompts, got none"):
+        parse_task(CONTENT | {"samples": {"explicit": 1}})
+    with pytest.raises(ValueError, match="samples: expected keys among explicit, unrelated, got 'utility'"):
+        parse_task(CONTENT | {"samples": {"explicit": 1, "unrelated": 1, "utility": 1}})
 
 
 @pytest.mark.parametrize(
