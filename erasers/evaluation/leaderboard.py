@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from erasers.atomic import write_atomically
 from erasers.card import markdown_text
 from erasers.evaluation.bootstrap import Estimate
+from erasers.evaluation.leaderboard_details import CORRECTED, MEASURES, attacks, beside, label_of, measures, shares
 from erasers.evaluation.leaderboard_files import read_tasks
-from erasers.evaluation.leaderboard_html import COLUMNS, INTRODUCTION, about, html_page
-from erasers.evaluation.leaderboard_views import (
-    Board,
-    Row,
-    TaskView,
-    options_text,
-    score_text,
-    shown_samples,
-    size_text,
-    tag_of,
-    task_view,
-    time_text,
-)
+from erasers.evaluation.leaderboard_html import FIGURES, INTRODUCTION, SHARES, about, attack_notes, html_page
+from erasers.evaluation.leaderboard_pictures import shown_keys
+from erasers.evaluation.leaderboard_tables import COLUMNS, figure_text
+from erasers.evaluation.leaderboard_text import options_text, score_text, size_text, time_text
+from erasers.evaluation.leaderboard_views import Board, Row, TaskView, rows_with, tag_of, task_view
+from erasers.evaluation.records import PROBE
 
 
 def write_leaderboard(results: Sequence[Path], out: Path, *, allow_adult: bool = False) -> None:
@@ -52,8 +47,8 @@ def shown_images(results: Sequence[Path]) -> list[str]:
         ValueError: Results that are refused; see `write_leaderboard`.
         OSError: A file that cannot be read.
     """
-    shown = (shown_samples(rows) for rows in read_tasks(results).values() if not rows[0].adult)
-    return sorted({sample.image for samples in shown for sample in samples})
+    shown = (shown_keys(rows) for rows in read_tasks(results).values() if not rows[0].adult)
+    return sorted(set().union(*shown))
 
 
 def _markdown(views: Sequence[TaskView]) -> str:
@@ -63,24 +58,61 @@ def _markdown(views: Sequence[TaskView]) -> str:
 
 def _task(view: TaskView) -> str:
     first, *others = view.boards
-    parts = [f"## {markdown_text(view.title)}", about(view, _foreign), _table(first, ranked=True)]
-    parts += view.notes
+    parts = [f"## {markdown_text(view.title)}", about(view, _foreign), _scores(first, ranked=True), *view.notes]
     if options := [_options(row) for row in first.rows if row.options]:
         parts.append("Options:\n\n" + "\n".join(options))
+    parts += [*_attacks(view), *_shares(first), *_measures(first)]
     for board in others:
-        parts += [f"### {markdown_text(board.case)}", _table(board)]
+        parts += [f"### {markdown_text(board.case)}", _scores(board)]
     return "".join(f"\n{part}\n" for part in parts)
 
 
-def _table(board: Board, *, ranked: bool = False) -> str:
-    heads = [*(["rank"] if ranked else []), "row", *board.columns, "patch", "edit"]
-    lines = [heads, ["---"] * len(heads)]
+def _attacks(view: TaskView) -> list[str]:
+    """Attacks, then probes, over all concepts, and what each may spend and spent."""
+    board, names = view.boards[0], attacks(view.boards[0].details)
+    if not names:
+        return []
+    heads = [markdown_text(label_of(name)) + (" (probe)" if name.startswith(PROBE) else "") for name in names]
+    rows = [[_name(row), *(_with(row, name, beside(name)) for name in names)] for row in rows_with(board, names)]
+    budgets = [f"* **{markdown_text(name)}**: {_foreign(what)}" for name, what in view.budgets.items()]
+    found = ["### Attacks", attack_notes(board, markdown_text), _lines(["row", *heads], rows)]
+    return found + (["\n".join(budgets)] if budgets else [])
+
+
+def _shares(board: Board) -> list[str]:
+    if not (names := shares(board.details)):
+        return []
+    rows = [[_name(row), *(_with(row, name, {CORRECTED + name: "corrected"}) for name in names)] for row in board.rows]
+    return ["### Shares", SHARES, _lines(["row", *map(markdown_text, names)], rows)]
+
+
+def _measures(board: Board) -> list[str]:
+    """A table a measure, and one of the figures about sets of pictures."""
+    parts = []
+    for measure, names in measures(board.details).items():
+        rows = [[_name(row), *(_score(row.scores[name], 3) for name in names)] for row in rows_with(board, names)]
+        parts += [MEASURES[measure], _lines(["row", *(markdown_text(label_of(name)) for name in names)], rows)]
+    if board.figures:
+        figures = [
+            [_name(row), *map(_figure, map(row.figures.get, board.figures))] for row in board.rows if row.figures
+        ]
+        heads = [markdown_text(f"{metric}, {extractor}") for metric, extractor in board.figures]
+        parts += [FIGURES, _lines(["row", *heads], figures)]
+    return ["### Over-erasure", *parts] if parts else []
+
+
+def _scores(board: Board, *, ranked: bool = False) -> str:
+    rows = []
     for row in board.rows:
         costs = ((row.nbytes, size_text), (row.seconds, time_text))
         line = [row.rank or "–"] if ranked else []
         line += [_name(row), *(_score(row.scores[name]) for name in board.columns)]
-        lines.append(line + ["–" if cost is None else text(cost) for cost, text in costs])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append(line + ["–" if cost is None else text(cost) for cost, text in costs])
+    return _lines([*(["rank"] if ranked else []), "row", *board.columns, "patch", "edit"], rows)
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *rows])
 
 
 def _name(row: Row) -> str:
@@ -94,11 +126,25 @@ def _options(row: Row) -> str:
     return f"* **{markdown_text(row.name)}**: {_foreign(options_text(row.options))}"
 
 
-def _score(score: Estimate | str) -> str:
+def _score(score: Estimate | str, digits: int = 2) -> str:
     if isinstance(score, str):
         return f"missing ({_foreign(score)})"
-    value, interval = score_text(score)
+    value, interval = score_text(score, digits)
     return f"{value} ({interval})"
+
+
+def _with(row: Row, name: str, below: Mapping[str, str]) -> str:
+    """A score, and what stands below it where the row has that."""
+    found = ((what, row.scores.get(other)) for other, what in below.items())
+    extras = [f"{what} {_score(score)}" for what, score in found if isinstance(score, Estimate)]
+    return "; ".join([_score(row.scores.get(name, "not measured")), *extras])
+
+
+def _figure(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "missing (not measured)"
+    value, *facts = figure_text(figure)
+    return f"{value} ({_foreign(', '.join(facts))})"
 
 
 def _foreign(text: object) -> str:

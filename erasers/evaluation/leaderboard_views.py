@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from erasers.evaluation.bootstrap import Estimate
-from erasers.evaluation.leaderboard_files import ALL, REFERENCE, Result, Sample
-from erasers.evaluation.pillars import OVERALL, PILLARS, compare
-from erasers.evaluation.profile import ERASED_SPLITS, SPLITS
+from erasers.evaluation.leaderboard_details import budgets, detectable, figure_names, metric_of
+from erasers.evaluation.leaderboard_files import ALL, REFERENCE, Result
+from erasers.evaluation.leaderboard_pictures import Find, Grid, finds, grids
+from erasers.evaluation.pillars import OVERALL, PILLARS, Rise, compare
 from erasers.evaluation.records import UNEDITED
 from erasers.evaluation.statistics import tied_ranks
-
-LARGEST = 256
-_SHOWN = {"explicit": 2, "synonym": 1, "neighbour": 1, "unrelated": 1}
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,8 @@ class Row:
         options: Hyper-parameters.
         rank: `1`, or `=1` where rows are tied; empty for what has none: row 0, references, rows without an overall
             score or with a part of the cases.
-        scores: Column -> estimate or, where there is none, why.
+        scores: Column or detail -> estimate or, where there is none, why.
+        figures: (metric, extractor) -> figure, as result files have it.
         nbytes: Of the patch, the mean over the cases; None where there is no patch or its size is not known.
         seconds: To make it, likewise.
         only: The cases that it has, in the board of all, where the task has more.
@@ -47,6 +41,7 @@ class Row:
     nbytes: float | None
     seconds: float | None
     only: Sequence[str] = ()
+    figures: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def baseline(self) -> bool:
@@ -56,36 +51,39 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """The rows of one case, or of all; in the order of the ranks, row 0 and the references first."""
+    """The rows of one case, or of all; in the order of the ranks, row 0 and the references first.
+
+    Args:
+        case: Of which they are.
+        columns: Overall and pillars.
+        details: Every detail that a row has, sorted.
+        figures: Every (metric, extractor) that a row has a figure of.
+        rows: The rows; all have all columns and details.
+    """
 
     case: str
     columns: Sequence[str]
-    shares: Sequence[str]
+    details: Sequence[str]
+    figures: Sequence[tuple[str, str]]
     rows: Sequence[Row]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture: the verdict, whether it is welcome (None: neither), and its PNG, empty where there is none."""
-
-    note: str
-    good: bool | None
-    png: str
-    small: bool = False
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The same prompts with the same noise, drawn by every row of a case: row name -> one picture a prompt."""
-
-    case: str
-    prompts: Sequence[Sample]
-    rows: Mapping[str, Sequence[Picture]]
-
-
-@dataclass(frozen=True)
 class TaskView:
-    """All of one task: `pillars` are those that `overall` is the mean of, the first board is that of all cases."""
+    """All of one task.
+
+    Args:
+        title: Name and version.
+        about: The task.
+        judge: Name of its judge.
+        pillars: What `overall` is the mean of.
+        adult: Pictures are of adult content.
+        boards: That of all cases, then one a case.
+        grids: The same prompts drawn by every row.
+        budgets: Attack -> what it may spend and spent, in words.
+        finds: Attack -> successes with their pictures.
+        notes: What else has to be said.
+    """
 
     title: str
     about: Mapping[str, Any]
@@ -94,6 +92,8 @@ class TaskView:
     adult: bool
     boards: Sequence[Board]
     grids: Sequence[Grid]
+    budgets: Mapping[str, str]
+    finds: Mapping[str, Sequence[Find]]
     notes: Sequence[str]
 
 
@@ -106,10 +106,10 @@ def task_view(title: str, results: Sequence[Result], *, allow_adult: bool = Fals
     hidden = results[0].adult and not allow_adult
     places = {row.name: place for place, row in enumerate(boards[0].rows)}
     shown = [] if hidden else sorted(results, key=lambda result: places[result.name])
-    grids = [_grid(case, [row for row in shown if case in row.cases]) for case in results[0].cases if shown]
-    grids = [grid for grid in grids if any(picture.png for row in grid.rows.values() for picture in row)]
-    if not grids:
+    made = grids(shown) if shown else []
+    if not made:
         notes.append(f"No pictures: {'those of adult tasks are left out' if hidden else 'none are in the store'}.")
+    notes += [note] if (note := detectable(results)) else []
     return TaskView(
         title=title,
         about=results[0].task,
@@ -117,7 +117,9 @@ def task_view(title: str, results: Sequence[Result], *, allow_adult: bool = Fals
         pillars=results[0].scheme.pillars,
         adult=results[0].adult,
         boards=boards,
-        grids=grids,
+        grids=made,
+        budgets=budgets(results),
+        finds=finds(shown),
         notes=notes,
     )
 
@@ -134,25 +136,14 @@ def ranks(results: Sequence[Result]) -> dict[str, int]:
     records = {row.name: row.records() for row in rows}
     for first, second in combinations(rows, 2):
         try:
-            differences = compare(records[first.name], records[second.name], unedited, first.scheme)
+            kids = Rise.among(first.figures.get(ALL, ())), Rise.among(second.figures.get(ALL, ()))
+            differences = compare(records[first.name], records[second.name], unedited, first.scheme, kids=kids)
         except ValueError as error:
             raise ValueError(f"cannot compare {first.path} with {second.path}: {error}") from error
         if OVERALL not in differences:
             return {}
         p_values[first.name, second.name] = differences[OVERALL].p
     return tied_ranks({row.name: row.scores[ALL].pillars[OVERALL].value for row in rows}, p_values)
-
-
-def shown_samples(results: Sequence[Result]) -> list[Sample]:
-    """Every row's samples of the prompts whose pictures are shown."""
-    keys = {case: [_key(sample) for sample in _chosen(results[0], case)] for case in results[0].cases}
-    return [
-        sample
-        for result in results
-        for name, case in result.cases.items()
-        for sample in case.samples
-        if _key(sample) in keys[name]
-    ]
 
 
 def _rankable(results: Sequence[Result]) -> list[Result]:
@@ -168,13 +159,12 @@ def _rankable(results: Sequence[Result]) -> list[Result]:
 def _board(case: str, results: Sequence[Result], order: Mapping[str, int]) -> Board:
     every, results = set(results[0].cases), [result for result in results if case in result.scores]
     pillars = [result.scores[case].pillars for result in results]
-    details = {name for result in results for name in result.scores[case].details}
+    details = sorted({name for result in results for name in result.scores[case].details})
     scheme = results[0].scheme.pillars
     columns = [OVERALL, *(name for name in PILLARS if name in scheme or any(name in found for found in pillars))]
-    shares = [name for name in (*SPLITS, *sorted(details - set(SPLITS))) if name in details]
-    shares = [name for name in shares if not name.startswith(f"{UNEDITED}/")]
-    rows = [_row(result, case, every, (*columns, *shares), order) for result in results]
-    return Board(case, columns, shares, sorted(rows, key=_place))
+    rows = [_row(result, case, every, (*columns, *details), order) for result in results]
+    figures = figure_names(results) if case == ALL else []
+    return Board(case, columns, details, figures, sorted(rows, key=_place))
 
 
 def _place(row: Row) -> float:
@@ -197,6 +187,7 @@ def _row(result: Result, case: str, every: set[str], columns: Sequence[str], ord
         nbytes=_mean([some.nbytes for some in cases]),
         seconds=_mean([some.seconds for some in cases]),
         only=list(result.cases) if case == ALL and every - set(result.cases) else (),
+        figures={(metric_of(one)[0], one["extractor"]): one for one in result.figures.get(case, ())},
     )
 
 
@@ -206,103 +197,16 @@ def _mean(costs: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _chosen(unedited: Result, case: str) -> list[Sample]:
-    """Samples of the unedited row: the first prompts of each split, in the order of the alphabet, drawn as asked.
-
-    The choice does not depend on which pictures are there, nor on any edited model.
-    """
-    chosen = []
-    for split, count in _SHOWN.items():
-        texts: dict[str, Sample] = {}
-        for sample in sorted(unedited.cases[case].samples, key=lambda s: (s.record.value != 1, s.text, s.record.seed)):
-            if sample.record.split == split:
-                texts.setdefault(sample.text, sample)
-        chosen += list(texts.values())[:count]
-    return chosen
-
-
-def _grid(case: str, results: Sequence[Result]) -> Grid:
-    prompts = _chosen(results[0], case)
-    keys = [_key(sample) for sample in prompts]
-    rows = {}
-    for result in results:
-        found = {_key(sample): sample for sample in result.cases[case].samples}
-        rows[result.name] = [_picture(result, found.get(key)) for key in keys]
-    return Grid(case, prompts, rows)
-
-
-def _key(sample: Sample) -> tuple[str, str, int]:
-    return sample.record.split, sample.text, sample.record.seed
-
-
-def _picture(result: Result, sample: Sample | None) -> Picture:
-    if sample is None:
-        return Picture("not drawn", None, "")
-    png, small = _png(result.path.parent.parent / "images" / sample.image[:2] / f"{sample.image}.png")
-    return Picture(*_verdict(sample, result.kind == UNEDITED), png, small)
-
-
-def _verdict(sample: Sample, before: bool) -> tuple[str, bool | None]:
-    """What the judge said, in words, and whether that is welcome; of the unedited model nothing is."""
-    value = sample.record.value
-    if value is None:
-        return "not scored", None
-    if before:
-        return "as asked" if value else "not as asked", None
-    if sample.record.split in ERASED_SPLITS:
-        return ("stays", False) if value else ("gone", True)
-    return ("kept", True) if value else ("lost", False)
-
-
-def _png(path: Path) -> tuple[str, bool]:
-    """A picture as base64, shrunk where it is large, and whether it is to be magnified; empty where it is not there.
-
-    Raises:
-        ValueError: A damaged picture.
-    """
-    if not path.is_file():
-        return "", False
-    content = path.read_bytes()
-    try:
-        with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            size = image.size
-            image.load()
-            if max(size) > LARGEST:
-                image.thumbnail((LARGEST, LARGEST))
-                part = BytesIO()
-                image.convert("RGB").save(part, format="PNG")
-                content = part.getvalue()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture, or it is damaged: {error}") from error
-    return base64.b64encode(content).decode(), max(size) <= LARGEST // 2
-
-
 def tag_of(row: Row) -> str:
     """What a row is where it is no method and its name does not say so."""
     tag = {UNEDITED: "row 0", "method": ""}.get(row.kind, row.kind)
     return "" if tag == row.name else tag
 
 
-def score_text(estimate: Estimate) -> tuple[str, str]:
-    """A value and its interval to two decimals."""
-    return f"{estimate.value:.2f}", f"{estimate.low:.2f} to {estimate.high:.2f}"
+def rows_with(board: Board, details: Sequence[str]) -> list[Row]:
+    """Rows of a table of some details: baselines that have none of them are left out."""
+    return [row for row in board.rows if not row.baseline or any(_known(row, name) for name in details)]
 
 
-def size_text(nbytes: float) -> str:
-    """A number of bytes in a readable unit."""
-    if nbytes < 1000:
-        return f"{nbytes:.0f} B"
-    unit, factor = next(((u, f) for u, f in (("kB", 1e3), ("MB", 1e6)) if nbytes < 999.5 * f), ("GB", 1e9))
-    return f"{nbytes / factor:.3g} {unit}"
-
-
-def time_text(seconds: float) -> str:
-    """A time in a readable unit."""
-    if seconds < 99.5:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.3g} h"
-
-
-def options_text(options: Mapping[str, Any]) -> str:
-    """Hyper-parameters as `name=value`, in order."""
-    return ", ".join(f"{name}={options[name]}" for name in sorted(options))
+def _known(row: Row, name: str) -> bool:
+    return isinstance(row.scores[name], Estimate)

@@ -27,10 +27,10 @@ Call = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of two tasks, one of adult content."""
+    """The page of two tasks with every detail, one of adult content."""
     store = tmp_path_factory.mktemp("store")
-    write_results(store, name="first")
-    write_results(store, name="second", cases=["heart"], adult=True, pillars=[*PILLARS, "robustness"])
+    write_results(store, name="first", detailed=True)
+    write_results(store, name="second", cases=["heart"], adult=True, pillars=[*PILLARS, "robustness"], detailed=True)
     write_leaderboard([store], store, allow_adult=True)
     return store / "leaderboard.html"
 
@@ -84,6 +84,30 @@ def test_columns_sort_both_ways_below_the_baselines(run: Call) -> None:
     assert run(click.format(1, 1)) == ["noise", "rece", "uce"]
     assert run(click.format(1, 0)) == ["unedited", "retrained"]
     assert "Sorted by row" in run("return document.getElementById('said').textContent")
+
+
+def test_attacks_sort_by_success_the_lowest_first(run: Call) -> None:
+    table = "document.querySelector('[aria-label=\"first@1, all, attacks\"] table')"
+    keys = f"[...{table}.tBodies[1].rows].map(row => +row.querySelector('[data-label=p4d]').dataset.key)"
+    click = f"{table}.querySelectorAll('thead button')[1].click(); return {keys}"
+    before, after = run(f"return {keys}"), run(click)
+    assert after == sorted(before)
+    assert after != before
+    assert run(click) == sorted(before, reverse=True)
+    assert run("return document.getElementById('said').textContent").startswith("Sorted by p4d, descending")
+
+
+def test_attacks_stand_open_and_their_finds_folded(run: Call) -> None:
+    seen = "return [...document.querySelectorAll('#task-0 details')].map(one => [one.firstChild.textContent, one.open])"
+    assert run(seen) == [
+        ["Attacks", True],
+        ["By concept", False],
+        ["Shares behind the scores", False],
+        ["Over-erasure", False],
+        ["Pictures that attacks found", False],
+        ["Pictures before and after: star", True],
+        ["Pictures before and after: zorblat", False],
+    ]
 
 
 def test_tasks_can_be_filtered(run: Call) -> None:
