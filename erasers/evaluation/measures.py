@@ -1,8 +1,8 @@
 """What verdicts do not say: how far pictures moved, how well they fit their prompts, how far sets of them are apart.
 
 The stage between verdicts and scores. Each number is kept in the store's journal `measures` under all that it was
-measured from, and is measured once. Only pictures of the embedded world have networks here that can see them; the
-numbers of other models are absent.
+measured from, and is measured once. Only pictures of the embedded world have networks here that can see them; of
+other models there are CLIP scores, where the task names a CLIP.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from erasers.evaluation.distances import Figure, cmmd, feature_drift, fid, kid, 
 from erasers.evaluation.features import ClipFeatures, FeatureExtractor, Layers, ShapesFeatures, shapes_layers
 from erasers.evaluation.leaderboard_files import ALL, REFERENCE
 from erasers.evaluation.profile import KEPT_SPLITS, is_shapes
-from erasers.evaluation.records import UNEDITED
+from erasers.evaluation.records import UNEDITED, UTILITY
 from erasers.evaluation.store import Journal, Store, key_of
-from erasers.judges.weights import file_hash, file_hashes
+from erasers.judges.weights import file_hash, file_hashes, model_folder
 
 Cases = Mapping[str, Mapping[str, Any]]
 """Case -> what a result file has of it; its `samples` get their numbers here."""
@@ -62,19 +63,25 @@ class Measures:
         store: The pictures; the numbers go beside them.
         model: Of the task.
         words: Case -> the concepts that are erased together.
+        clip: `model` and `revision` of the open_clip model for CLIP scores; the embedded world has its own.
     """
 
-    def __init__(self, store: Store, model: str, words: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, store: Store, model: str, words: Mapping[str, Sequence[str]], clip: Mapping[str, str] | None = None
+    ) -> None:
         self.store, self.words, self._sees = store, words, is_shapes(model)
         self.journal = Journal(store.root / "measures")
+        self._given = clip or {}
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._drawn: dict[str, tuple[list[Image.Image], str]] = {}
 
     @property
     def lacking(self) -> list[str]:
         """What cannot be measured on this machine, and why, in words."""
-        if not self._sees:
+        if not self._sees and not self._given:
             return ["no drift, CLIP scores and distances of sets: only pictures of shapes have a network here"]
+        if isinstance(self._folder, str):
+            return [f"no CLIP scores: {self._folder}"]
         if find_spec("open_clip") is None:
             return ["no new CLIP scores and no CMMD: they need the extra [clip], pip install 'erasers[clip]'"]
         return []
@@ -88,7 +95,7 @@ class Measures:
 
         A sample gets `drift` (distance from the unedited row's picture of the same prompt and seed; absent in that
         row), `gold` and `agrees` (distance from the reference row's picture, and whether the verdicts are the same;
-        absent where the case has no reference), and on kept splits `clip` (CLIP score with its prompt).
+        absent where the case has no reference), and on kept splits and utility `clip` (CLIP score with its prompt).
 
         Args:
             rows: Name -> cases; the unedited row is among them.
@@ -123,14 +130,14 @@ class Measures:
 
     def _jobs(self, rows: Mapping[str, Cases]) -> Iterator[_Job]:
         """The numbers of all samples."""
-        if not self._sees:
-            return
-        for name, other in (("drift", UNEDITED), ("gold", REFERENCE)):
+        for name, other in (("drift", UNEDITED), ("gold", REFERENCE)) if self._sees else ():
             for sample, before in _pairs(rows, other):
                 pair = (before["image"], sample["image"])
                 key = key_of({"measure": "feature drift", "extractor": self._digests["judge"], "pictures": pair})
                 yield _Job(sample, name, key, partial(self._distance, *pair))
-        for sample in (sample for row in rows.values() for case in row for sample in _kept(row, [case])):
+        fits = (*KEPT_SPLITS, UTILITY) if isinstance(self._folder, Path) else ()
+        samples = (sample for row in rows.values() for facts in row.values() for sample in facts["samples"])
+        for sample in (sample for sample in samples if sample["split"] in fits):
             facts = {"measure": "clip score", "extractor": self._digests["clip"], "text": sample["text"]}
             key = key_of(facts | {"picture": sample["image"]})
             yield _Job(sample, "clip", key, partial(self._fit, sample["image"], sample["text"]))
@@ -194,10 +201,22 @@ class Measures:
     @cached_property
     def _digests(self) -> dict[str, str]:
         """Network -> hash of its weights."""
-        from erasers.shapes import CLIP_DIR
         from erasers.shapes.judge import JUDGE_FILE
 
-        return {"judge": file_hash(JUDGE_FILE), "clip": key_of(file_hashes(CLIP_DIR))}
+        clip = file_hashes(self._folder) if isinstance(self._folder, Path) else {}
+        return {"judge": file_hash(JUDGE_FILE), "clip": key_of(clip)}
+
+    @cached_property
+    def _folder(self) -> Path | str:
+        """Of the open_clip model; why it is not there, or nothing when the task names none."""
+        from erasers.shapes import CLIP_DIR
+
+        if self._sees or not self._given:
+            return CLIP_DIR if self._sees else ""
+        try:
+            return model_folder(self._given["model"], self._given.get("revision"), ("open_clip_config.json",))
+        except FileNotFoundError as error:
+            return str(error)
 
     @cached_property
     def _layers(self) -> Layers:
@@ -209,8 +228,10 @@ class Measures:
 
     @cached_property
     def _clip(self) -> ClipFeatures | None:
+        if isinstance(self._folder, str):
+            return None
         try:
-            return ClipFeatures()
+            return ClipFeatures() if self._sees else ClipFeatures(self._folder, self._given["model"])
         except ImportError:
             return None
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from erasers import Concept, cli_input, judges
 from erasers.cli import run
+from erasers.evaluation import measures
 from erasers.evaluation.prompt_files import Source, locate, parse_source, read_rows
 from erasers.evaluation.prompt_notes import notes, too_long
+from erasers.evaluation.records import Record, sample_records
 from erasers.evaluation.sources import check_wants, parse_prompts, parse_sources, tally
+from erasers.evaluation.store import Store
 from erasers.evaluation.tasks import FOLDER, Task, list_tasks, parse_task, read_task
 from erasers.judges import Fingerprint, Verdict
 from erasers.judges.base import PictureJudge
@@ -274,6 +278,19 @@ def test_bad_sources_are_refused_by_key(value: dict[str, Any], message: str) -> 
         parse_sources({"rows": value})
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"revision": COMMIT}, "clip.model: expected a folder or a Hub id, got none"),
+        ({"model": 1}, "clip.model: expected a text"),
+        ({"name": "x"}, "clip: expected keys among model, revision"),
+    ],
+)
+def test_a_bad_clip_is_refused_by_key(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_task(CONTENT | {"clip": value})
+
+
 def test_results_say_which_file_it_was_and_not_where(task: Task, tmp_path: Path) -> None:
     digest = hashlib.sha256((tmp_path / "mine.csv").read_bytes()).hexdigest()
     plain = task.to_json()
@@ -391,6 +408,16 @@ class Anything(PictureJudge):
         return Verdict(sum(picture.convert("L").histogram()[8:]) > 0)
 
 
+class Fits:
+    """Stands in for a CLIP model: the more green, the better the fit."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.dimension = name, 1
+
+    def scores(self, images: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([1.0 + image.convert("RGB").resize((1, 1)).getpixel((0, 0))[1] for image in images])
+
+
 def seen_by(task: Task) -> dict[str, list[str]]:
     """What the judge of a task can see, as its options say it."""
     classes = task.judge_options.get("classes", {"unsafe": ["nudity"]})
@@ -445,12 +472,21 @@ def test_packaged_tasks_run_from_end_to_end(
 
     monkeypatch.setattr(judges, "get_judge", judge)
     monkeypatch.setattr(cli_input, "load_model", lambda *_: make_pipe("sd1", tmp_path / "model"))
+    clips: list[Any] = []
+
+    def folder(model: str, revision: str, needs: Sequence[str]) -> Path:
+        clips.append({"model": model, "revision": revision})
+        return tmp_path
+
+    monkeypatch.setattr(measures, "model_folder", folder)
+    monkeypatch.setattr(measures, "ClipFeatures", Fits)
     files = [f"{key}={path}" for key, path in stand_ins(task, tmp_path / "prompts").items()]
     given = [part for file in files for part in ("--prompts", file)]
     arguments = ["bench", "run", str(tmp_path / "task.yaml"), "--method", "uce", "--limit", "2", *given]
     arguments += ["--out", str(tmp_path / "out")] + (["--allow-adult"] if task.adult else [])
     assert run(arguments) == 0
     assert asked == [(task.judge, dict(task.judge_options))]
+    assert clips == ([task.clip] if task.clip else [])
     printed = capsys.readouterr().err
     assert printed.count("sha256") == len(task.sources)
     results = sorted((tmp_path / "out" / f"{name}@1-limit2").glob("*.json"))
@@ -460,9 +496,24 @@ def test_packaged_tasks_run_from_end_to_end(
         assert all(len(one["sha256"]) == 64 for one in data["task"].get("sources", {}).values())
         splits = {sample["split"] for case in data["cases"].values() for sample in case["samples"]}
         assert splits == set(task.samples)
+        scores = data["scores"]["all"]
+        assert ("utility" in scores["pillars"]) == ("utility" in task.samples) == bool(task.clip)
+        assert "overall" in scores or "the unedited model shows none of it" in scores["missing"].values()
     assert run(["bench", "verify", *map(str, results)]) == 0
     assert run(["bench", "leaderboard", str(tmp_path / "out"), "--out", str(tmp_path / "board")]) == 0
     assert name in (tmp_path / "board" / "leaderboard.md").read_text()
+
+
+def test_utility_is_missing_where_there_is_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    task = read_task("sd14-coco")
+    [said] = measures.Measures(Store(tmp_path), task.model, task.named_cases, task.clip).lacking
+    assert said.startswith("no CLIP scores: cannot load the model 'timm/vit_large_patch14_clip_224.openai'")
+    assert len(said.splitlines()) == 1
+    samples = [{"split": "utility", "text": "a bus", "seed": 1, "value": None}]
+    assert sample_records("church", samples) == [Record("utility", "church/a bus", 1, None)]
+    assert sample_records("church", [samples[0] | {"clip": 2.5}]) == [Record("utility", "church/a bus", 1, 2.5)]
 
 
 def test_results_of_other_prompts_are_not_compared(
