@@ -1,0 +1,83 @@
+"""Every two rows of a task, paired by prompt and seed: what differs, with p-values that are Holm's over the table.
+
+    python benchmarks/compare.py shapes-standard@1                # all pairs of the results that lie in `results/`
+    python benchmarks/compare.py results/shapes-quick@1 uce rece  # these rows of a run's folder
+
+`erase bench compare` does the same for two result files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from erasers.card import markdown_text
+from erasers.evaluation.leaderboard_files import Result, read_tasks
+from erasers.evaluation.scoring import Comparison, compare
+from erasers.evaluation.statistics import holm
+
+RESULTS = Path(__file__).parent / "results"
+HEADS = ("A", "B", "score", "A's", "B's", "A - B", "pictures", "p", "better")
+
+
+def rows_of(task: str, names: Sequence[str]) -> list[Result]:
+    """The rows of a task, or those that are named.
+
+    Args:
+        task: A folder of result files, or the name of one in `results/`.
+        names: Rows; all for none.
+
+    Raises:
+        ValueError: No such task or row, only one row, or damaged results.
+    """
+    folder = Path(task) if Path(task).is_dir() else RESULTS / task
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.name for path in RESULTS.glob("*@*"))) or "none"
+        raise ValueError(f"expected a folder with results or one of {known}, got {task!r}")
+    [rows] = read_tasks(sorted(folder.glob("*.json"))).values()
+    known_rows = {row.name: row for row in rows}
+    if unknown := [name for name in names if name not in known_rows]:
+        raise ValueError(f"expected rows among {', '.join(known_rows)}, got {', '.join(unknown)}")
+    chosen = [known_rows[name] for name in names] or rows
+    if len(chosen) < 2:
+        raise ValueError(f"expected two rows or more, got {', '.join(row.name for row in chosen)}")
+    return chosen
+
+
+def compared(rows: Sequence[Result]) -> list[tuple[str, str, Comparison, float]]:
+    """Of all pairs of rows with a case in common: both names, the comparison and its p-value, adjusted for all."""
+    pairs = [(one, other) for one, other in combinations(rows, 2) if set(one.cases) & set(other.cases)]
+    found = [(one.name, other.name, line) for one, other in pairs for line in compare(one.path, other.path)]
+    adjusted = holm({(one, other, line.name): line.difference.p for one, other, line in found})
+    return [(one, other, line, adjusted[one, other, line.name]) for one, other, line in found]
+
+
+def show(one: str, other: str, line: Comparison, p: float) -> list[str]:
+    """The cells of a line of the table."""
+    better = "tie" if p > 0.05 else "A" if line.difference.value > 0 else "B"
+    difference = f"{line.difference.value:+.3f} ({line.difference.low:+.3f} to {line.difference.high:+.3f})"
+    values = [f"{line.first:.3f}", f"{line.second:.3f}", difference]
+    return [markdown_text(one), markdown_text(other), line.name, *values, str(line.difference.n), f"{p:.3g}", better]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", help="a folder of result files, or the name of one in results/")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="two rows or more; all of them by default")
+    options = parser.parse_args(arguments)
+    try:
+        lines = [show(*line) for line in compared(rows_of(options.task, options.rows))]
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for line in (HEADS, ["---"] * len(HEADS), *lines):
+        print(f"| {' | '.join(line)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The scripts about committed results: the leaderboard beside them is theirs, and rows can be compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
+
+from made_results import PILLARS, write_results  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from erasers.evaluation.leaderboard import shown_images, write_leaderboard  # noqa: E402
+from erasers.evaluation.scoring import compare as compare_rows  # noqa: E402
+from erasers.evaluation.statistics import holm  # noqa: E402
+
+FILES = ("leaderboard.md", "leaderboard.html")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+LEADERBOARD, COMPARE = script("leaderboard"), script("compare")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run wrote: two tasks, of which nothing else is changed."""
+    store = tmp_path_factory.mktemp("run")
+    write_results(store, name="first", detailed=True, pillars=[*PILLARS, "robustness"])
+    write_results(store, name="second", cases=["heart"])
+    return store
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "results" / "images").rglob("*.png")}
+
+
+def content(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+def test_the_committed_leaderboard_is_that_of_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "benchmarks"
+    assert LEADERBOARD.main(["--check"]) == 0, capsys.readouterr().out
+    there = [(folder / name).exists() for name in FILES]
+    assert there == [any((folder / "results").glob("*@*"))] * 2
+
+
+def test_a_run_is_adopted_with_the_pictures_that_are_shown(store: Path, tmp_path: Path) -> None:
+    assert LEADERBOARD.main(["--adopt", str(store)], tmp_path) == 0
+    assert kept(tmp_path) == set(shown_images([store]))
+    for path in store.glob("*@*/*.json"):
+        assert (tmp_path / "results" / path.parent.name / path.name).read_bytes() == path.read_bytes()
+    write_leaderboard([store], tmp_path / "whole")
+    assert content(tmp_path) == content(tmp_path / "whole")
+    assert LEADERBOARD.main(["--check"], tmp_path) == 0
+    assert LEADERBOARD.main([], tmp_path) == 0
+    assert content(tmp_path) == content(tmp_path / "whole")
+
+
+def test_what_a_task_lost_since_is_dropped(store: Path, tmp_path: Path) -> None:
+    LEADERBOARD.main(["--adopt", str(store)], tmp_path)
+    shutil.copytree(store, tmp_path / "later")
+    (tmp_path / "later" / "first@1" / "noise.json").unlink()
+    assert LEADERBOARD.main(["--adopt", str(tmp_path / "later" / "first@1")], tmp_path) == 0
+    assert not (tmp_path / "results" / "first@1" / "noise.json").exists()
+    assert (tmp_path / "results" / "second@1" / "noise.json").exists()
+    assert kept(tmp_path) == set(shown_images([tmp_path / "results"])) < set(shown_images([store]))
+
+
+def test_large_pictures_are_kept_as_large_as_they_are_shown(tmp_path: Path) -> None:
+    write_results(tmp_path / "run", cases=["star"])
+    key = shown_images([tmp_path / "run"])[0]
+    Image.new("RGB", (600, 300)).save(tmp_path / "run" / "images" / key[:2] / f"{key}.png")
+    LEADERBOARD.main(["--adopt", str(tmp_path / "run")], tmp_path)
+    with Image.open(tmp_path / "results" / "images" / key[:2] / f"{key}.png") as image:
+        assert image.size == (256, 128)
+    assert LEADERBOARD.main(["--check"], tmp_path) == 0
+
+
+def test_tasks_that_were_cut_short_and_adult_ones_stay_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_results(tmp_path / "run", name="adult", adult=True, cases=["heart"])
+    write_results(tmp_path / "run", name="whole", cases=["star"], pictures=False)
+    for path in write_results(tmp_path / "run", name="short", cases=["star"], pictures=False):
+        data = json.loads(path.read_text())
+        data["task"]["limit"] = 3
+        path.write_text(json.dumps(data))
+    assert LEADERBOARD.main(["--adopt", str(tmp_path / "run")], tmp_path) == 0
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["whole@1"]
+    out = capsys.readouterr().out
+    assert "adult@1 stays out: adult content" in out
+    assert "short@1-limit3 stays out: it was cut short" in out
+
+
+@pytest.mark.parametrize("name", [*FILES, "results/images/00/stray.png"])
+def test_the_check_names_what_differs(
+    store: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LEADERBOARD.main(["--adopt", str(store)], tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b"\n")
+    capsys.readouterr()
+    before = path.read_bytes()
+    assert LEADERBOARD.main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name} is not what the results say; run python benchmarks/leaderboard.py"
+    ]
+    assert path.read_bytes() == before
+
+
+def test_the_check_wants_a_leaderboard_where_there_are_results_and_none_else(store: Path, tmp_path: Path) -> None:
+    assert LEADERBOARD.wrong(tmp_path) == []
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+    assert LEADERBOARD.wrong(tmp_path) == list(FILES)
+    shutil.copytree(store / "second@1", tmp_path / "results" / "second@1")
+    for name in FILES:
+        (tmp_path / name).unlink()
+    assert LEADERBOARD.wrong(tmp_path) == list(FILES)
+
+
+def test_results_are_not_adopted_from_where_they_lie(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LEADERBOARD.main(["--adopt", str(store)], tmp_path)
+    before = sorted((tmp_path / "results").rglob("*"))
+    assert LEADERBOARD.main(["--adopt", str(tmp_path / "results")], tmp_path) == 2
+    assert "expected the folder of a run" in capsys.readouterr().err
+    assert sorted((tmp_path / "results").rglob("*")) == before
+
+
+def test_damaged_results_change_nothing(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LEADERBOARD.main(["--adopt", str(store)], tmp_path)
+    before = content(tmp_path)
+    shutil.copytree(store, tmp_path / "bad")
+    (tmp_path / "bad" / "first@1" / "uce.json").write_text("{")
+    assert LEADERBOARD.main(["--adopt", str(tmp_path / "bad")], tmp_path) == 2
+    assert "uce.json" in capsys.readouterr().err
+    assert content(tmp_path) == before
+    assert LEADERBOARD.main(["--check"], tmp_path) == 0
+
+
+def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_all_pairs_are_compared_with_p_values_for_the_whole_table(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store / "second@1"
+    assert COMPARE.main([str(folder)]) == 0
+    heads, _, *lines = table(capsys)
+    assert heads == list(COMPARE.HEADS)
+    assert len(lines) == 10 * 4
+    raw: dict[Any, float] = {}
+    for one, other in {(line[0], line[1]) for line in lines}:
+        for found in compare_rows(folder / f"{one}.json", folder / f"{other}.json"):
+            raw[one, other, found.name] = found.difference.p
+    adjusted = holm(raw)
+    for line in lines:
+        assert line[7] == f"{adjusted[line[0], line[1], line[2]]:.3g}"
+        assert (line[8] == "tie") == (adjusted[line[0], line[1], line[2]] > 0.05)
+    assert ["unedited", "noise", "erasure"] in [line[:3] for line in lines if line[8] == "B"]
+    assert {line[8] for line in lines} == {"A", "B", "tie"}
+
+
+def test_two_rows_of_results_are_compared_by_the_name_of_the_task(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(COMPARE, "RESULTS", store)
+    monkeypatch.chdir(tmp_path)
+    assert COMPARE.main(["first@1", "uce", "rece"]) == 0
+    lines = table(capsys)[2:]
+    assert [line[2] for line in lines] == [*PILLARS, "robustness", "overall"]
+    for line, found in zip(
+        lines, compare_rows(*(store / "first@1" / f"{x}.json" for x in ("uce", "rece"))), strict=True
+    ):
+        assert line[:2] == ["uce", "rece"]
+        assert line[3:6] == [
+            f"{found.first:.3f}",
+            f"{found.second:.3f}",
+            f"{found.difference.value:+.3f} ({found.difference.low:+.3f} to {found.difference.high:+.3f})",
+        ]
+        assert line[7] == f"{found.p:.3g}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["third@1"], "expected a folder with results or one of first@1, second@1, got 'third@1'"),
+        (["second@1", "uce", "esd"], "expected rows among unedited, retrained, noise, rece, uce, got esd"),
+        (["second@1", "uce"], "expected two rows or more, got uce"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    store: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(COMPARE, "RESULTS", store)
+    assert COMPARE.main(arguments) == 2
+    assert capsys.readouterr().err.strip() == message
