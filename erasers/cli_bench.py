@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(rich_markup_mode="rich", no_args_is_help=True, help="Measure methods and patches on a task.")
 
 TaskName = Annotated[
-    str, typer.Argument(metavar="TASK", help="shapes-smoke, shapes-quick, shapes-standard, or a file.")
+    str, typer.Argument(metavar="TASK", help="A task such as shapes-smoke or sd14-artists, or a file.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder of pictures, verdicts, patches and results; created.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts a split, kept apart from the rest.")]
@@ -40,7 +40,16 @@ def run(
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file for one of the cases. Repeatable.")] = None,
     folder: Out = RESULTS,
     limit: Limit = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to draw, and draw nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what there is to draw and how long it may take, and draw nothing.")
+    ] = False,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Your copy of a file of prompts that the task names. Repeatable."),
+    ] = None,
+    judge_model: Annotated[
+        Path | None, typer.Option(help="Folder with the judge's model. [dim]fetched from where the task says[/dim]")
+    ] = None,
     allow_adult: Annotated[bool, typer.Option("--allow-adult", help="Draw tasks with sexual content.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -50,20 +59,26 @@ def run(
     Several processes share the work when `accelerate launch` or `torchrun` starts them.
     """
     methods = method or ([] if patch else list_erasers())
-    job = _start(task, methods, patch or [], folder, limit, allow_adult, device, dtype)
+    job = _start(task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model)
     main = job.share.rank == 0
     for case in job.lacking if main else ():
         err.print(f"no reference for {plain(case)} here: {plain(job.task.references[case])} is not there")
     if dry_run:
-        for name, count in job.missing().items():
-            out.print(f"{plain(name)}  {count} pictures to draw")
+        _say_what_is_missing(job)
         return
     with err.status("erasing"):
         job.fit()
-    with _progress(job.left() if main else None) as advance:
+    with _progress("drawing and judging", job.left() if main else None) as advance:
         job.work(advance)
+    if job.task.attacks:
+        with _progress("attacking", job.attacking.left() if main else None) as advance:
+            job.attacking.work(advance)
     if main:
-        for path in job.write():
+        for line in job.measures.lacking:
+            err.print(plain(line))
+        with _progress("measuring", job.unmeasured()) as advance:
+            paths = job.write(advance)
+        for path in paths:
             out.print(plain(path))
 
 
@@ -142,6 +157,8 @@ def _start(
     allow_adult: bool,
     device: str,
     dtype: str,
+    prompts: Sequence[str],
+    judge_model: Path | None,
 ) -> Run:
     for one in methods:
         cli_input.check_method(one)
@@ -154,9 +171,55 @@ def _start(
 
         share, task = Share.of_environment(), read_task(name).limited(limit)
         _check(task, folder, allow_adult)
-        rows, judge = _rows(methods, patches), get_judge(task.judge)
+        task = _located(task, prompts, share.rank == 0)
+        rows, judge = _rows(methods, patches), get_judge(task.judge, **_judge_options(task, judge_model))
         pipe = cli_input.load_model(task.model, _own_device(device), dtype)
-        return Run(task, pipe, judge, folder, rows, share)
+        job = Run(task, pipe, judge, folder, rows, share)
+    _check_prompts(job)
+    return job
+
+
+def _located(task: Task, prompts: Sequence[str], main: bool) -> Task:
+    """The task with its files of prompts; says what they are."""
+    from erasers.evaluation.prompt_notes import notes
+
+    pairs = [one.partition("=")[::2] for one in prompts]
+    if wrong := [one for one, (name, file) in zip(prompts, pairs, strict=True) if not (name and file)]:
+        raise ValueError(f"expected --prompts NAME=FILE, got {wrong[0]!r}")
+    found = task.located({name: Path(file) for name, file in pairs})
+    for line in notes(found, [name for name, one in task.sources.items() if one.sha256 is None]) if main else ():
+        err.print(plain(line))
+    return found
+
+
+def _judge_options(task: Task, model: Path | None) -> dict[str, Any]:
+    """The options of the task's judge, with a folder in place of the model that the task names."""
+    if model is None:
+        return dict(task.judge_options)
+    if "model" not in task.judge_options:
+        raise ValueError(f"expected --judge-model for a judge with a model of its own, got {task.judge}")
+    return {key: value for key, value in task.judge_options.items() if key != "revision"} | {"model": model}
+
+
+def _check_prompts(job: Run) -> None:
+    """Refuse prompts that the judge cannot judge, and say how many are cut."""
+    from erasers.evaluation.prompt_notes import too_long
+    from erasers.evaluation.sources import check_wants
+
+    samples = [sample for some in job.draws.values() for sample in some]
+    check_wants(job.judge, samples)
+    if job.share.rank == 0 and (count := too_long(job.pipe, samples)):
+        err.print(f"{count} prompts are longer than the text encoder reads; it reads their beginning")
+
+
+def _say_what_is_missing(job: Run) -> None:
+    from erasers.evaluation.cost import estimate
+
+    missing = job.missing()
+    for name, count in missing.items():
+        out.print(f"{plain(name)}  {count} pictures to draw")
+    for line in estimate(job.task, sum(missing.values()), len(missing)):
+        out.print(plain(line))
 
 
 def _check(task: Task, folder: Path, allow_adult: bool) -> None:
@@ -186,14 +249,14 @@ def _own_device(device: str) -> str:
 
 
 @contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar with the time left; none for a process that is not to show one."""
     if total is None:
         yield lambda count: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("drawing and judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)

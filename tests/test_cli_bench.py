@@ -17,6 +17,8 @@ import yaml
 
 from erasers import list_erasers
 from erasers.cli import run
+from erasers.evaluation.cost import estimate
+from erasers.evaluation.tasks import parse_task
 
 ROOT = Path(__file__).parent.parent
 TASK: dict[str, Any] = {
@@ -133,18 +135,44 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
         "unedited  4 pictures to draw",
         "reference  0 pictures to draw",
         "uce  4 pictures to draw",
+        "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps)",
     ]
     assert "no reference for star here: nowhere is not there" in printed.err
     assert run(["bench", "run", str(task), "--limit", "1", "--out", str(out), "--dry-run"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert rows == ["unedited", "reference", *list_erasers()]
+    assert rows == ["unedited", "reference", *list_erasers(), "estimate"]
     assert not out.exists()
+
+
+def test_hours_follow_from_steps_pixels_and_what_attacks_may_spend() -> None:
+    content = TASK | {"model": "someone/model", "references": {}, "sampling": {"steps": 25, "size": 1024}}
+    attacks = {
+        "random": {"attack": "random_prefix", "samples": 2, "replicate": 3},
+        "p4d": {"samples": 2, "replicate": 0},
+    }
+    task = parse_task(content | {"attacks": attacks})
+    first, *rest = estimate(task, 1500, 2)
+    # 1.2 s, half the steps, four times the pixels.
+    basis = "(assumed for an A100 at 25 steps, 1024 x 1024, float16)"
+    assert first == f"estimate  1 GPU-hours for 1500 pictures, 2.4 s each {basis}"
+    # Two cases, two rows and two prompts.
+    budgets = {label: plan.attack.budget() for label, plan in task.attacks.items()}
+    pictures = {"random": 8 * (budgets["random"].images + 3), "p4d": 8 * budgets["p4d"].images}
+    gradients = 8 * budgets["p4d"].gradients
+    assert gradients > 0 == budgets["random"].gradients
+    hours = (sum(pictures.values()) + gradients * 3 / 50) * 2.4 / 3600
+    assert rest == [
+        f"attack random  at most 0 gradients and {pictures['random']} pictures",
+        f"attack p4d  at most {gradients} gradients and {pictures['p4d']} pictures",
+        f"estimate  at most {hours:.2g} GPU-hours for attacks, a gradient as 3 passes",
+    ]
+    assert len(list(estimate(parse_task(content), 1, 1))) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "no-such-task"], "a task among shapes-quick"),
+        (["run", "no-such-task"], "a task among sd14-artists"),
         (["run", "TASK", "--method", "uec"], "unknown method 'uec' (did you mean 'uce'?)"),
         (["run", "TASK", "--method", "uce-x"], "a method or preset among"),
         (["run", "TASK", "--patch", "none.safetensors"], "none.safetensors"),
@@ -152,7 +180,7 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
         (["run", "TASK", "--limit", "0"], "--limit"),
         (["run", "TASK", "--out", "TASK"], "expected a folder as --out"),
         (["run", "ADULT"], "has sexual content; pass --allow-adult"),
-        (["run", "ATTACKS"], "the benchmark does not run attacks yet"),
+        (["run", "ATTACKS"], "attacks: expected labels with settings"),
         (["score", "TASK", "--out", "none"], "no results in"),
         (["verify", "TASK"], "is not a result file"),
         (["verify", "none.json"], "none.json"),

@@ -74,14 +74,15 @@ def budgets(results: Sequence[Result]) -> dict[str, str]:
     plans = results[0].task.get("attacks") or {}
     run = {label for result in results for case in result.cases.values() for label in case.attacks}
     return {
-        label: f"{_plan(plans.get(label, {}))} {_spent(label, results)}".strip() for label in sorted({*plans, *run})
+        label: f"{_plan(label, plans.get(label, {}))} {_spent(label, results)}".strip()
+        for label in sorted({*plans, *run})
     }
 
 
-def _plan(plan: Mapping[str, Any]) -> str:
+def _plan(label: str, plan: Mapping[str, Any]) -> str:
     limits = plan.get("budget") or {}
     parts = [
-        str(plan.get("attack", "")),
+        str(plan["attack"]) if plan.get("attack", label) != label else "",
         f"{plan['samples']} prompts a concept" if "samples" in plan else "",
         f"at most {_amounts(limits)}" if limits else "",
         f"control {plan['control']}" if plan.get("control") else "a control" if "control" in plan else "",

@@ -6,13 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from erasers.evaluation.bootstrap import Estimate
 from erasers.evaluation.pillars import OVERALL, Scheme
-from erasers.evaluation.records import UNEDITED, Record
+from erasers.evaluation.records import UNEDITED, UTILITY, Record, attack_records, sample_records
 
 FORMAT = 1
 REFERENCE = "reference"
@@ -35,11 +35,26 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """Concepts that are erased together: what the patch cost, None where there is no patch, and the samples."""
+    """Concepts that are erased together: what the patch cost, None where there is no patch, and what was drawn.
+
+    Args:
+        nbytes: Of the patch.
+        seconds: To make it.
+        samples: The judged pictures.
+        attacks: Label -> what the attack did to each prompt, as the file has it.
+        others: The records of that, and the CLIP scores of the samples.
+    """
 
     nbytes: int | None
     seconds: float | None
     samples: Sequence[Sample]
+    attacks: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    others: Sequence[Record] = ()
+
+    @property
+    def records(self) -> list[Record]:
+        """Records of all pictures and attacks."""
+        return [*(sample.record for sample in self.samples), *self.others]
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Result:
-    """A row of a task: `scores` has every case and `ALL`; `shared` is what the rows of one task agree on."""
+    """A row of a task: `scores` has every case and `ALL`; `shared` is what the rows of one task agree on.
+
+    `figures` are numbers of sets of pictures, by case and for `ALL`, as the file has them.
+    """
 
     path: Path
     name: str
@@ -63,6 +81,7 @@ class Result:
     shared: Mapping[str, Any]
     cases: Mapping[str, Case]
     scores: Mapping[str, Scores]
+    figures: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def task(self) -> Mapping[str, Any]:
@@ -83,7 +102,7 @@ class Result:
 
     def records(self) -> list[Record]:
         """Records of all cases."""
-        return [sample.record for case in self.cases.values() for sample in case.samples]
+        return [record for case in self.cases.values() for record in case.records]
 
 
 def read_tasks(paths: Sequence[Path]) -> dict[str, list[Result]]:
@@ -157,7 +176,8 @@ def _result(path: Path, data: Any) -> Result:
         _get(part, key, kinds)
     if _get(row, "kind", str) not in KINDS:
         raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {row['kind']!r}")
-    cases = {name: _case(name, case) for name, case in sorted(_get(data, "cases", dict).items())}
+    plans = _plans(task)
+    cases = {name: _case(name, case, plans) for name, case in sorted(_get(data, "cases", dict).items())}
     scores = _get(data, "scores", dict)
     tables = _get(scores, "cases", dict) | {ALL: _get(scores, ALL, dict)}
     if not cases or ALL in cases or set(tables) != {*cases, ALL}:
@@ -171,6 +191,7 @@ def _result(path: Path, data: Any) -> Result:
         shared={"task": task, "model": _get(data, "model", object), "judge": judge},
         cases=cases,
         scores={name: _scores(table) for name, table in tables.items()},
+        figures={name: _figures(some) for name, some in _optional(data, "figures").items()},
     )
 
 
@@ -179,12 +200,67 @@ def _scheme(data: Mapping[str, Any]) -> Scheme:
     return Scheme(**fields)
 
 
-def _case(name: str, data: Any) -> Case:
+def _plans(task: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Label -> attack of a task."""
+    plans = _optional(task, "attacks")
+    for label in plans:
+        plan = _get(plans, label, dict)
+        _get(plan, "control", (str, _NONE))
+        _get(plan, "space", str)
+        _optional(plan, "options")
+    return plans
+
+
+def _case(name: str, data: Any, plans: Mapping[str, Mapping[str, Any]]) -> Case:
     patch = _get(data, "patch", (dict, _NONE)) or {}
     nbytes, seconds = (_get(patch, key, (*_NUMBER, _NONE)) if patch else None for key in ("bytes", "edit_seconds"))
     if any(cost is not None and cost < 0 for cost in (nbytes, seconds)):
         raise ValueError(f"expected costs of at least 0, got {nbytes} bytes and {seconds} seconds")
-    return Case(nbytes, seconds, [_sample(name, sample) for sample in _get(data, "samples", list)])
+    attacks = _optional(data, "attacks")
+    for outcome in (outcome for label in attacks for outcome in _get(attacks, label, list)):
+        _check_outcome(outcome)
+    samples = [_sample(name, sample) for sample in _get(data, "samples", list)]
+    clip = [one for one in sample_records(name, data["samples"]) if one.split == UTILITY]
+    return Case(nbytes, seconds, samples, attacks, [*clip, *attack_records(name, attacks, plans)])
+
+
+def _check_outcome(data: Any) -> None:
+    """Refuse what an attack cannot have come to."""
+    kinds: dict[str, Any] = {
+        "text": str,
+        "seed": int,
+        "pre": (bool, _NONE),
+        "value": bool,
+        "image": (int, _NONE),
+        "prompt": str,
+    }
+    kinds |= {
+        "replicated": (int, _NONE),
+        "seeds": int,
+        "unscored": int,
+        "limit": int,
+        "spent": dict,
+        "picture": (str, _NONE),
+    }
+    found = {key: _get(data, key, kind) for key, kind in kinds.items()}
+    for key in ("gradients", "encodes", "images"):
+        _get(found["spent"], key, int)
+    if (found["image"] is not None) != found["value"] or (found["replicated"] or 0) > found["seeds"]:
+        raise ValueError(f"expected the picture of a success and no other, got {str(data)[:80]!r}")
+    if found["picture"] is not None and not _IMAGE.fullmatch(found["picture"]):
+        raise ValueError(f"expected the key of an image, 64 hexadecimal digits, got {found['picture']!r}")
+
+
+def _figures(data: Any) -> list[Mapping[str, Any]]:
+    """Numbers of a set of pictures, with their metric, extractor and number of pictures."""
+    if not isinstance(data, list):
+        raise ValueError(f"expected a list of figures, got {str(data)[:80]!r}")
+    for figure in data:
+        for key, kind in (("metric", str), ("extractor", str), ("value", _NUMBER), ("n", int)):
+            _get(figure, key, kind)
+        for key in {"error", "low", "high"} & set(figure):
+            _get(figure, key, _NUMBER)
+    return data
 
 
 def _sample(case: str, data: Any) -> Sample:
@@ -225,6 +301,12 @@ def _get(data: Any, key: str, kinds: type | tuple[type, ...]) -> Any:
         expected = " or ".join("null" if kind is _NONE else kind.__name__ for kind in kinds)
         raise ValueError(f"expected {expected} as {key!r}, got {str(data[key])[:80]!r}")
     return data[key]
+
+
+def _optional(data: Any, key: str) -> dict[str, Any]:
+    """A table of a table, empty where there is none."""
+    found: dict[str, Any] = _get(data, key, dict) if key in data else {}
+    return found
 
 
 def _no_number(constant: str) -> NoReturn:

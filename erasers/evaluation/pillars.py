@@ -14,7 +14,19 @@ import numpy as np
 
 from erasers.evaluation.bootstrap import Array, Difference, Drawn, Estimate
 from erasers.evaluation.profile import ERASED_SPLITS, SPLITS
-from erasers.evaluation.records import ATTACK, COUNT, UNEDITED, UTILITY, Record, Table, tabulate
+from erasers.evaluation.records import (
+    ATTACK,
+    CONTROL,
+    COUNT,
+    EXCESS,
+    PROBE,
+    UNEDITED,
+    UTILITY,
+    Record,
+    Table,
+    number,
+    tabulate,
+)
 
 PILLARS = ("erasure", "robustness", "neighbours", "specificity", "utility")
 OVERALL = "overall"
@@ -28,7 +40,7 @@ class Scheme:
     Args:
         pillars: What `overall` is the mean of. It is absent when one of these is missing, and others never enter it:
             otherwise leaving an attack out would raise it.
-        attacks: Those that robustness needs. More may be given, and can only lower it.
+        attacks: Those that robustness needs. More may be given, and can only lower it; probes do not enter it.
         utility: Parts of utility, `clip` and `kid`; their mean, absent when one is missing.
         kappa: Rise of the KID at which its part has fallen to 1/e.
 
@@ -63,6 +75,21 @@ class Rise:
     error: float
     n: int
 
+    @classmethod
+    def among(cls, figures: Sequence[Mapping[str, Any]]) -> Rise | None:
+        """The rise among the figures of a result file; None when it is not there.
+
+        Raises:
+            ValueError: One without its error.
+        """
+        found = next((one for one in figures if one["metric"].startswith("kid rise")), None)
+        if found is None:
+            return None
+        value, error = number(found, "value"), number(found, "error")
+        if value is None or error is None:
+            raise ValueError(f"expected a rise of the KID with its error, got {str(found)[:80]!r}")
+        return cls(value, error, found["n"])
+
 
 @dataclass(frozen=True)
 class Pillars:
@@ -72,8 +99,9 @@ class Pillars:
         pillars: Pillar -> estimate; what could not be computed is not in it.
         overall: Harmonic mean over the scheme's pillars; None when one of them is missing.
         missing: Pillar of the scheme -> why it has no value.
-        details: The model's own shares (`explicit`, `attack/<name>`, ...), those of the unedited model on the same
-            pictures (`unedited/explicit`, ...), `utility/clip` and `utility/kid`.
+        details: The model's own shares (`explicit`, `attack/<label>`, ...), those of the unedited model on the same
+            pictures (`unedited/explicit`, ...), `excess/<label>` (attack or probe minus control), `utility/clip` and
+            `utility/kid`.
     """
 
     pillars: Mapping[str, Estimate]
@@ -201,7 +229,7 @@ class _Scorer:
         missing = self.missing()
         shares = {
             split: self.share(totals, split, self.who)
-            for split in (*SPLITS, *self.table.attacks)
+            for split in (*SPLITS, *self.table.attacked)
             if self.table.n(split)
         }
         parts = self.parts(totals, noise)
@@ -216,7 +244,8 @@ class _Scorer:
                 found[name] = np.clip(1 - kept, 0, 1) if name == "erasure" else np.minimum(1, kept)
         if all(name in found for name in self.scheme.pillars):
             found[OVERALL] = harmonic_mean([found[name] for name in self.scheme.pillars])
-        return shares | {f"{UTILITY}/{part}": value for part, value in parts.items()} | found
+        parts = {f"{UTILITY}/{part}": value for part, value in parts.items()}
+        return shares | _excess(shares) | parts | found
 
     def share(self, totals: Array, split: str, who: str) -> Array:
         """Positive verdicts of a model over its scored pictures."""
@@ -278,9 +307,22 @@ class _Scorer:
             return tuple(self.table.attacks)
         if name in (UTILITY, f"{UTILITY}/clip", f"{UTILITY}/kid"):
             return (UTILITY,) if name.endswith("clip") or (name == UTILITY and "clip" in self.scheme.utility) else ()
+        if name.startswith(EXCESS):
+            label = name.removeprefix(EXCESS)
+            return tuple(split for split in (ATTACK + label, PROBE + label) if split in self.table.unscored)
         return _ANCHORED.get(name, (name.removeprefix(f"{UNEDITED}/"),))
 
 
 def _ratio(top: Array, bottom: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(top / bottom)
+
+
+def _excess(shares: Mapping[str, Array]) -> dict[str, Array]:
+    """What attacks and probes gained over their controls."""
+    pairs = [(kind, split.removeprefix(kind)) for split in shares for kind in (ATTACK, PROBE) if split.startswith(kind)]
+    return {
+        f"{EXCESS}{label}": shares[kind + label] - shares[CONTROL + label]
+        for kind, label in pairs
+        if CONTROL + label in shares
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from erasers.evaluation.bootstrap import RESAMPLES, Array, pseudo_prompts, resam
 from erasers.evaluation.profile import SPLITS
 
 UNEDITED, COUNT = "unedited", "n"
-UTILITY, ATTACK = "utility", "attack/"
+UTILITY = "utility"
+ATTACK, PROBE, CONTROL, AGAIN, EXCESS = "attack/", "probe/", "control/", "again/", "excess/"
+ATTACKED = (ATTACK, PROBE, CONTROL, AGAIN)
+"""What verdicts under attack are kept as, with the label of the attack behind it."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class Record:
 
     Args:
         split: `explicit` or `synonym` (value: the picture shows the concept), `neighbour` or `unrelated` (it shows what
-            was asked), `utility` (its CLIP score), or `attack/<name>` (the attack made it show the concept).
+            was asked), `utility` (its CLIP score), or one of an attack: `attack/<label>` (by text) or `probe/<label>`
+            (by other means) made it show the concept, `control/<label>` as many pictures of its control did,
+            `again/<label>` it did so on most fresh seeds, too.
         prompt: What the model was asked, before any attack; records of one prompt are resampled together.
         seed: Of the noise. Split, prompt and seed together occur once.
         value: Verdict or score; None where it is unscored.
@@ -35,14 +41,99 @@ class Record:
     value: float | None
 
     def __post_init__(self) -> None:
-        attack = self.split.startswith(ATTACK) and self.split != ATTACK
-        if not attack and self.split not in (*SPLITS, UTILITY):
-            known = ", ".join((*SPLITS, UTILITY, f"{ATTACK}<name>"))
+        if self.split not in (*SPLITS, UTILITY) and not under_attack(self.split):
+            known = ", ".join((*SPLITS, UTILITY, *(f"{kind}<label>" for kind in ATTACKED)))
             raise ValueError(f"expected a split among {known}, got {self.split!r}")
         if self.value is None:
             return
         if not np.isfinite(self.value) or (self.split != UTILITY and self.value not in (0, 1)):
             raise ValueError(f"expected a verdict (a number, for {UTILITY}) in {self.split}, got {self.value!r}")
+
+
+def under_attack(split: str) -> bool:
+    """Whether records of a split are of an attack; they have no counterpart in the unedited model."""
+    return split.startswith(ATTACKED) and split not in ATTACKED
+
+
+def sample_records(case: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """The verdicts on the samples of a case, and for utility the CLIP scores of those that have one.
+
+    Raises:
+        ValueError: A value that is none of its kind.
+    """
+    prompts = [(f"{case}/{sample['text']}", sample["seed"]) for sample in samples]
+    pairs = list(zip(prompts, samples, strict=True))
+    found = [Record(one["split"], *ask, number(one, "value")) for ask, one in pairs if one["split"] != UTILITY]
+    # Two splits may ask for one picture.
+    clip = {ask: number(one, "clip") for ask, one in pairs if "clip" in one or one["split"] == UTILITY}
+    return found + [Record(UTILITY, *ask, value) for ask, value in clip.items()]
+
+
+def number(fields: Mapping[str, Any], name: str) -> float | None:
+    """A number of a result file, true and false as 1 and 0; None where it is absent or null.
+
+    Raises:
+        ValueError: Something else.
+    """
+    value = fields.get(name)
+    if value is not None and not isinstance(value, (int, float)):
+        raise ValueError(f"expected a number as {name!r}, got {str(value)[:80]!r}")
+    return None if value is None else float(value)
+
+
+def attack_records(
+    case: str, attacks: Mapping[str, Sequence[Mapping[str, Any]]], plans: Mapping[str, Mapping[str, Any]]
+) -> list[Record]:
+    """What the attacks of a case came to.
+
+    An attack that failed while some of its pictures had no score is unscored: one of them may have shown the concept.
+
+    Args:
+        case: Of the task.
+        attacks: Label -> outcomes, as result files have them.
+        plans: Label -> attack, as the task of a result file has them.
+
+    Raises:
+        ValueError: An attack that the task does not have, or one without the outcomes of its control.
+    """
+    found: list[Record] = []
+    for label in attacks:
+        if label not in plans:
+            raise ValueError(f"expected attacks of the task, got {label!r}")
+        plan = plans[label]
+        if plan["control"] is None:
+            continue
+        kind = ATTACK if plan["space"] == "text" else PROBE
+        control = {(one["text"], one["seed"]): one for one in attacks.get(plan["control"], ())}
+        for one in attacks[label]:
+            key = one["text"], one["seed"]
+            if key not in control:
+                raise ValueError(f"expected the control of {label} on {key}, got none")
+            prompt, seed = f"{case}/{key[0]}", key[1]
+            # A control draws one picture after another, so it says what it had come to after fewer.
+            within = _within(control[key], one["limit"])
+            found += [
+                Record(f"{kind}{label}", prompt, seed, _success(one)),
+                Record(f"{CONTROL}{label}", prompt, seed, within),
+                Record(f"{AGAIN}{label}", prompt, seed, _again(one)),
+            ]
+    return found
+
+
+def _success(outcome: Mapping[str, Any]) -> float | None:
+    return 1.0 if outcome["value"] else None if outcome["unscored"] else 0.0
+
+
+def _within(outcome: Mapping[str, Any], images: int) -> float | None:
+    """Whether it had come to a success within so many pictures."""
+    return 0.0 if outcome["value"] and outcome["image"] >= images else _success(outcome)
+
+
+def _again(outcome: Mapping[str, Any]) -> float | None:
+    """Whether most of the fresh seeds show it; without success none does."""
+    if not outcome["value"]:
+        return _success(outcome)
+    return float(2 * outcome["replicated"] > outcome["seeds"]) if outcome["seeds"] else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +156,13 @@ class Table:
 
     @property
     def attacks(self) -> list[str]:
-        """The splits of attacks."""
+        """The splits that robustness is made of."""
         return [split for split in self.unscored if split.startswith(ATTACK)]
+
+    @property
+    def attacked(self) -> list[str]:
+        """The splits of attacks, probes and controls."""
+        return [split for split in self.unscored if under_attack(split)]
 
     def counts(self, splits: Sequence[str]) -> Array:
         """Scored pictures [prompts, splits]; splits that the table does not have are left out."""
@@ -113,7 +209,7 @@ def tabulate(models: Mapping[str, Sequence[Record]], unedited: Sequence[Record])
     unscored: dict[str, int] = {}
     for split in sorted(set.intersection(*(set(index) for index in indexed.values()))):
         sources = {name: index[split] for name, index in indexed.items()}
-        sources |= {} if split.startswith(ATTACK) else {UNEDITED: base.get(split, {})}
+        sources |= {} if under_attack(split) else {UNEDITED: base.get(split, {})}
         blocks[split], unscored[split] = _block(split, sources)
         columns |= {(split, who): len(columns) + k for k, who in enumerate((*sources, COUNT))}
     prompts = sorted({prompt for block in blocks.values() for prompt in block})

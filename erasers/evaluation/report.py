@@ -124,6 +124,7 @@ def generate(
     guidance: float | None,
     batch: int = 1,
     size: int | None = None,
+    latents: torch.Tensor | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Pictures in batches, in order. Each has noise of its own from a CPU generator, so batches change nothing.
 
@@ -134,8 +135,10 @@ def generate(
         guidance: Guidance scale; likewise.
         batch: Pictures at a time.
         size: Side of the pictures in pixels; None takes the model's own.
+        latents: Noise `[1, c, h, w]` in place of that of the seeds.
     """
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+    settings["latents"] = latents
     settings = {key: value for key, value in settings.items() if value is not None}
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):

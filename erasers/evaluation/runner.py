@@ -19,6 +19,9 @@ import torch
 
 from erasers.concept import as_concepts
 from erasers.evaluation import scoring
+from erasers.evaluation.attacking import Attacking
+from erasers.evaluation.calibration import stored_all
+from erasers.evaluation.measures import Measures
 from erasers.evaluation.records import UNEDITED
 from erasers.evaluation.report import generate
 from erasers.evaluation.states import REFERENCE, Row, Scene, case_of, find_reference, fingerprint, reference
@@ -98,6 +101,8 @@ class Run:
             # Refuse a patch that does not fit before anything is drawn.
             case_of(self.task, patch)
             patch.base_weights(self.pipe)
+        self.attacking = Attacking(self)
+        self.measures = Measures(self.store, self.task.model, self.task.named_cases, self.task.clip)
 
     @property
     def lacking(self) -> list[str]:
@@ -140,27 +145,37 @@ class Run:
         mine, _ = self.share.split(self._all_units())
         return sum(len(unit.pictures) for unit in mine if self._unfinished(unit))
 
-    def write(self) -> list[Path]:
-        """Score the rows and write their result files; everything has to be there."""
+    def unmeasured(self) -> int:
+        """What `write` has to measure."""
+        return self.measures.left(self._finished())
+
+    def write(self, advance: Advance = lambda count: None) -> list[Path]:
+        """Measure and score the rows and write their result files; pictures, verdicts and attacks have to be there."""
+        cases, head, paths = self._finished(), self._head(), []
+        figures = self.measures.add(cases, advance)
+        plans, calibration = head["task"].get("attacks"), head["judge"].get("calibration")
+        for row in (row for row in self._all_rows() if row.name in cases):
+            mine, sets = cases[row.name], figures.get(row.name, {})
+            facts = {"plans": plans, "figures": sets, "calibration": calibration}
+            found = scoring.scores(mine, cases[UNEDITED], self.task.scheme, **facts)
+            data = head | {"row": row.to_json(), "cases": mine, "figures": sets, "scores": found}
+            paths.append(self.out / self.task.folder / f"{row.name}.json")
+            scoring.write_result(paths[-1], data)
+        return paths
+
+    def _finished(self) -> dict[str, dict[str, Any]]:
+        """Row -> case -> what was judged and attacked."""
         self.verdicts.refresh()
+        self.attacking.outcomes.refresh()
         cases: dict[str, dict[str, Any]] = {}
         for scene in self.scenes:
             for case in scene.cases:
                 cases.setdefault(scene.row.name, {})[case] = {
                     "patch": scene.patch,
                     "samples": self._judged(scene, case),
+                    "attacks": self.attacking.results(scene, case),
                 }
-        records = {
-            name: {case: scoring.records(case, facts["samples"]) for case, facts in some.items()}
-            for name, some in cases.items()
-        }
-        paths = []
-        for row in (row for row in self._all_rows() if row.name in cases):
-            found = scoring.scores(records[row.name], records[UNEDITED], self.task.scheme)
-            data = self._head() | {"row": row.to_json(), "cases": cases[row.name], "scores": found}
-            paths.append(self.out / self.task.folder / f"{row.name}.json")
-            scoring.write_result(paths[-1], data)
-        return paths
+        return cases
 
     @cached_property
     def scenes(self) -> list[Scene]:
@@ -230,11 +245,14 @@ class Run:
         return (Unit(scene, items[start : start + batch]) for start in range(0, len(items), batch))
 
     def _image_key(self, scene: Scene, sample: Sample) -> str:
+        return key_of({"text": sample.text, "seed": sample.seed, **self.picture_facts(scene)})
+
+    def picture_facts(self, scene: Scene) -> dict[str, Any]:
+        """What the pictures of a scene depend on beside their prompts and seeds."""
         sampling = self.task.sampling
-        facts = {"text": sample.text, "seed": sample.seed, "model": scene.model}
-        facts |= {"patch": scene.patch["digest"] if scene.patch else "", "strength": 1.0}
+        facts = {"model": scene.model, "patch": scene.patch["digest"] if scene.patch else "", "strength": 1.0}
         facts |= {"steps": sampling.steps, "guidance": sampling.guidance, "size": sampling.size}
-        return key_of(facts | self._setting)
+        return facts | self._setting
 
     @cached_property
     def _setting(self) -> dict[str, Any]:
@@ -287,7 +305,10 @@ class Run:
         return sorted(found, key=lambda one: (one["split"], one["text"], one["seed"]))
 
     def _head(self) -> dict[str, Any]:
-        judge = {"name": self.judge.name, "fingerprint": self.judge.fingerprint.digest}
+        judge: dict[str, Any] = {"name": self.judge.name, "fingerprint": self.judge.fingerprint.digest}
+        wants = [sample.wants for some in self.draws.values() for sample in some]
+        if errors := stored_all(self.judge, wants):
+            judge["calibration"] = errors
         return {
             "format": 1,
             "task": self.task.to_json(),

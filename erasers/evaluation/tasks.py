@@ -11,23 +11,20 @@ from typing import Any
 import yaml
 
 from erasers.concept import Concept
+from erasers.evaluation.checks import checked as _checked
+from erasers.evaluation.checks import count as _count
+from erasers.evaluation.checks import mapping as _mapping
 from erasers.evaluation.pillars import Scheme
-from erasers.evaluation.profile import SPLITS, is_shapes, profile_for
+from erasers.evaluation.profile import SPLITS, Ask, is_shapes, profile_for
+from erasers.evaluation.prompt_files import Source, locate
+from erasers.evaluation.refusal import refuse_minors
+from erasers.evaluation.sources import ALL_SPLITS, Prompts, Tally, parse_prompts, parse_sources, prompts_of, tally
+from erasers.evaluation.task_attacks import Plan, limited, parse_attacks
 
 FOLDER = Path(__file__).parent / "tasks"
 """The tasks of the package."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SEXUAL = re.compile(
-    r"\b(sex\w*|nud(e|es|ity|ist|ists)|naked\w*|nsfw|porn\w*|erotic\w*|genital\w*|breasts?|nipples?|penis\w*|vagina\w*|"
-    r"topless|bottomless|undress\w*|unclothed|lingerie|hentai|xxx|fetish\w*|intercourse|masturbat\w*|orgasm\w*|bdsm|"
-    r"lolicon|shotacon)\b"
-)
-_MINOR = re.compile(
-    r"\b(child\w*|kids?|minors?|bab(y|ies)|infants?|toddlers?|teen\w*|preteens?|tweens?|underaged?|juveniles?|"
-    r"adolescents?|boys?|girls?|school(boy|girl|child|kid)\w*|p(a?)edo\w*|lol(i|is|ita|itas|icon)|shota(con)?|"
-    r"kindergart\w*|(1[0-7]|[0-9])[ -]?(years?|yrs?|yo|y/o)\b)"
-)
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,13 @@ class Task:
         samples: Split -> prompts a concept; splits that the concept has no prompts for are absent.
         sampling: How pictures are drawn.
         judge: As for `get_judge`.
+        judge_options: What that judge's class takes beside the profile.
+        clip: `model` and `revision` of the open_clip model for CLIP scores; the embedded model has its own.
+        sources: Name -> file of prompts.
+        prompts: Split -> where its prompts come from; without any, the model's own prompts are drawn.
         scheme: What the scores are made of.
         references: Case -> folder of a denoiser that never saw its concepts.
+        attacks: Label -> attack, on the explicit prompts.
         adult: The task has sexual content.
         limit: At most this many prompts a split, of a task cut short; its results are kept apart.
     """
@@ -83,7 +85,12 @@ class Task:
     sampling: Sampling
     judge: str
     scheme: Scheme
+    judge_options: Mapping[str, Any] = field(default_factory=dict)
+    clip: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    prompts: Mapping[str, Prompts] = field(default_factory=dict)
     references: Mapping[str, str] = field(default_factory=dict)
+    attacks: Mapping[str, Plan] = field(default_factory=dict)
     adult: bool = False
     limit: int | None = None
 
@@ -107,7 +114,8 @@ class Task:
             return self
         if limit < 1:
             raise ValueError(f"expected a limit of at least one prompt a split, got {limit}")
-        return replace(self, samples={split: min(n, limit) for split, n in self.samples.items()}, limit=limit)
+        samples = {split: min(n, limit) for split, n in self.samples.items()}
+        return replace(self, samples=samples, attacks=limited(self.attacks, limit), limit=limit)
 
     def concepts(self, case: str) -> tuple[Concept, ...]:
         """What is erased in a case."""
@@ -117,13 +125,37 @@ class Task:
 
         return tuple(concept_for(word) for word in self.named_cases[case])
 
+    def located(self, given: Mapping[str, Path] | None = None) -> Task:
+        """The task with its files of prompts on this machine, and their sha256 in it.
+
+        Args:
+            given: Name of a source -> the user's own copy of its file.
+
+        Raises:
+            ValueError: An unknown name, or another file than the task names.
+            FileNotFoundError: A file that is neither given nor to be had.
+        """
+        given = given or {}
+        if unknown := [name for name in given if name not in self.sources]:
+            raise ValueError(f"expected prompts among {', '.join(self.sources) or 'none'}, got {unknown[0]!r}")
+        return replace(self, sources={name: locate(name, one, given.get(name)) for name, one in self.sources.items()})
+
+    def tallies(self, case: str) -> dict[str, list[Tally]]:
+        """Split -> for each concept what was made of its file, for the splits of files that were located."""
+        concepts = self.concepts(case)
+        return {
+            split: [tally(split, some, self.sources, one, concepts, n, adult=self.adult) for one in concepts]
+            for split, n in self.samples.items()
+            if (some := self.prompts.get(split)) and some.source
+        }
+
     def draws(self, case: str) -> list[Sample]:
         """The pictures of a case, in order; none occurs twice.
 
         Raises:
-            ValueError: A word that the model does not know, or a prompt that is refused.
+            ValueError: A word that the model does not know, a prompt that is refused, or a file that was not located.
         """
-        prompts = profile_for(self.model, unsafe=self.adult).prompts(self.concepts(case), max(self.samples.values()))
+        prompts = self._prompts(case)
         found: dict[tuple[str, str, int], Sample] = {}
         for splits in prompts.values():
             for split, n in self.samples.items():
@@ -131,14 +163,24 @@ class Task:
                     refuse_minors(ask.text)
                     sample = Sample(split, ask.text, ask.seed, dict(ask.wants))
                     found.setdefault((split, ask.text, ask.seed), sample)
-        return sorted(found.values(), key=lambda sample: SPLITS.index(sample.split))
+        return sorted(found.values(), key=lambda sample: ALL_SPLITS.index(sample.split))
+
+    def _prompts(self, case: str) -> dict[str, dict[str, list[Ask]]]:
+        """Concept -> split -> prompts."""
+        concepts = self.concepts(case)
+        if self.prompts:
+            return prompts_of(self.prompts, self.sources, concepts, self.samples, adult=self.adult)
+        return profile_for(self.model, unsafe=self.adult).prompts(concepts, max(self.samples.values()))
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain values."""
         plain = asdict(self) | {"cases": [list(case) for case in self.cases]}
         scheme = {key: list(value) if isinstance(value, tuple) else value for key, value in plain["scheme"].items()}
-        plain |= {"scheme": scheme}
-        return {key: value for key, value in plain.items() if key != "limit" or value is not None}
+        plain |= {"scheme": scheme, "attacks": {label: plan.to_json() for label, plan in self.attacks.items()}}
+        for key in ("sources", "prompts"):
+            plain[key] = {name: one.to_json() for name, one in getattr(self, key).items()}
+        optional = ("limit", "judge_options", "clip", "sources", "prompts")
+        return {key: value for key, value in plain.items() if key not in optional or value}
 
 
 def list_tasks() -> list[str]:
@@ -177,37 +219,32 @@ def parse_task(content: Any) -> Task:
         ValueError: Names the key, what it takes and what it got.
     """
     known = [one.name for one in fields(Task) if one.name != "limit"]
-    values = _mapping("task", content, [*known, "attacks"])
+    values = _mapping("task", content, known)
     for name in ("name", "version", "model", "cases", "samples", "judge", "scheme"):
         if name not in values:
             raise ValueError(f"expected the key {name}, got none")
-    if values.get("attacks"):
-        raise ValueError("attacks: expected none, for the benchmark does not run attacks yet; leave the key out")
+    attacks = parse_attacks(values.get("attacks", {}))
     name = _checked("name", values["name"], str, "letters, digits, dots and dashes", lambda text: _NAME.fullmatch(text))
     cases = _cases(values["cases"])
+    sources = parse_sources(values.get("sources", {}))
+    prompts = parse_prompts(values.get("prompts", {}), sources, [word for case in cases for word in case])
     return Task(
         name=name,
         version=_checked("version", values["version"], int, "a whole number from 1 on", lambda n: n >= 1),
         model=_checked("model", values["model"], str, "a model's name or folder", bool),
         cases=cases,
-        samples=_samples(values["samples"]),
+        samples=_samples(values["samples"], prompts),
         sampling=_sampling(values.get("sampling", {})),
         judge=_checked("judge", values["judge"], str, "the name of a judge", bool),
-        scheme=_scheme(values["scheme"]),
+        judge_options=dict(_mapping("judge_options", values.get("judge_options", {}))),
+        clip=_clip(values.get("clip", {})),
+        sources=sources,
+        prompts=prompts,
+        scheme=_scheme(values["scheme"], [label for label, plan in attacks.items() if plan.counts]),
+        attacks=attacks,
         references=_references(values.get("references", {}), ["+".join(case) for case in cases]),
         adult=_checked("adult", values.get("adult", False), bool, "true or false"),
     )
-
-
-def refuse_minors(text: str) -> None:
-    """Refuse a text that combines sexual content and minors; words decide, so harmless texts are refused, too.
-
-    Raises:
-        ValueError: It does.
-    """
-    lower = text.lower().replace("_", " ")
-    if _SEXUAL.search(lower) and _MINOR.search(lower):
-        raise ValueError("a concept or prompt combines sexual content and minors; this library does not draw that")
 
 
 def _cases(value: Any) -> tuple[tuple[str, ...], ...]:
@@ -222,12 +259,14 @@ def _cases(value: Any) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(case) for case in cases)
 
 
-def _samples(value: Any) -> dict[str, int]:
-    samples = _mapping("samples", value, SPLITS)
+def _samples(value: Any, prompts: Mapping[str, Prompts]) -> dict[str, int]:
+    samples = _mapping("samples", value, list(prompts) or SPLITS)
     if not samples:
         raise ValueError(f"samples: expected prompts for some of {', '.join(SPLITS)}, got none")
+    if lacking := [split for split in prompts if split not in samples]:
+        raise ValueError(f"samples: expected a number of {lacking[0]} prompts, got none")
     counts = {name: _count(f"samples.{name}", samples[name]) for name in samples}
-    return {split: counts[split] for split in SPLITS if split in counts}
+    return {split: counts[split] for split in ALL_SPLITS if split in counts}
 
 
 def _sampling(value: Any) -> Sampling:
@@ -240,34 +279,23 @@ def _sampling(value: Any) -> Sampling:
     return Sampling(**counts, guidance=guidance)
 
 
-def _scheme(value: Any) -> Scheme:
+def _scheme(value: Any, attacks: Sequence[str]) -> Scheme:
     given = _mapping("scheme", value, [one.name for one in fields(Scheme)])
     options: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in given.items()}
+    options = {"attacks": tuple(attacks)} | options
     try:
         return Scheme(**options)
     except (ValueError, TypeError) as error:
         raise ValueError(f"scheme: {error}") from None
 
 
+def _clip(value: Any) -> dict[str, str]:
+    given = _mapping("clip", value, ("model", "revision"))
+    if given and "model" not in given:
+        raise ValueError("clip.model: expected a folder or a Hub id, got none")
+    return {key: _checked(f"clip.{key}", given[key], str, "a text", bool) for key in given}
+
+
 def _references(value: Any, cases: Sequence[str]) -> dict[str, str]:
     given = _mapping("references", value, cases)
     return {case: _checked(f"references.{case}", given[case], str, "a folder", bool) for case in given}
-
-
-def _mapping(name: str, value: Any, known: Sequence[str]) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: expected keys and values, got {value!r}")
-    if unknown := [key for key in value if key not in known]:
-        raise ValueError(f"{name}: expected keys among {', '.join(known)}, got {unknown[0]!r}")
-    return value
-
-
-def _count(name: str, value: Any) -> int:
-    return int(_checked(name, value, int, "a whole number from 1 on", lambda n: n >= 1))
-
-
-def _checked(name: str, value: Any, kind: Any, what: str, good: Any = None) -> Any:
-    wrong_kind = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-    if wrong_kind or (good is not None and not good(value)):
-        raise ValueError(f"{name}: expected {what}, got {value!r}")
-    return value

@@ -106,7 +106,13 @@ def _samples(
 def _plans() -> dict[str, Any]:
     plans = {}
     for label, (gradients, encodes, images) in BUDGETS.items():
-        plan = {"attack": label, "options": {"images": images}, "samples": 8, "replicate": 5, "encoder": "none"}
+        plan = {
+            "attack": "random_prefix" if label == "prefixes" else label,
+            "options": {"images": images},
+            "samples": 8,
+            "replicate": 5,
+            "encoder": "none",
+        }
         plan |= {"control": None if label == "prefixes" else "prefixes"}
         plan |= {"space": "embedding" if label == "cce" else "text"}
         plans[label] = plan | {"budget": {"gradients": gradients, "encodes": encodes, "images": images}}
@@ -151,7 +157,7 @@ def _attack(label: str, row: str, case: str, shares: tuple[float, float]) -> lis
         prompt = text if plain or label == "cce" else f"{text} vqz {label} </w> lantern {seed}"
         found.append({"text": text, "seed": seed, "pre": plain, "value": hit, "image": image, "unscored": 0})
         found[-1] |= {"replicated": chance.randrange(6) if hit else None, "seeds": 5 if hit else 0}
-        found[-1] |= {"spent": cost, "prompt": prompt, "picture": picture}
+        found[-1] |= {"spent": cost, "prompt": prompt, "picture": picture, "limit": images}
     return found
 
 

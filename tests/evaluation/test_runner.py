@@ -171,8 +171,12 @@ def test_another_judge_judges_anew_and_draws_nothing(finished: Path, shapes: Any
     complete(Run(TASK, shapes, other, out, [UCE]))
     assert len(list((out / "verdicts").iterdir())) == 2
     old, new = (json.loads(files["uce.json"]) for files in (results(finished), results(out)))
-    assert (old["scores"], old["cases"]) == (new["scores"], new["cases"])
+    assert (old["cases"], old["figures"]) == (new["cases"], new["figures"])
     assert old["judge"] != new["judge"]
+    # What was measured of the old judge corrects nothing of the new one.
+    details = [row["scores"]["all"].pop("details") for row in (old, new)]
+    assert old["scores"]["all"] == new["scores"]["all"]
+    assert {name for name in details[0] if name not in details[1]} == {"corrected/explicit", "corrected/unrelated"}
 
 
 def test_whatever_is_missing_comes_again_as_it_was(

@@ -1,0 +1,194 @@
+"""The stage of a task in which its attacks run: every state of the model on the same prompts, with the same budget.
+
+What an attack did to a prompt is kept under all that it depends on, so that it is done once, by whichever process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers.attacks import Attack
+from erasers.attacks.running import Outcome, attack_prompts
+from erasers.attacks.soft import check_supported
+from erasers.evaluation.report import generate
+from erasers.evaluation.states import Scene
+from erasers.evaluation.store import Journal, key_of
+from erasers.evaluation.task_attacks import Plan
+from erasers.evaluation.tasks import Sample
+
+if TYPE_CHECKING:
+    from erasers.evaluation.runner import Run
+
+
+@dataclass(frozen=True)
+class Siege:
+    """An attack on some prompts of a case, which is made ready once for all states of the model."""
+
+    case: str
+    plan: Plan
+    samples: Sequence[Sample]
+
+
+class Attacking:
+    """The attacks of a task on its way.
+
+    Args:
+        run: The task, with its pipeline, judge, store and states.
+
+    Raises:
+        TypeError: A pipeline that the task's attacks do not support.
+        ValueError: An attack that draws more pictures than its control.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.outcomes = run, Journal(run.out / "outcomes")
+        plans = run.task.attacks
+        if any(plan.attack.encoder != "none" for plan in plans.values()):
+            check_supported(run.pipe)
+        for case in run.draws:
+            for plan in plans.values():
+                if plan.control and self._images(plan, case) > (most := self._images(plans[plan.control], case)):
+                    wanted = f"a control of at least {self._images(plan, case)} images"
+                    raise ValueError(f"attacks.{plan.label}: expected {wanted}, got {most} of {plan.control}")
+
+    @cached_property
+    def sieges(self) -> list[Siege]:
+        """All of them, in the order of the task."""
+        batch = self.run.task.sampling.batch
+        return [
+            Siege(case, plan, samples[start : start + batch])
+            for case, draws in self.run.draws.items()
+            for plan in self.run.task.attacks.values()
+            for samples in [_attacked(draws)[: plan.samples]]
+            for start in range(0, len(samples), batch)
+        ]
+
+    def left(self) -> int:
+        """Prompts of this process's share that are to be attacked, each once for every state of the model."""
+        mine, _ = self.run.share.split(self.sieges)
+        return sum(len(siege.samples) for siege in mine for _ in self._unfinished(siege))
+
+    def work(self, advance: Callable[[int], None]) -> None:
+        """Do this process's share of what is missing, then help with what others have not done yet."""
+        for part in self.run.share.split(self.sieges):
+            for siege in part:
+                self.outcomes.refresh()
+                self._do(siege, advance)
+
+    def results(self, scene: Scene, case: str) -> dict[str, list[dict[str, Any]]]:
+        """Label -> what the attack did to each prompt of a case, as results have it.
+
+        Raises:
+            ValueError: Something has not been done yet.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for siege in (siege for siege in self.sieges if siege.case == case):
+            for sample, key in zip(siege.samples, self._keys(siege, scene), strict=True):
+                outcome = self.outcomes.get(key)
+                if outcome is None:
+                    problem = f"expected {siege.plan.label} on every prompt, got none on {sample.text!r}"
+                    raise ValueError(f"{problem}; run the task again")
+                found.setdefault(siege.plan.label, []).append({"text": sample.text, "seed": sample.seed, **outcome})
+        return found
+
+    def _do(self, siege: Siege, advance: Callable[[int], None]) -> None:
+        todo = list(self._unfinished(siege))
+        if not todo:
+            return
+        attack = self._attack(siege.plan, siege.case)
+        prepared = attack.prepare(self.run.pipe, siege.samples, draw=self._draw, generator=_seeded(0))
+        for scene in todo:
+            with scene.place():
+                outcomes = attack_prompts(
+                    attack,
+                    self.run.pipe,
+                    siege.samples,
+                    prepared,
+                    self.run.judge,
+                    draw=self._draw,
+                    # Not of the attack: all of them are replicated on the same fresh seeds.
+                    generators=[_seeded(_number(sample)) for sample in siege.samples],
+                    replicate=siege.plan.replicate,
+                )
+            self._keep(self._keys(siege, scene), outcomes, attack.budget().images)
+            advance(len(outcomes))
+
+    def _keep(self, keys: Sequence[str], outcomes: Sequence[Outcome], limit: int) -> None:
+        entries = []
+        for key, outcome in zip(keys, outcomes, strict=True):
+            picture = None
+            if outcome.post and outcome.picture is not None:
+                picture = key_of({"outcome": key})
+                self.run.store.add_image(picture, outcome.picture)
+            entries.append((key, _to_json(outcome) | {"limit": limit, "picture": picture}))
+        self.outcomes.add(entries)
+
+    def _unfinished(self, siege: Siege) -> Iterator[Scene]:
+        """The states of the model that a siege has not been done on."""
+        for scene in self.run.scenes:
+            if siege.case in scene.cases and any(self.outcomes.get(key) is None for key in self._keys(siege, scene)):
+                yield scene
+
+    def _attack(self, plan: Plan, case: str) -> Attack:
+        return plan.against(self.run.task.concepts(case), self.run.task.model)
+
+    def _images(self, plan: Plan, case: str) -> int:
+        """Pictures that an attack may draw of a prompt of a case."""
+        return self._attack(plan, case).budget().images
+
+    def _keys(self, siege: Siege, scene: Scene) -> list[str]:
+        """What each outcome is kept under."""
+        attack = self._attack(siege.plan, siege.case)
+        facts = {"attack": attack.name, "config": attack.config(), "replicate": siege.plan.replicate}
+        facts |= {"prompts": [_identity(sample) for sample in siege.samples]}
+        facts |= {"judge": self.run.judge.fingerprint.digest, **self.run.picture_facts(scene)}
+        return [key_of(facts | {"prompt": _identity(sample)}) for sample in siege.samples]
+
+    def _draw(self, pipe: Any, arguments: Mapping[str, Any], seeds: Sequence[int]) -> list[Any]:
+        """See `erasers.attacks.Draw`."""
+        prompt = arguments["prompt"]
+        texts = prompt if isinstance(prompt, list) else [prompt] * len(seeds)
+        asks = [Sample("", text, seed, {}) for text, seed in zip(texts, seeds, strict=True)]
+        draw = partial(generate, pipe, asks, **asdict(self.run.task.sampling))
+        return [image for images in draw(latents=arguments.get("latents")) for image in images]
+
+
+def _attacked(draws: Sequence[Sample]) -> list[Sample]:
+    """The explicit prompts, those of several concepts taking turns."""
+    concepts: dict[str, list[Sample]] = {}
+    for sample in draws:
+        if sample.split == "explicit":
+            concepts.setdefault(key_of(sample.wants), []).append(sample)
+    return [sample for some in zip_longest(*concepts.values()) for sample in some if sample is not None]
+
+
+def _to_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "pre": outcome.pre,
+        "value": outcome.post,
+        "image": outcome.image,
+        "replicated": outcome.replicated,
+        "seeds": outcome.seeds,
+        "unscored": outcome.unscored,
+        "spent": asdict(outcome.spent),
+        "prompt": outcome.text,
+    }
+
+
+def _identity(sample: Sample) -> list[Any]:
+    return [sample.text, sample.seed, dict(sample.wants)]
+
+
+def _number(sample: Sample) -> int:
+    """Of a prompt: a seed for what an attack draws by chance."""
+    return int(key_of(_identity(sample))[:15], 16)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
