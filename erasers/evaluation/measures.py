@@ -47,12 +47,15 @@ class _Job:
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """Kept pictures of a row, those of the unedited model and the drawn ones; the key names the network, too."""
+    """Kept pictures of a row, those of the unedited model and the drawn ones with the hash of each case's.
+
+    The key names the network, too.
+    """
 
     key: str
     edited: Sequence[str]
     unedited: Sequence[str]
-    drawn: Sequence[Image.Image]
+    drawn: Sequence[tuple[Sequence[Image.Image], str]]
     extractor: str
 
 
@@ -160,8 +163,7 @@ class Measures:
                 for extractor in ("judge", "clip") if len(edited) >= _LEAST else ():
                     key = {"measure": "figures", "extractor": self._digests[extractor], "edited": edited}
                     key |= {"unedited": unedited, "reference": [digest for _, digest in drawn]}
-                    images = [image for some, _ in drawn for image in some]
-                    yield row, name, _Set(key_of(key), edited, unedited, images, extractor)
+                    yield row, name, _Set(key_of(key), edited, unedited, drawn, extractor)
 
     def _figures(self, one: _Set) -> list[dict[str, Any]]:
         """FID, KID and its rise over the unedited model's, in what the judge sees; CMMD in what CLIP sees."""
@@ -169,7 +171,7 @@ class Measures:
         if extractor is None:
             return []
         edited, unedited = (self._see(extractor, keys) for keys in (one.edited, one.unedited))
-        reference, name = extractor(one.drawn), extractor.name
+        reference, name = torch.cat([self._see_drawn(extractor, *some) for some in one.drawn]), extractor.name
         if one.extractor == "clip":
             return [cmmd(edited, reference, extractor=name).to_json()]
         figures: list[Figure] = [fid(edited, reference, extractor=name), kid(edited, reference, extractor=name)]
@@ -181,6 +183,12 @@ class Measures:
             if (extractor.name, key) not in self._seen:
                 self._seen[extractor.name, key] = extractor([self.store.read_image(key)])[0]
         return torch.stack([self._seen[extractor.name, key] for key in keys])
+
+    def _see_drawn(self, extractor: FeatureExtractor, images: Sequence[Image.Image], digest: str) -> Tensor:
+        """Features [n, d] of drawn pictures, which all rows share."""
+        if (extractor.name, digest) not in self._seen:
+            self._seen[extractor.name, digest] = extractor(images)
+        return self._seen[extractor.name, digest]
 
     def _distance(self, before: str, after: str) -> float:
         images = [[self.store.read_image(key)] for key in (before, after)]
