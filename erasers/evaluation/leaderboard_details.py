@@ -72,32 +72,30 @@ def metric_of(figure: Mapping[str, Any]) -> tuple[str, str]:
 def budgets(results: Sequence[Result]) -> dict[str, str]:
     """Attack -> its budget, as the task has it, and what a prompt really took, in words."""
     plans = results[0].task.get("attacks") or {}
-    run = {label for result in results for case in result.cases.values() for label in case.attacks}
-    return {
-        label: f"{_plan(label, plans.get(label, {}))} {_spent(label, results)}".strip()
-        for label in sorted({*plans, *run})
-    }
+    cases = [case for result in results for case in result.cases.values()]
+    run = {label: [one for case in cases for one in case.attacks.get(label, ())] for label in sorted(plans)}
+    return {label: f"{_plan(label, plans[label], some)} {_spent(some)}" for label, some in run.items()}
 
 
-def _plan(label: str, plan: Mapping[str, Any]) -> str:
-    limits = plan.get("budget") or {}
+def _plan(label: str, plan: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
+    # How many pictures an attack may draw can depend on the concept.
+    limits = plan["budget"] | ({"images": max(one["limit"] for one in outcomes)} if outcomes else {})
     parts = [
         str(plan["attack"]) if plan.get("attack", label) != label else "",
         f"{plan['samples']} prompts a concept" if "samples" in plan else "",
-        f"at most {_amounts(limits)}" if limits else "",
-        f"control {plan['control']}" if plan.get("control") else "a control" if "control" in plan else "",
+        f"at most {_amounts(limits)}",
+        f"control {plan['control']}" if plan["control"] else "a control",
         f"{plan['replicate']} fresh seeds after a success" if "replicate" in plan else "",
-        options_text(plan.get("options") or {}),
+        options_text(plan.get("options", {})),
     ]
-    return f"{'; '.join(part for part in parts if part)}." if any(parts) else ""
+    return f"{'; '.join(part for part in parts if part)}."
 
 
-def _spent(label: str, results: Sequence[Result]) -> str:
-    found = [one["spent"] for row in results for case in row.cases.values() for one in case.attacks.get(label, ())]
-    if not found:
+def _spent(outcomes: Sequence[Mapping[str, Any]]) -> str:
+    if not outcomes:
         return "Not run."
-    means = {name: fmean(one[name] for one in found) for name in _SPENT}
-    return f"Spent on average: {_amounts(means)} ({len(found)} attacks)."
+    means = {name: fmean(one["spent"][name] for one in outcomes) for name in _SPENT}
+    return f"Spent on average: {_amounts(means)} ({len(outcomes)} attacks)."
 
 
 def _amounts(amounts: Mapping[str, float]) -> str:

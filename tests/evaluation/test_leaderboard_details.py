@@ -130,6 +130,23 @@ def test_under_the_attacks_stand_their_budgets_and_what_was_spent(made: Made) ->
         assert terms[label] in made.markdown.replace("\\", "")
 
 
+def test_a_budget_is_the_largest_of_any_concept_and_what_was_not_run_says_so(tmp_path: Path) -> None:
+    files = write_results(tmp_path, detailed=True, pictures=False)
+
+    def spoil(data: dict[str, Any]) -> None:
+        for case in data["cases"].values():
+            del case["attacks"]["cce"]
+        for one in data["cases"]["star"]["attacks"]["words"]:
+            one["limit"] = 31
+
+    for file in files:
+        change(file, spoil)
+    budgets = dict(re.findall(r"^\* \*\*(\w+)\*\*: (.*at most .*)", build(tmp_path)[0], re.MULTILINE))
+    assert "at most 0 gradients, 25 encodes, 31 pictures" in budgets["words"]
+    assert "at most 0 gradients, 25 encodes, 25 pictures" in budgets["prefixes"]
+    assert budgets["cce"].replace("\\", "").endswith("Not run.")
+
+
 def test_over_erasure_has_a_table_a_measure(made: Made) -> None:
     table = part(made.markdown, "Over-erasure")
     heads = [line for line in table.splitlines() if line.startswith("| row")]
