@@ -31,6 +31,10 @@ TASK: dict[str, Any] = {
     "judge": "oracle/shapes",
     "scheme": {"pillars": ["erasure", "specificity"]},
     "references": {"star": "nowhere"},
+    "attacks": {
+        "prefixes": {"attack": "random_prefix", "k": 2, "images": 2, "samples": 4, "replicate": 1},
+        "words": {"templates": ["a {}"], "synonyms": [], "samples": 4, "control": "prefixes", "replicate": 1},
+    },
 }
 
 
@@ -62,10 +66,15 @@ def spawn(task: Path, out: Path, rank: int = 0, world: int = 1) -> subprocess.Po
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def kill_at(processes: list[subprocess.Popen[bytes]], out: Path, pictures: int) -> int:
-    """Kill all processes as soon as there are so many pictures; returns how many there were in the end."""
+def attacked(out: Path) -> int:
+    """Prompts that attacks are done with."""
+    return sum(content.count(b"\n") for content in files(out, "outcomes").values())
+
+
+def kill_at(processes: list[subprocess.Popen[bytes]], out: Path, pictures: int, prompts: int = 0) -> int:
+    """Kill all processes as soon as there is so much; returns how many pictures there were in the end."""
     deadline = time.monotonic() + 240
-    while len(files(out, "images")) < pictures and time.monotonic() < deadline:
+    while (len(files(out, "images")) < pictures or attacked(out) < prompts) and time.monotonic() < deadline:
         assert any(process.poll() is None for process in processes), b"".join(p.stderr.read() for p in processes)
         time.sleep(0.005)
     for process in processes:
@@ -84,6 +93,9 @@ def test_killed_and_resumed_with_other_numbers_of_processes(task: Path, finished
     assert 9 <= first < every
     second = kill_at([spawn(task, tmp_path, rank, 2) for rank in (0, 1)], tmp_path, first + 10)
     assert first + 10 <= second < every
+    # And once more, between two attacks.
+    kill_at([spawn(task, tmp_path, rank, 2) for rank in (0, 1)], tmp_path, 0, 4)
+    assert 4 <= attacked(tmp_path) < attacked(finished)
     assert not (tmp_path / "tiny@1").exists()
     assert run(["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(tmp_path)]) == 0
     assert files(tmp_path, "tiny@1") == files(finished, "tiny@1")

@@ -53,7 +53,8 @@ class Plan:
         known = {one.name for one in fields(self.attack)} - set(self.options)
         words = tuple(term for concept in concepts for term in concept.terms())
         synonyms = tuple(word for word in _synonyms(concepts, model) if word not in words)
-        given = {"concept": words, "synonyms": synonyms} if "synonyms" in known else {"concept": words + synonyms}
+        apart = hasattr(self.attack, "synonyms")
+        given = {"concept": words if apart else words + synonyms, "synonyms": synonyms}
         return replace(self.attack, **{name: value for name, value in given.items() if name in known})
 
     def to_json(self) -> dict[str, Any]:
