@@ -143,16 +143,20 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
     out = tmp_path / "out"
     assert run(["bench", "run", str(task), "--method", "uce", "--limit", "1", "--out", str(out), "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == [
+    assert printed.out.splitlines()[:4] == [
         "unedited  4 pictures to draw",
         "reference  0 pictures to draw",
         "uce  4 pictures to draw",
         "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps)",
     ]
+    # Two concepts and three rows, one prompt each: two pictures and one on a fresh seed.
+    assert printed.out.splitlines()[4:6] == [
+        f"attack {label}  at most 0 gradients and 18 pictures" for label in ("prefixes", "words")
+    ]
     assert "no reference for star here: nowhere is not there" in printed.err
     assert run(["bench", "run", str(task), "--limit", "1", "--out", str(out), "--dry-run"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert rows == ["unedited", "reference", *list_erasers(), "estimate"]
+    assert rows == ["unedited", "reference", *list_erasers(), "estimate", "attack", "attack", "estimate"]
     assert not out.exists()
 
 
@@ -178,7 +182,7 @@ def test_hours_follow_from_steps_pixels_and_what_attacks_may_spend() -> None:
         f"attack p4d  at most {gradients} gradients and {pictures['p4d']} pictures",
         f"estimate  at most {hours:.2g} GPU-hours for attacks, a gradient as 3 passes",
     ]
-    assert len(list(estimate(parse_task(content), 1, 1))) == 1
+    assert len(list(estimate(parse_task(content | {"attacks": {}}), 1, 1))) == 1
 
 
 @pytest.mark.parametrize(
