@@ -71,17 +71,22 @@ def attacked(out: Path) -> int:
     return sum(content.count(b"\n") for content in files(out, "outcomes").values())
 
 
+def drawn(out: Path) -> int:
+    """Whole pictures; those that are being written have names that begin with a dot."""
+    return len([name for name in files(out, "images") if not name.startswith(".")])
+
+
 def kill_at(processes: list[subprocess.Popen[bytes]], out: Path, pictures: int, prompts: int = 0) -> int:
     """Kill all processes as soon as there is so much; returns how many pictures there were in the end."""
     deadline = time.monotonic() + 240
-    while (len(files(out, "images")) < pictures or attacked(out) < prompts) and time.monotonic() < deadline:
+    while (drawn(out) < pictures or attacked(out) < prompts) and time.monotonic() < deadline:
         assert any(process.poll() is None for process in processes), b"".join(p.stderr.read() for p in processes)
         time.sleep(0.005)
     for process in processes:
         process.send_signal(signal.SIGKILL)
     for process in processes:
         process.communicate()
-    return len([name for name in files(out, "images") if not name.startswith(".")])
+    return drawn(out)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
