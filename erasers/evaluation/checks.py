@@ -1,4 +1,4 @@
-"""Checks of the values of task files; each message names the key, what it takes and what it got."""
+"""The values of task files: checks whose messages name the key, what it takes and what it got, and their plain form."""
 
 from __future__ import annotations
 
@@ -50,3 +50,13 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(some, list) or not some or not all(isinstance(one, str) and one.strip() for one in some):
         raise ValueError(f"{name}: expected a list of texts, got {value!r}")
     return tuple(some)
+
+
+def lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a dataclass as YAML and JSON have them: lists for tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `lists`."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from erasers.evaluation.bootstrap import Estimate
+from erasers.evaluation.checks import tuples
 from erasers.evaluation.pillars import OVERALL, Scheme
-from erasers.evaluation.records import UNEDITED, UTILITY, Record, attack_records, sample_records
+from erasers.evaluation.records import UNEDITED, Record, attack_records, sample_records
 
 FORMAT = 1
 REFERENCE = "reference"
@@ -42,19 +43,14 @@ class Case:
         seconds: To make it.
         samples: The judged pictures.
         attacks: Label -> what the attack did to each prompt, as the file has it.
-        others: The records of that, and the CLIP scores of the samples.
+        records: Of all pictures and attacks.
     """
 
     nbytes: int | None
     seconds: float | None
     samples: Sequence[Sample]
     attacks: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    others: Sequence[Record] = ()
-
-    @property
-    def records(self) -> list[Record]:
-        """Records of all pictures and attacks."""
-        return [*(sample.record for sample in self.samples), *self.others]
+    records: Sequence[Record] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Scores:
 class Result:
     """A row of a task: `scores` has every case and `ALL`; `shared` is what the rows of one task agree on.
 
-    `figures` are numbers of sets of pictures, by case and for `ALL`, as the file has them.
+    `figures` are numbers of sets of pictures, by case and for `ALL`, as the file has them; `data` is the whole file.
     """
 
     path: Path
@@ -82,6 +78,7 @@ class Result:
     cases: Mapping[str, Case]
     scores: Mapping[str, Scores]
     figures: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def task(self) -> Mapping[str, Any]:
@@ -192,12 +189,12 @@ def _result(path: Path, data: Any) -> Result:
         cases=cases,
         scores={name: _scores(table) for name, table in tables.items()},
         figures={name: _figures(some) for name, some in _optional(data, "figures").items()},
+        data=data,
     )
 
 
 def _scheme(data: Mapping[str, Any]) -> Scheme:
-    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-    return Scheme(**fields)
+    return Scheme(**tuples(data))
 
 
 def _plans(task: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -220,8 +217,8 @@ def _case(name: str, data: Any, plans: Mapping[str, Mapping[str, Any]]) -> Case:
     for outcome in (outcome for label in attacks for outcome in _get(attacks, label, list)):
         _check_outcome(outcome)
     samples = [_sample(name, sample) for sample in _get(data, "samples", list)]
-    clip = [one for one in sample_records(name, data["samples"]) if one.split == UTILITY]
-    return Case(nbytes, seconds, samples, attacks, [*clip, *attack_records(name, attacks, plans)])
+    records = [*sample_records(name, data["samples"]), *attack_records(name, attacks, plans)]
+    return Case(nbytes, seconds, samples, attacks, records)
 
 
 def _check_outcome(data: Any) -> None:
@@ -233,8 +230,6 @@ def _check_outcome(data: Any) -> None:
         "value": bool,
         "image": (int, _NONE),
         "prompt": str,
-    }
-    kinds |= {
         "replicated": (int, _NONE),
         "seeds": int,
         "unscored": int,

@@ -15,6 +15,7 @@ from typing import Any
 from erasers.atomic import write_atomically
 from erasers.evaluation import pillars
 from erasers.evaluation.bootstrap import Difference
+from erasers.evaluation.checks import lists
 from erasers.evaluation.details import details
 from erasers.evaluation.leaderboard_files import ALL, Result, read_result
 from erasers.evaluation.pillars import OVERALL, Rise, Scheme
@@ -105,7 +106,7 @@ def verify(path: Path) -> list[str]:
     """
     row = read_result(path)
     again = _again(row, _unedited(row), row.scheme)
-    return list(_differences("scores", _read(row)["scores"], again))
+    return list(_differences("scores", row.data["scores"], again))
 
 
 def rescore(folder: Path, scheme: Scheme) -> list[Path]:
@@ -120,10 +121,9 @@ def rescore(folder: Path, scheme: Scheme) -> list[Path]:
         raise FileNotFoundError(f"no results in {folder}; erase bench run writes them")
     rows = [read_result(path) for path in paths]
     fresh = [_again(row, _unedited(row), scheme) for row in rows]
-    for path, one in zip(paths, fresh, strict=True):
-        data = json.loads(path.read_bytes())
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(scheme).items()}
-        write_result(path, data | {"task": data["task"] | {"scheme": plain}, "scores": one})
+    for row, one in zip(rows, fresh, strict=True):
+        data = dict(row.data)
+        write_result(row.path, data | {"task": data["task"] | {"scheme": lists(asdict(scheme))}, "scores": one})
     return paths
 
 
@@ -142,8 +142,8 @@ def compare(first: Path, second: Path) -> list[Comparison]:
     common = [case for case in rows[0].cases if case in rows[1].cases]
     if not common:
         raise ValueError(f"expected rows with a case in common, got none in {first} and {second}")
-    scheme, base = rows[0].scheme, _pool(_read(_unedited(rows[0]))["cases"], common)
-    one, other = ((_pool(_read(row)["cases"], common, row.task.get("attacks")), _rise(row, common)) for row in rows)
+    scheme, base = rows[0].scheme, _pool(_unedited(rows[0]).data["cases"], common)
+    one, other = ((_pool(row.data["cases"], common, row.task.get("attacks")), _rise(row, common)) for row in rows)
     found = pillars.compare(one[0], other[0], base, scheme, kids=(one[1], other[1]))
     names = [name for name in (*scheme.pillars, OVERALL) if name in found]
     adjusted = holm({name: found[name].p for name in names})
@@ -170,25 +170,12 @@ def _unedited(row: Result) -> Result:
 
 def _again(row: Result, unedited: Result, scheme: Scheme) -> dict[str, Any]:
     """The scores of a row anew."""
-    data, base = _read(row), _read(unedited)
-    calibration = data["judge"].get("calibration")
+    facts: dict[str, Any] = {"plans": row.task.get("attacks"), "figures": row.figures}
     try:
-        return scores(
-            data["cases"],
-            base["cases"],
-            scheme,
-            plans=row.task.get("attacks"),
-            figures=row.figures,
-            calibration=calibration,
-        )
+        calibration = row.data["judge"].get("calibration")
+        return scores(row.data["cases"], unedited.data["cases"], scheme, **facts, calibration=calibration)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{row.path} is damaged: {type(error).__name__} {error}") from error
-
-
-def _read(row: Result) -> dict[str, Any]:
-    """A result file as it is, once `read_result` has found it whole."""
-    found: dict[str, Any] = json.loads(row.path.read_bytes())
-    return found
 
 
 def _rise(row: Result, cases: Sequence[str]) -> Rise | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from erasers.attacks import Attack, get_attack, list_attacks
 from erasers.concept import Concept
+from erasers.evaluation.checks import checked, count, lists, tuples
 from erasers.evaluation.profile import is_shapes
 
 _KEYS = ("attack", "samples", "control", "replicate")
@@ -60,7 +61,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """As results have it, with what reading them needs of the attack."""
         attack = self.attack
-        facts = {"attack": self.name, "options": _plain(self.options), "samples": self.samples}
+        facts = {"attack": self.name, "options": lists(self.options), "samples": self.samples}
         facts |= {"control": self.control, "replicate": self.replicate}
         return facts | {"space": attack.space, "encoder": attack.encoder, "budget": asdict(attack.budget())}
 
@@ -71,9 +72,8 @@ def parse_attacks(value: Any) -> dict[str, Plan]:
     Raises:
         ValueError: Names the label, what it takes and what it got.
     """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"attacks: expected labels with settings, got {value!r}")
-    plans = {str(label): _plan(str(label), settings) for label, settings in value.items()}
+    given = checked("attacks", value, Mapping, "labels with settings")
+    plans = {str(label): _plan(str(label), settings) for label, settings in given.items()}
     for plan in plans.values():
         _check_control(plan, plans)
     return plans
@@ -85,21 +85,17 @@ def limited(plans: Mapping[str, Plan], limit: int) -> dict[str, Plan]:
 
 
 def _plan(label: str, settings: Any) -> Plan:
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"attacks.{label}: expected settings, got {settings!r}")
-    name = settings.get("attack", label)
-    if name not in list_attacks():
-        raise ValueError(f"attacks.{label}: expected an attack among {', '.join(list_attacks())}, got {name!r}")
-    counts = {key: settings.get(key, default) for key, default in (("samples", None), ("replicate", 5))}
-    for key, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < (key == "samples"):
-            raise ValueError(f"attacks.{label}.{key}: expected a whole number from 1 on, got {count!r}")
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key not in _KEYS}
-    plan = Plan(label, name, options, control=settings.get("control"), **counts)
+    where = f"attacks.{label}"
+    given, known = checked(where, settings, Mapping, "settings"), list_attacks()
+    name = checked(where, given.get("attack", label), str, f"an attack among {', '.join(known)}", known.__contains__)
+    samples = count(f"{where}.samples", given.get("samples"))
+    again = checked(f"{where}.replicate", given.get("replicate", 5), int, "a whole number from 0 on", lambda n: n >= 0)
+    options = tuples({key: value for key, value in given.items() if key not in _KEYS})
+    plan = Plan(label, name, options, samples, given.get("control"), again)
     try:
         _ = plan.attack
     except ValueError as error:
-        raise ValueError(f"attacks.{label}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     return plan
 
 
@@ -121,7 +117,3 @@ def _synonyms(concepts: Sequence[Concept], model: str) -> list[str]:
     from erasers.shapes.world import SYNONYMS
 
     return [word for concept in concepts for word in SYNONYMS.get(concept.name, ())]
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -11,9 +11,7 @@ from typing import Any
 import yaml
 
 from erasers.concept import Concept
-from erasers.evaluation.checks import checked as _checked
-from erasers.evaluation.checks import count as _count
-from erasers.evaluation.checks import mapping as _mapping
+from erasers.evaluation.checks import checked, count, lists, mapping, tuples
 from erasers.evaluation.pillars import Scheme
 from erasers.evaluation.profile import SPLITS, Ask, is_shapes, profile_for
 from erasers.evaluation.prompt_files import Source, locate
@@ -175,8 +173,10 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """The task as plain values."""
         plain = asdict(self) | {"cases": [list(case) for case in self.cases]}
-        scheme = {key: list(value) if isinstance(value, tuple) else value for key, value in plain["scheme"].items()}
-        plain |= {"scheme": scheme, "attacks": {label: plan.to_json() for label, plan in self.attacks.items()}}
+        plain |= {
+            "scheme": lists(plain["scheme"]),
+            "attacks": {label: plan.to_json() for label, plan in self.attacks.items()},
+        }
         for key in ("sources", "prompts"):
             plain[key] = {name: one.to_json() for name, one in getattr(self, key).items()}
         optional = ("limit", "judge_options", "clip", "sources", "prompts")
@@ -219,36 +219,36 @@ def parse_task(content: Any) -> Task:
         ValueError: Names the key, what it takes and what it got.
     """
     known = [one.name for one in fields(Task) if one.name != "limit"]
-    values = _mapping("task", content, known)
+    values = mapping("task", content, known)
     for name in ("name", "version", "model", "cases", "samples", "judge", "scheme"):
         if name not in values:
             raise ValueError(f"expected the key {name}, got none")
     attacks = parse_attacks(values.get("attacks", {}))
-    name = _checked("name", values["name"], str, "letters, digits, dots and dashes", lambda text: _NAME.fullmatch(text))
+    name = checked("name", values["name"], str, "letters, digits, dots and dashes", lambda text: _NAME.fullmatch(text))
     cases = _cases(values["cases"])
     sources = parse_sources(values.get("sources", {}))
     prompts = parse_prompts(values.get("prompts", {}), sources, [word for case in cases for word in case])
     return Task(
         name=name,
-        version=_checked("version", values["version"], int, "a whole number from 1 on", lambda n: n >= 1),
-        model=_checked("model", values["model"], str, "a model's name or folder", bool),
+        version=checked("version", values["version"], int, "a whole number from 1 on", lambda n: n >= 1),
+        model=checked("model", values["model"], str, "a model's name or folder", bool),
         cases=cases,
         samples=_samples(values["samples"], prompts),
         sampling=_sampling(values.get("sampling", {})),
-        judge=_checked("judge", values["judge"], str, "the name of a judge", bool),
-        judge_options=dict(_mapping("judge_options", values.get("judge_options", {}))),
+        judge=checked("judge", values["judge"], str, "the name of a judge", bool),
+        judge_options=dict(mapping("judge_options", values.get("judge_options", {}))),
         clip=_clip(values.get("clip", {})),
         sources=sources,
         prompts=prompts,
         scheme=_scheme(values["scheme"], [label for label, plan in attacks.items() if plan.counts]),
         attacks=attacks,
         references=_references(values.get("references", {}), ["+".join(case) for case in cases]),
-        adult=_checked("adult", values.get("adult", False), bool, "true or false"),
+        adult=checked("adult", values.get("adult", False), bool, "true or false"),
     )
 
 
 def _cases(value: Any) -> tuple[tuple[str, ...], ...]:
-    cases = _checked("cases", value, list, "a list of lists of concepts", bool)
+    cases = checked("cases", value, list, "a list of lists of concepts", bool)
     for case in cases:
         if not isinstance(case, list) or not case or not all(isinstance(word, str) and word.strip() for word in case):
             raise ValueError(f"cases: expected lists of concepts, got {case!r}")
@@ -260,42 +260,40 @@ def _cases(value: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def _samples(value: Any, prompts: Mapping[str, Prompts]) -> dict[str, int]:
-    samples = _mapping("samples", value, list(prompts) or SPLITS)
+    samples = mapping("samples", value, list(prompts) or SPLITS)
     if not samples:
         raise ValueError(f"samples: expected prompts for some of {', '.join(SPLITS)}, got none")
     if lacking := [split for split in prompts if split not in samples]:
         raise ValueError(f"samples: expected a number of {lacking[0]} prompts, got none")
-    counts = {name: _count(f"samples.{name}", samples[name]) for name in samples}
+    counts = {name: count(f"samples.{name}", samples[name]) for name in samples}
     return {split: counts[split] for split in ALL_SPLITS if split in counts}
 
 
 def _sampling(value: Any) -> Sampling:
-    values = _mapping("sampling", value, [one.name for one in fields(Sampling)])
+    values = mapping("sampling", value, [one.name for one in fields(Sampling)])
     given = {key: setting for key, setting in values.items() if setting is not None}
-    counts = {key: _count(f"sampling.{key}", given[key]) for key in ("steps", "batch", "size") if key in given}
+    counts = {key: count(f"sampling.{key}", given[key]) for key in ("steps", "batch", "size") if key in given}
     guidance = given.get("guidance")
     if guidance is not None:
-        guidance = float(_checked("sampling.guidance", guidance, (int, float), "a number", lambda x: abs(x) < 1e6))
+        guidance = float(checked("sampling.guidance", guidance, (int, float), "a number", lambda x: abs(x) < 1e6))
     return Sampling(**counts, guidance=guidance)
 
 
 def _scheme(value: Any, attacks: Sequence[str]) -> Scheme:
-    given = _mapping("scheme", value, [one.name for one in fields(Scheme)])
-    options: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in given.items()}
-    options = {"attacks": tuple(attacks)} | options
+    given = mapping("scheme", value, [one.name for one in fields(Scheme)])
     try:
-        return Scheme(**options)
+        return Scheme(**{"attacks": tuple(attacks)} | tuples(given))
     except (ValueError, TypeError) as error:
         raise ValueError(f"scheme: {error}") from None
 
 
 def _clip(value: Any) -> dict[str, str]:
-    given = _mapping("clip", value, ("model", "revision"))
+    given = mapping("clip", value, ("model", "revision"))
     if given and "model" not in given:
         raise ValueError("clip.model: expected a folder or a Hub id, got none")
-    return {key: _checked(f"clip.{key}", given[key], str, "a text", bool) for key in given}
+    return {key: checked(f"clip.{key}", given[key], str, "a text", bool) for key in given}
 
 
 def _references(value: Any, cases: Sequence[str]) -> dict[str, str]:
-    given = _mapping("references", value, cases)
-    return {case: _checked(f"references.{case}", given[case], str, "a folder", bool) for case in given}
+    given = mapping("references", value, cases)
+    return {case: checked(f"references.{case}", given[case], str, "a folder", bool) for case in given}

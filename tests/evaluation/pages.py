@@ -60,6 +60,15 @@ def build(store: Path, **options: Any) -> tuple[str, str]:
     return tuple((store / "out" / f"leaderboard.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))  # type: ignore[return-value]
 
 
+def assert_plain(page: Page, markdown: str, html: str) -> None:
+    """Nothing that a result file says is markup, runs or turns the direction of writing."""
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert not [attrs for _, attrs, _ in page.elements if {"onload", "onerror"} & set(attrs)]
+    assert all((attrs["src"] or "").startswith("data:") for attrs, _ in page.all("img"))
+    assert not set("\u202e\x07") & set(html + markdown)
+    assert "<" not in markdown.replace("\\<", "")
+
+
 def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(path.read_text())
     edit(data)
