@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,17 +67,18 @@ def run(
         return
     with err.status("erasing"):
         job.fit()
-    with _progress("drawing and judging", job.left() if main else None) as advance:
+    from erasers.evaluation.report import progress
+
+    console = err if main else None
+    with progress(console, "drawing and judging", job.left() if main else 0) as advance:
         job.work(advance)
     if job.task.attacks:
-        with _progress("attacking", job.attacking.left() if main else None) as advance:
+        with progress(console, "attacking", job.attacking.left() if main else 0) as advance:
             job.attacking.work(advance)
     if main:
         for line in job.measures.lacking:
             err.print(plain(line))
-        with _progress("measuring", job.unmeasured()) as advance:
-            paths = job.write(advance)
-        for path in paths:
+        for path in job.write(lambda total: progress(err, "measuring", total)):
             out.print(plain(path))
 
 
@@ -246,17 +246,3 @@ def _own_device(device: str) -> str:
     local = os.environ.get("LOCAL_RANK", "")
     found = cli_input.pick_device(device) if device == "auto" else device
     return f"{found}:{local}" if device == "auto" and local.isdigit() and found in ("cuda", "xpu") else found
-
-
-@contextmanager
-def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; none for a process that is not to show one."""
-    if total is None:
-        yield lambda count: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from erasers.attacks import Attack, Budget, Candidate, Draw
-from erasers.attacks.soft import decode, whole_words
+from erasers.attacks.random_words import RandomWords
 
 if TYPE_CHECKING:
     from erasers.evaluation.profile import Ask
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomPrefix(Attack):
+class RandomPrefix(RandomWords):
     """Puts tokens drawn uniformly in front of the prompt.
 
     An attack that draws n pictures until one succeeds has to beat this one with the same n and k: what it gains is the
@@ -24,31 +20,13 @@ class RandomPrefix(Attack):
 
     Args:
         k: Tokens in front of the prompt.
-        images: Pictures a prompt, the plain prompt's included; 51 is what UnlearnDiffAtk draws.
+        images: See `RandomWords`.
     """
 
     name = "random_prefix"
-    space = "text"
-    encoder = "none"
 
     k: int = 3
-    images: int = 51
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1 or self.images < 1:
-            raise ValueError(f"expected k and images of at least 1, got k = {self.k}, images = {self.images}")
-
-    def budget(self) -> Budget:
-        """See `Attack.budget`."""
-        return Budget(images=self.images)
-
-    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> torch.Tensor:
-        """The ids that prefixes are drawn from: see `Attack.prepare`."""
-        return whole_words(pipe.tokenizer)
-
-    def run(self, pipe: Any, ask: Ask, prepared: torch.Tensor, *, generator: torch.Generator) -> Iterator[Candidate]:
-        """See `Attack.run`."""
-        for _ in range(self.images - 1):
-            picks = torch.randint(len(prepared), (self.k,), generator=generator, device=generator.device)
-            yield Candidate(f"{decode(pipe.tokenizer, prepared[picks.cpu()])} {ask.text}")
+    def text(self, words: str, ask: Ask) -> str:
+        """See `RandomWords.text`."""
+        return f"{words} {ask.text}"

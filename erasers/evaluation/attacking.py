@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Siege:
 
     case: str
     plan: Plan
+    attack: Attack
     samples: Sequence[Sample]
 
 
@@ -48,26 +49,23 @@ class Attacking:
 
     def __init__(self, run: Run) -> None:
         self.run, self.outcomes = run, Journal(run.out / "outcomes")
-        plans = run.task.attacks
-        if any(plan.attack.encoder != "none" for plan in plans.values()):
+        if any(plan.attack.encoder != "none" for plan in run.task.attacks.values()):
             check_supported(run.pipe)
-        for case in run.draws:
-            for plan in plans.values():
-                if plan.control and self._images(plan, case) > (most := self._images(plans[plan.control], case)):
-                    wanted = f"a control of at least {self._images(plan, case)} images"
-                    raise ValueError(f"attacks.{plan.label}: expected {wanted}, got {most} of {plan.control}")
+        self.sieges = [siege for case in run.draws for siege in self._sieges(case)]
 
-    @cached_property
-    def sieges(self) -> list[Siege]:
-        """All of them, in the order of the task."""
-        batch = self.run.task.sampling.batch
-        return [
-            Siege(case, plan, samples[start : start + batch])
-            for case, draws in self.run.draws.items()
-            for plan in self.run.task.attacks.values()
-            for samples in [_attacked(draws)[: plan.samples]]
-            for start in range(0, len(samples), batch)
-        ]
+    def _sieges(self, case: str) -> Iterator[Siege]:
+        """Those of a case, in the order of the task."""
+        task = self.run.task
+        concepts, prompts, batch = task.concepts(case), _attacked(self.run.draws[case]), task.sampling.batch
+        attacks = {label: plan.against(concepts, task.model) for label, plan in task.attacks.items()}
+        images = {label: attack.budget().images for label, attack in attacks.items()}
+        for label, plan in task.attacks.items():
+            if plan.control and images[label] > images[plan.control]:
+                wanted = f"a control of at least {images[label]} images"
+                raise ValueError(f"attacks.{label}: expected {wanted}, got {images[plan.control]} of {plan.control}")
+            samples = prompts[: plan.samples]
+            for start in range(0, len(samples), batch):
+                yield Siege(case, plan, attacks[label], samples[start : start + batch])
 
     def left(self) -> int:
         """Prompts of this process's share that are to be attacked, each once for every state of the model."""
@@ -101,7 +99,7 @@ class Attacking:
         todo = list(self._unfinished(siege))
         if not todo:
             return
-        attack = self._attack(siege.plan, siege.case)
+        attack = siege.attack
         prepared = attack.prepare(self.run.pipe, siege.samples, draw=self._draw, generator=_seeded(0))
         for scene in todo:
             with scene.place():
@@ -135,17 +133,9 @@ class Attacking:
             if siege.case in scene.cases and any(self.outcomes.get(key) is None for key in self._keys(siege, scene)):
                 yield scene
 
-    def _attack(self, plan: Plan, case: str) -> Attack:
-        return plan.against(self.run.task.concepts(case), self.run.task.model)
-
-    def _images(self, plan: Plan, case: str) -> int:
-        """Pictures that an attack may draw of a prompt of a case."""
-        return self._attack(plan, case).budget().images
-
     def _keys(self, siege: Siege, scene: Scene) -> list[str]:
         """What each outcome is kept under."""
-        attack = self._attack(siege.plan, siege.case)
-        facts = {"attack": attack.name, "config": attack.config(), "replicate": siege.plan.replicate}
+        facts = {"attack": siege.attack.name, "config": siege.attack.config(), "replicate": siege.plan.replicate}
         facts |= {"prompts": [_identity(sample) for sample in siege.samples]}
         facts |= {"judge": self.run.judge.fingerprint.digest, **self.run.picture_facts(scene)}
         return [key_of(facts | {"prompt": _identity(sample)}) for sample in siege.samples]

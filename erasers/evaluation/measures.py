@@ -8,7 +8,7 @@ other models there are CLIP scores, where the task names a CLIP.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -73,10 +73,14 @@ class Measures:
         self, store: Store, model: str, words: Mapping[str, Sequence[str]], clip: Mapping[str, str] | None = None
     ) -> None:
         self.store, self.words, self._sees = store, words, is_shapes(model)
-        self.journal = Journal(store.root / "measures")
         self._given = clip or {}
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._drawn: dict[str, tuple[list[Image.Image], str]] = {}
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Read with the first measurement, which most processes never come to."""
+        return Journal(self.store.root / "measures")
 
     @property
     def lacking(self) -> list[str]:
@@ -91,7 +95,8 @@ class Measures:
 
     def left(self, rows: Mapping[str, Cases]) -> int:
         """Numbers that are to be measured, and pictures of sets that are."""
-        return len(self._lacking(rows)) + sum(len(one.edited) for _, _, one in self._open_sets(rows))
+        lacking, sets = self._lacking(self._jobs(rows)), self._open_sets(self._sets(rows))
+        return len(lacking) + sum(len(one.edited) for one in sets)
 
     def add(self, rows: Mapping[str, Cases], advance: Callable[[int], None] = lambda count: None) -> dict[str, Figures]:
         """Measure what is missing and write it into the samples.
@@ -107,29 +112,30 @@ class Measures:
         Returns:
             Row -> figures.
         """
-        lacking = self._lacking(rows)
+        jobs, sets = list(self._jobs(rows)), list(self._sets(rows))
+        lacking = self._lacking(jobs)
         for start in range(0, len(lacking), _AT_ONCE):
             some = lacking[start : start + _AT_ONCE]
             self.journal.add([(job.key, job.measure()) for job in some])
             advance(len(some))
-        for job in self._jobs(rows):
+        for job in jobs:
             if (value := self.journal.get(job.key)) is not None:
                 job.sample[job.name] = value
         for sample, gold in _pairs(rows, REFERENCE):
             both = (sample["value"], gold["value"])
             sample["agrees"] = None if None in both else both[0] == both[1]
-        for _, _, one in self._open_sets(rows):
+        for one in self._open_sets(sets):
             self.journal.add([(one.key, self._figures(one))])
             advance(len(one.edited))
         found: dict[str, Figures] = {}
-        for row, name, one in self._sets(rows):
+        for row, name, one in sets:
             found.setdefault(row, {}).setdefault(name, []).extend(self.journal.get(one.key) or ())
         return found
 
-    def _lacking(self, rows: Mapping[str, Cases]) -> list[_Job]:
+    def _lacking(self, jobs: Iterable[_Job]) -> list[_Job]:
         """What is not in the journal and can be measured; each number once."""
-        jobs = {job.key: job for job in self._jobs(rows) if self.journal.get(job.key) is None}
-        return [job for job in jobs.values() if job.name != "clip" or self._clip]
+        lacking = {job.key: job for job in jobs if self.journal.get(job.key) is None}
+        return [job for job in lacking.values() if job.name != "clip" or self._clip]
 
     def _jobs(self, rows: Mapping[str, Cases]) -> Iterator[_Job]:
         """The numbers of all samples."""
@@ -145,10 +151,10 @@ class Measures:
             key = key_of(facts | {"picture": sample["image"]})
             yield _Job(sample, "clip", key, partial(self._fit, sample["image"], sample["text"]))
 
-    def _open_sets(self, rows: Mapping[str, Cases]) -> list[tuple[str, str, _Set]]:
+    def _open_sets(self, sets: Iterable[tuple[str, str, _Set]]) -> list[_Set]:
         """The sets whose figures are not in the journal and can be measured, each once."""
-        some = {one.key: (row, name, one) for row, name, one in self._sets(rows) if self.journal.get(one.key) is None}
-        return [each for each in some.values() if each[2].extractor != "clip" or self._clip]
+        some = {one.key: one for _, _, one in sets if self.journal.get(one.key) is None}
+        return [one for one in some.values() if one.extractor != "clip" or self._clip]
 
     def _sets(self, rows: Mapping[str, Cases]) -> Iterator[tuple[str, str, _Set]]:
         """Row, case or `ALL`, and set: the pictures of both kept splits together, for both have to stay as they are.

@@ -43,5 +43,5 @@ def too_long(pipe: Any, samples: Sequence[Sample]) -> int:
         return 0
     longest = max(tokenizers, key=lambda tokenizer: int(tokenizer.model_max_length))
     texts = sorted({sample.text for sample in samples})
-    lengths = (len(longest(text, truncation=False, verbose=False)["input_ids"]) for text in texts)
-    return sum(length > longest.model_max_length for length in lengths)
+    rows = longest(texts, truncation=False, verbose=False)["input_ids"] if texts else []
+    return sum(len(row) > longest.model_max_length for row in rows)

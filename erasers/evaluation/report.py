@@ -83,7 +83,7 @@ def make_report(
     folder.mkdir(parents=True, exist_ok=True)
     shown = _grid_cases(cases)
     judge = profile.judge() if profile.judge else None
-    with _progress(console, 2 * len(cases)) as advance:
+    with progress(console, "drawing and judging", 2 * len(cases)) as advance:
         before = _run(pipe, cases, shown, profile, judge, advance)
         with patch.applied(pipe):
             after = _run(pipe, cases, shown, profile, judge, advance)
@@ -228,11 +228,12 @@ def _cell(case: Case, index: int, side: _Side, good: bool) -> Cell:
 
 
 @contextmanager
-def _progress(console: Console | None, total: int) -> Iterator[Callable[[int], None]]:
+def progress(console: Console | None, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left, which is gone in the end; nothing without a console."""
     if console is None:
         yield lambda count: None
         return
-    columns = (TextColumn("drawing and judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)

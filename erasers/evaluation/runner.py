@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from erasers.judges import Judge
 from erasers.version import library_version
 
 Advance = Callable[[int], None]
+Progress = Callable[[int], AbstractContextManager[Advance]]
 T = TypeVar("T")
 
 
@@ -145,14 +146,18 @@ class Run:
         mine, _ = self.share.split(self._all_units())
         return sum(len(unit.pictures) for unit in mine if self._unfinished(unit))
 
-    def unmeasured(self) -> int:
-        """What `write` has to measure."""
-        return self.measures.left(self._finished())
+    def write(self, progress: Progress = lambda total: nullcontext(lambda count: None)) -> list[Path]:
+        """Measure and score the rows and write their result files; pictures, verdicts and attacks have to be there.
 
-    def write(self, advance: Advance = lambda count: None) -> list[Path]:
-        """Measure and score the rows and write their result files; pictures, verdicts and attacks have to be there."""
-        cases, head, paths = self._finished(), self._head(), []
-        figures = self.measures.add(cases, advance)
+        Args:
+            progress: Shows how many of so many measurements are done, inside its context.
+        """
+        cases = self._finished()
+        with progress(self.measures.left(cases)) as advance:
+            return self._write(cases, self.measures.add(cases, advance))
+
+    def _write(self, cases: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Path]:
+        head, paths = self._head(), []
         plans, calibration = head["task"].get("attacks"), head["judge"].get("calibration")
         for row in (row for row in self._all_rows() if row.name in cases):
             mine, sets = cases[row.name], figures.get(row.name, {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from erasers.concept import Concept, names
 from erasers.evaluation.checks import checked, mapping, texts
-from erasers.evaluation.profile import KEPT_SPLITS, SPLITS, Ask, PlainPrompt
+from erasers.evaluation.profile import ERASED_SPLITS, KEPT_SPLITS, SPLITS, Ask, PlainPrompt
 from erasers.evaluation.prompt_files import Cells, Source, parse_source, read_rows
 from erasers.evaluation.records import UTILITY
 from erasers.evaluation.refusal import names_minors, refuse_minors
@@ -211,7 +211,7 @@ def _templated(
     split: str, prompts: Prompts, concept: Concept, concepts: Sequence[Concept], n: int, adult: bool
 ) -> Iterator[PlainPrompt]:
     words = prompts.words.get(concept.name, ()) if isinstance(prompts.words, Mapping) else prompts.words
-    erased = {term.lower() for one in concepts for term in one.terms()} if split not in ("explicit", "synonym") else ()
+    erased = {term.lower() for one in concepts for term in one.terms()} if split not in ERASED_SPLITS else ()
     left = [word for word in words or (concept.name,) if word.lower() not in erased]
     if not left:
         raise ValueError(f"expected words for {split} beside what is erased, got none for {concept.name}")

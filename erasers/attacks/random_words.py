@@ -1,0 +1,55 @@
+"""What the controls share: as many pictures as an attack, with words that nobody searched for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.soft import decode, whole_words
+
+if TYPE_CHECKING:
+    from erasers.evaluation.profile import Ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomWords(Attack):
+    """Draws tokens uniformly among those that can be typed as words; subclasses say where they stand.
+
+    Args:
+        k: Tokens.
+        images: Pictures a prompt, the plain prompt's included; 51 is what UnlearnDiffAtk draws.
+    """
+
+    space = "text"
+    encoder = "none"
+
+    k: int
+    images: int = 51
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1 or self.images < 1:
+            raise ValueError(f"expected k and images of at least 1, got k = {self.k}, images = {self.images}")
+
+    @abstractmethod
+    def text(self, words: str, ask: Ask) -> str:
+        """The text to draw, given the drawn words."""
+
+    def budget(self) -> Budget:
+        """See `Attack.budget`."""
+        return Budget(images=self.images)
+
+    def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> torch.Tensor:
+        """The ids that words are drawn from: see `Attack.prepare`."""
+        return whole_words(pipe.tokenizer)
+
+    def run(self, pipe: Any, ask: Ask, prepared: torch.Tensor, *, generator: torch.Generator) -> Iterator[Candidate]:
+        """See `Attack.run`."""
+        for _ in range(self.images - 1):
+            picks = torch.randint(len(prepared), (self.k,), generator=generator, device=generator.device)
+            yield Candidate(self.text(decode(pipe.tokenizer, prepared[picks.cpu()]), ask))
