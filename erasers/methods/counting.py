@@ -1,0 +1,59 @@
+"""What goes through the networks of a pipeline, counted or foretold."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Inputs that went through networks: a batch of eight counts as eight.
+
+    Args:
+        denoiser: Through the denoiser without gradients.
+        gradients: Through the denoiser with gradients.
+        texts: Through a text encoder.
+    """
+
+    denoiser: int = 0
+    gradients: int = 0
+    texts: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.denoiser:,} denoiser calls, {self.gradients:,} with gradients, {self.texts:,} texts encoded"
+
+    def __add__(self, other: Calls) -> Calls:
+        return Calls(self.denoiser + other.denoiser, self.gradients + other.gradients, self.texts + other.texts)
+
+    def __mul__(self, count: int) -> Calls:
+        return Calls(self.denoiser * count, self.gradients * count, self.texts * count)
+
+
+class Counter(AbstractContextManager["Counter"]):
+    """Counts what goes through the denoiser and the first text encoder of a pipeline inside its context."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.calls = Calls()
+        self._pipe, self._handles = pipe, ExitStack()
+
+    def __enter__(self) -> Counter:
+        for name, count in (("unet", self._denoised), ("text_encoder", self._encoded)):
+            module = getattr(self._pipe, name, None)
+            if isinstance(module, torch.nn.Module):
+                self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handles.close()
+
+    def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output.sample
+        trained = states.requires_grad
+        self.calls += Calls(gradients=len(states)) if trained else Calls(denoiser=len(states))
+
+    def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.calls += Calls(texts=len(args[0] if args else kwargs["input_ids"]))

@@ -1,0 +1,31 @@
+"""The pipelines that trained erasers know how to call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_unet(pipe: Any) -> None:
+    """Refuse what is not Stable Diffusion 1, 2 or XL.
+
+    Raises:
+        TypeError: Names what is supported.
+        ValueError: A prediction or a noise schedule that is not.
+    """
+    kind = type(getattr(pipe, "unet", None)).__name__
+    unet = getattr(pipe, "unet", None)
+    unet = getattr(unet, "_orig_mod", unet)
+    kind, added = type(unet).__name__, getattr(getattr(unet, "config", None), "addition_embed_type", None)
+    if kind != "UNet2DConditionModel" or added not in (None, "text_time") or not hasattr(pipe, "text_encoder"):
+        raise TypeError(
+            "expected a Stable Diffusion 1, 2 or XL pipeline (UNet2DConditionModel with CLIP text encoders), got "
+            f"{type(pipe).__name__}"
+        )
+    if getattr(pipe, "text_encoder", None) is None and getattr(pipe, "text_encoder_2", None) is None:
+        raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction") or not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            "expected a scheduler with alphas_cumprod that predicts epsilon or v_prediction, got "
+            f"{type(pipe.scheduler).__name__} that predicts {prediction}"
+        )

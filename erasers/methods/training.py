@@ -1,0 +1,307 @@
+"""The loop that trained erasers share: what is trained, what lives through it, checkpoints, progress and cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from erasers.attacks.soft import frozen
+from erasers.build import concept_meta
+from erasers.concept import Concept, Concepts, as_concepts
+from erasers.eraser import Eraser
+from erasers.methods.counting import Calls, Counter
+from erasers.methods.student import Student
+from erasers.patch import Patch
+from erasers.patch_file import KEY, write_tensors
+
+Advance = Callable[[int], None]
+Stage = Callable[[str, int], Any]
+"""(title, total) -> a context with a function that is told of what was done."""
+
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
+_BETTER = 0.99
+
+
+@dataclass
+class Training:
+    """A training on its way: what a method hands to the loop.
+
+    Args:
+        student: What is trained.
+        step: One iteration, called with its number; returns the losses to show. The first one named counts for
+            `patience`.
+        optimizers: By name; their states belong to a checkpoint.
+        tensors: What else changes, by name, and is changed in place; belongs to a checkpoint, too.
+        stop: Asked after every iteration whether training is over; says why, or "".
+    """
+
+    student: Student
+    step: Callable[[int], Mapping[str, float]]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    stop: Callable[[], str] = lambda: ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedEraser(Eraser):
+    """A method that trains weights of the pipeline for a number of iterations.
+
+    Args:
+        iterations: Steps of the optimizer.
+        lr: Its learning rate.
+        rank: 0 trains the weights themselves; otherwise low-rank additions to linear layers, for a smaller patch.
+        patience: Stop when the mean loss of so many iterations is not below 99 % of that of as many before; 0 never
+            stops early.
+        gradient_checkpointing: Less memory for more time.
+    """
+
+    trains: ClassVar[bool] = True
+
+    iterations: int = 1000
+    lr: float = 1e-5
+    rank: int = 0
+    patience: int = 0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"iterations": 1, "rank": 0, "patience": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"expected lr above 0, got {self.lr}")
+
+    @abstractmethod
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """Do what is done once, and return what the loop needs; the pipeline asks for no gradients meanwhile."""
+
+    @abstractmethod
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """What `fit` will put through the networks when it does not stop early."""
+
+    @abstractmethod
+    def check_pipe(self, pipe: Any) -> None:
+        """Refuse a pipeline that the method cannot train.
+
+        Raises:
+            TypeError: Lists those that it can.
+        """
+
+    def fit(
+        self,
+        pipe: Any,
+        concepts: Concepts,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+    ) -> Patch:
+        """Train a patch; see `Eraser.fit`.
+
+        Args:
+            pipe: A pipeline that `check_pipe` takes.
+            concepts: What is erased.
+            generator: Source of every random number; seed 0 when None.
+            progress: Show bars on stderr, and what was spent in the end.
+            checkpoint: A file that is written every few seconds. If it is there, and of the same training, that goes
+                on from it; on a CPU the patch is then bit for bit that of an unbroken training.
+
+        Raises:
+            ValueError: A checkpoint of another training, or concepts that cannot be erased so.
+        """
+        found = as_concepts(concepts)
+        self.check_pipe(pipe)
+        self.check_concepts(found)
+        generator = generator or torch.Generator().manual_seed(0)
+        identity: dict[str, Any] = {
+            "seed": _digest({"": generator.get_state()}),
+            "concepts": [concept_meta(one) for one in found],
+        }
+        console = Console(stderr=True) if progress else None
+        with _quiet(pipe), frozen(pipe), Counter(pipe) as counter, _memory(pipe, self.gradient_checkpointing):
+            training = self.prepare(pipe, found, generator, lambda title, total: _bar(console, title, total))
+            identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
+            saved = None if checkpoint is None else _Checkpoint(Path(checkpoint), json.dumps(identity, sort_keys=True))
+            with _precision(pipe):
+                why = self._run(training, generator, saved, console)
+            patch = training.student.patch(self, found)
+        if console is not None:
+            console.print(f"{self.name}: {why}; {counter.calls}", highlight=False)
+        return patch
+
+    def check_concepts(self, concepts: Sequence[Concept]) -> None:
+        """Refuse concepts that are to be kept as well, or that are their own anchors.
+
+        Raises:
+            ValueError: Names the text.
+        """
+        erased = {term.lower() for concept in concepts for term in concept.terms()}
+        for concept in concepts:
+            for text in concept.preserve:
+                if text.lower() in erased:
+                    raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
+            if concept.anchor.lower() in erased:
+                raise ValueError(f"expected anchors that differ from the concepts, got {concept.anchor!r} for both")
+
+    def _run(
+        self, training: Training, generator: torch.Generator, saved: _Checkpoint | None, console: Console | None
+    ) -> str:
+        losses: list[float] = []
+        if saved is not None:
+            losses = saved.load(training, generator)
+        with _bar(console, self.name, self.iterations, loss=True) as advance:
+            advance(len(losses))
+            while len(losses) < self.iterations:
+                shown = training.step(len(losses))
+                losses.append(next(iter(shown.values())))
+                advance(1, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+                if why := training.stop() or self._stalled(losses):
+                    return f"stopped after {len(losses)} iterations: {why}"
+                if saved is not None:
+                    saved.save(training, generator, losses)
+        return f"{self.iterations} iterations"
+
+    def _stalled(self, losses: Sequence[float]) -> str:
+        count = self.patience
+        if not count or len(losses) < 2 * count:
+            return ""
+        last, before = sum(losses[-count:]), sum(losses[-2 * count : -count])
+        return f"the loss fell by less than 1 % in {count}" if last >= before * _BETTER else ""
+
+
+class _Checkpoint:
+    """One safetensors file with all that a training goes on from."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
+        self.path, self.identity, self._last = path, hashlib.sha256(identity.encode()).hexdigest(), time.monotonic()
+
+    def save(self, training: Training, generator: torch.Generator, losses: Sequence[float]) -> None:
+        """Write everything, unless that was done a moment ago."""
+        if time.monotonic() - self._last < _SECONDS_BETWEEN_CHECKPOINTS:
+            return
+        tensors = {name: value.detach().cpu() for name, value in _state(training).items()}
+        tensors |= {"generator": generator.get_state(), "losses": torch.tensor(losses, dtype=torch.float64)}
+        write_tensors(self.path, {name: value.clone() for name, value in tensors.items()}, {KEY: self.identity})
+        self._last = time.monotonic()
+
+    def load(self, training: Training, generator: torch.Generator) -> list[float]:
+        """Set everything to what the file says; the losses so far, none without a file.
+
+        Raises:
+            ValueError: A damaged file, or one of another training.
+        """
+        if not self.path.exists():
+            return []
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "pt") as file:
+                identity = (file.metadata() or {}).get(KEY)
+                names = file.keys() if identity == self.identity else ()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise ValueError(f"expected a checkpoint in {self.path}, got a damaged file ({error}); delete it") from None
+        if not tensors:
+            raise ValueError(
+                f"expected a checkpoint of this training in {self.path}, got one of another model, concept, method, "
+                "option or seed; delete it or name another file"
+            )
+        generator.set_state(tensors.pop("generator"))
+        losses = [float(value) for value in tensors.pop("losses")]
+        _restore(training, tensors)
+        return losses
+
+
+def _state(training: Training) -> dict[str, torch.Tensor]:
+    """All that changes in training, by name."""
+    found = {f"student/{name}": value for name, value in training.student.tensors().items()}
+    found |= {f"tensors/{name}": value for name, value in training.tensors.items()}
+    for name, optimizer in training.optimizers.items():
+        for number, values in optimizer.state_dict()["state"].items():
+            found |= {f"optimizers/{name}/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    return found
+
+
+@torch.no_grad()
+def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
+    live = {f"student/{name}": value for name, value in training.student.tensors().items()}
+    live |= {f"tensors/{name}": value for name, value in training.tensors.items()}
+    for name, value in live.items():
+        value.copy_(tensors[name])
+    for name, optimizer in training.optimizers.items():
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition("/")
+            if kind == "optimizers" and rest.startswith(f"{name}/"):
+                number, _, what = rest.removeprefix(f"{name}/").partition("/")
+                state.setdefault(int(number), {})[what] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _bar(console: Console | None, title: str, total: int, *, loss: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar with the time left, and the losses of the last iteration."""
+    if console is None:
+        yield lambda count, text="": None
+        return
+    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if loss:
+        columns.append(TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count, text="": bar.update(task, advance=count, description=text)
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    """Inside, the modules compute as when pictures are drawn (no dropout)."""
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module) and part.training]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.train()
+
+
+@contextmanager
+def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
+    """Inside, activations of the denoiser are computed again when gradients need them."""
+    was = getattr(pipe.unet, "is_gradient_checkpointing", False)
+    if not checkpointing or was:
+        yield
+        return
+    pipe.unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        pipe.unet.disable_gradient_checkpointing()
+
+
+def _precision(pipe: Any) -> Any:
+    """Mixed precision where the pipeline has half precision: what is trained stays in float32."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    halves = {part.dtype for part in parts} & {torch.float16, torch.bfloat16}
+    return torch.autocast(pipe.unet.device.type, dtype=halves.pop()) if halves else nullcontext()
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
