@@ -77,7 +77,7 @@ class SoftPrompt:
     def placed(self, tokens: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Inside, the text encoder reads `tokens` (word -> embeddings `[k, d]`) wherever it is given `self.text`.
 
-        Other texts, such as a negative prompt, are read as ever.
+        Other texts, such as a negative prompt, are read as ever. Embeddings `[n, k, d]` are for n rows of that text.
         """
 
         def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,8 @@ class SoftPrompt:
                 at = ids == self._carriers[word]
                 whole = at.sum(dim=-1, keepdim=True) == self._counts[word]
                 rows = int(whole.sum())
-                source = vectors.to(output.device, output.dtype).repeat(rows, 1)
+                source = vectors.to(output.device, output.dtype)
+                source = source.flatten(0, 1) if source.dim() == 3 else source.repeat(rows, 1)
                 output = output.masked_scatter((at & whole).unsqueeze(-1), source) if rows else output
             return output
 
@@ -97,9 +98,13 @@ class SoftPrompt:
             handle.remove()
 
     def states(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Text states `[1, n, d]` of the prompt with these soft tokens, with gradients to them."""
+        """Text states `[1, n, d]` of the prompt with these soft tokens, with gradients to them.
+
+        One row for each of the first dimension of embeddings `[rows, k, d]`.
+        """
+        rows = max((len(vectors) for vectors in tokens.values() if vectors.dim() == 3), default=1)
         with self.placed(tokens):
-            return encode(self._pipe, self.ids)
+            return encode(self._pipe, self.ids.expand(rows, -1))
 
 
 def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:

@@ -170,6 +170,23 @@ def sample_bank(
     return LatentBank(**{name: torch.cat([getattr(part, name) for part in parts]) for name in fields})
 
 
+def draw_pictures(
+    pipe: Any,
+    condition: Condition,
+    empty: Condition,
+    way: Way,
+    generator: torch.Generator,
+    advance: Callable[[int], None] = lambda count: None,
+) -> torch.Tensor:
+    """x_0 `[n, c, h, w]`, one for each row of the condition; arguments as for `sample_bank`."""
+    parts = []
+    for index in torch.arange(len(condition.states)).split(way.batch):
+        noise = gaussian(torch.empty(len(index), *latent_shape(pipe), device=pipe.unet.device), generator)
+        parts.append(_walk(pipe, condition.rows(index), empty, index, noise, way).pictures)
+        advance(len(index))
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def _walk(
     pipe: Any, condition: Condition, empty: Condition, index: torch.Tensor, latents: torch.Tensor, way: Way

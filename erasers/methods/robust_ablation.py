@@ -1,0 +1,278 @@
+"""Robust ablation: an eraser of this library's own, trained against attacks that live as long as the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from erasers.attacks.soft import check_supported
+from erasers.concept import Concept, Concepts, as_concepts
+from erasers.methods.contexts import Templates, contexts, kept_prompts
+from erasers.methods.counting import Calls
+from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict
+from erasers.methods.pool import Maker, Pool
+from erasers.methods.soft_bank import SoftBank
+from erasers.methods.student import Student, names_of
+from erasers.methods.training import Stage, TrainedEraser, Training
+from erasers.methods.uce import UCE
+
+_BATCH = 16
+_WARM = 20
+_MULTIPLIER_RATE = 0.05
+_MULTIPLIERS = (0.1, 100.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustAblation(TrainedEraser):
+    """Train the denoiser to draw the anchor where it would draw the concept, whatever words ask for it.
+
+    Pictures of the concept are drawn by the pipeline itself and noised. On them the student eps learns, with eps* the
+    frozen model, c a prompt of the concept, a the same prompt with the anchor, and s soft tokens of a bank:
+
+        L = (|| eps(x_t, c) - eps*(x_t, a) ||^2 + || eps(x_t, s) - eps*(x_t, a) ||^2) / S  +  lambda L_keep / S
+        L_keep = || eps(y_t, p) - eps*(y_t, p) ||^2 on pictures y of prompts p that are kept
+        S = mean || eps*(x_t, c) - eps*(x_t, a) ||^2
+
+    The bank attacks the student all the while: in every iteration its soft tokens take steps of Adam on
+    || eps(x_t, s) - noise ||^2, which is textual inversion, and a part of it starts anew from random words every
+    `restart` iterations. L_keep / S is held at `drift` by its multiplier lambda: a constraint, not a weight.
+
+    Args:
+        pictures: Drawn of each concept; prompts take turns.
+        kept: Pictures of kept prompts: preserved ones, neighbours and anchors in templates, and the empty prompt.
+        noises: Times and noises of each picture, for which the frozen model is asked once.
+        steps: Of the sampler that draws the pictures.
+        guidance: With which they are drawn.
+        batch: Noised pictures of concepts an iteration, once with their prompts and once with soft tokens.
+        kept_batch: Noised pictures of kept prompts an iteration.
+        drift: Where L_keep / S is held.
+        erase_scale: Weight of the prompts' part of the loss.
+        attack_scale: Weight of the soft tokens' part; 0 trains without attacks.
+        bank: Soft prompts that live.
+        tokens: Numbers of soft tokens; the soft prompts take turns.
+        attack_steps: Steps of the bank an iteration.
+        attack_lr: Of its Adam.
+        restart: Iterations after which a half of the bank starts anew.
+        train: `all` layers, `attention` or `cross` attention.
+        start: `uce` starts from that edit instead of the unedited weights; only with rank 0.
+        templates: Patterns with one `{}` for the concept; "auto" takes those of its kind.
+    """
+
+    name: ClassVar[str] = "robust_ablation"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "robust_ablation-shapes": {"iterations": 300, "lr": 2e-3, "steps": 20, "guidance": 4.0},
+    }
+
+    iterations: int = 500
+    lr: float = 2e-4
+    rank: int = 16
+    pictures: int = 48
+    kept: int = 96
+    noises: int = 16
+    steps: int = 30
+    guidance: float = 5.0
+    batch: int = 6
+    kept_batch: int = 16
+    drift: float = 0.02
+    erase_scale: float = 1.0
+    attack_scale: float = 1.0
+    bank: int = 8
+    tokens: tuple[int, ...] = (1, 2, 4)
+    attack_steps: int = 2
+    attack_lr: float = 0.02
+    restart: int = 60
+    train: Literal["all", "attention", "cross"] = "all"
+    start: Literal["none", "uce"] = "none"
+    templates: Templates = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("pictures", "kept", "noises", "steps", "batch", "kept_batch", "bank", "restart")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not self.tokens or min(self.tokens) < 1:
+            raise ValueError(f"expected tokens of at least 1, got {self.tokens}")
+        if self.start != "none" and self.rank:
+            raise ValueError(f"expected rank 0 to start from {self.start}, got rank {self.rank}")
+
+    def check_pipe(self, pipe: Any) -> None:
+        """See `TrainedEraser.check_pipe`."""
+        check_supported(pipe)
+
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """See `TrainedEraser.cost`."""
+        found = as_concepts(concepts)
+        drawn = self.pictures * len(found) + self.kept
+        asked = sum(len(contexts(one, self.templates)) for one in found)
+        texts = (
+            2 * min(asked, self.pictures * len(found)) + min(self.kept, len(kept_prompts(found, self.templates))) + 1
+        )
+        attacks = self.batch * (self.attack_steps + 1) if self.attack_scale else 0
+        each = Calls(gradients=self.batch + self.kept_batch + attacks, texts=attacks)
+        return Calls(denoiser=drawn * (2 * self.steps + self.noises), texts=texts) + each * self.iterations
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """See `TrainedEraser.prepare`."""
+        pairs, owners = self._pairs(concepts, generator)
+        kept = shuffled(kept_prompts(concepts, self.templates), self.kept, generator)
+        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
+        held, empty = conditions(pipe, kept), conditions(pipe, [""])
+        count = len(concepts) * self.pictures
+        with stage("drawing pictures to learn from", (count + self.kept) * (self.noises + 1)) as advance:
+            maker = Maker(pipe, empty, Way(self.steps, self.guidance, _BATCH), self.noises, generator, advance)
+            bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept)
+        student = Student(pipe, names_of(pipe, "unet", selector(self.train)), rank=self.rank, generator=generator)
+        if self.start == "uce":
+            start_from_uce(student, pipe, concepts)
+        soft = SoftBank(pipe, self.bank, self.tokens, generator)
+        groups = [torch.nonzero(owners[bad.prompts] == number)[:, 0] for number in range(len(concepts))]
+        fight = Fight(self, pipe, student, soft, bad, good, asked, held, groups, generator)
+        tensors = {"soft": soft.vectors.data, "multiplier": fight.multiplier}
+        return Training(student, fight.step, {"adam": fight.defender, "attacker": fight.attacker}, tensors)
+
+    def _pairs(
+        self, concepts: Sequence[Concept], generator: torch.Generator
+    ) -> tuple[list[tuple[str, str]], torch.Tensor]:
+        """(prompt, anchor prompt) of all concepts, at most one for each picture, and the concept of each `[n]`."""
+        pairs: list[tuple[str, str]] = []
+        owners: list[int] = []
+        for number, concept in enumerate(concepts):
+            some = shuffled(contexts(concept, self.templates), self.pictures, generator)
+            pairs += some
+            owners += [number] * len(some)
+        return pairs, torch.tensor(owners)
+
+
+class Fight:
+    """The student against the bank, iteration by iteration.
+
+    Args:
+        options: The eraser.
+        pipe: The pipeline.
+        student: What is trained.
+        soft: What attacks it.
+        bad: Pictures of the concepts, with the anchors' predictions.
+        good: Pictures of kept prompts, with their own.
+        asked: Conditions of the prompts of `bad`.
+        held: Conditions of the prompts of `good`.
+        groups: Rows of `bad` of each concept; these take turns.
+        generator: Source of every random number.
+    """
+
+    def __init__(
+        self,
+        options: RobustAblation,
+        pipe: Any,
+        student: Student,
+        soft: SoftBank,
+        bad: Pool,
+        good: Pool,
+        asked: Condition,
+        held: Condition,
+        groups: Sequence[torch.Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        self.options, self.pipe, self.student, self.soft = options, pipe, student, soft
+        self.bad, self.good, self.asked, self.held = bad, good, asked, held
+        self.groups, self.generator = groups, generator
+        self.multiplier = torch.tensor(_MULTIPLIERS[0] / max(options.drift, 1e-3))
+        self.defender = torch.optim.Adam(student.parameters, lr=options.lr)
+        self.attacker = torch.optim.Adam([soft.vectors], lr=options.attack_lr)
+        self.shift = self._shift()
+
+    @torch.no_grad()
+    def _shift(self) -> float:
+        """S: how far the prompts of a part of the pictures are from their anchors."""
+        some = self.bad.rows(picks(len(self.bad.times), 4 * _BATCH, self.generator))
+        return float(
+            functional.mse_loss(predict(self.pipe, some.noisy, some.times, self.asked.rows(some.prompts)), some.goal)
+        )
+
+    def step(self, number: int) -> dict[str, float]:
+        """One iteration: the bank attacks, the student learns, the multiplier follows."""
+        options = self.options
+        if number and number % options.restart == 0:
+            self.soft.restart(self.attacker, number // options.restart, self.generator)
+        some = self.bad.rows(self._draw(options.batch))
+        keep = self.good.rows(picks(len(self.good.times), options.kept_batch, self.generator))
+        rows = self.soft.turn(number, options.batch)
+        with self.student.placed():
+            if options.attack_scale:
+                self._attack(some, rows)
+            losses = self._losses(some, keep, rows)
+            erase = options.erase_scale * losses["erase"] + options.attack_scale * losses.get("attack", 0.0)
+            self.student.backward(erase + self.multiplier * losses["drift"], clip=1.0)
+        self.defender.param_groups[0]["lr"] = options.lr * schedule(number, options.iterations)
+        self.defender.step()
+        shown = {name: float(value.detach()) for name, value in losses.items()}
+        excess = max(-1.0, min(1.0, shown["drift"] / options.drift - 1))
+        self.multiplier.mul_(math.exp(_MULTIPLIER_RATE * excess)).clamp_(*_MULTIPLIERS)
+        return shown
+
+    def _draw(self, count: int) -> torch.Tensor:
+        """Rows of pictures of the concepts in turn `[count]`."""
+        found = [self.groups[number % len(self.groups)] for number in range(count)]
+        return torch.stack([group[int(picks(len(group), 1, self.generator))] for group in found])
+
+    def _attack(self, some: Pool, rows: torch.Tensor) -> None:
+        """Steps of the bank on || eps(x_t, s) - noise ||^2."""
+        for _ in range(self.options.attack_steps):
+            guess = predict(self.pipe, some.noisy, some.times, self.soft.condition(rows))
+            (slope,) = torch.autograd.grad(functional.mse_loss(guess, some.noise), [self.soft.vectors])
+            self.soft.vectors.grad = slope
+            self.attacker.step()
+
+    def _losses(self, some: Pool, keep: Pool, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The three parts of the loss over S, from one pass of the denoiser."""
+        parts = {"erase": (some, self.asked.rows(some.prompts))}
+        if self.options.attack_scale:
+            with torch.no_grad():
+                parts["attack"] = some, self.soft.condition(rows)
+        parts["drift"] = keep, self.held.rows(keep.prompts)
+        pools = [pool for pool, _ in parts.values()]
+        noisy, times = torch.cat([pool.noisy for pool in pools]), torch.cat([pool.times for pool in pools])
+        guesses = predict(self.pipe, noisy, times, cat(*(condition for _, condition in parts.values())))
+        split = guesses.split([len(pool.times) for pool in pools])
+        return {
+            name: functional.mse_loss(guess, pool.goal) / self.shift
+            for name, guess, pool in zip(parts, split, pools, strict=True)
+        }
+
+
+def schedule(number: int, iterations: int) -> float:
+    """Share of the learning rate in an iteration: it rises for twenty, and falls like a cosine."""
+    return min(1.0, (number + 1) / _WARM) * 0.5 * (1 + math.cos(math.pi * number / iterations))
+
+
+def shuffled(items: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
+    """At most `count` of them in random order."""
+    order = torch.randperm(len(items), generator=generator, device=generator.device).tolist()
+    return [items[index] for index in order[:count]]
+
+
+def selector(train: str) -> Any:
+    """Which modules of a UNet are trained, by (module, path)."""
+
+    def wanted(module: nn.Module, path: str) -> bool:
+        place = f".{path}."
+        attention = ".attn1." in place or ".attn2." in place
+        fits = {"all": True, "attention": attention, "cross": ".attn2." in place}[train]
+        return isinstance(module, (nn.Linear, nn.Conv2d)) and fits
+
+    return wanted
+
+
+@torch.no_grad()
+def start_from_uce(student: Student, pipe: Any, concepts: Sequence[Concept]) -> None:
+    """Give the student the weights of UCE's edit of the same concepts."""
+    trained = student.tensors()
+    for name, edit in UCE(rows="tail", templates="auto").fit(pipe, list(concepts)).changes.items():
+        if f"{name}/0" in trained:
+            trained[f"{name}/0"].copy_(edit.apply(trained[f"{name}/0"], 1.0))
