@@ -79,7 +79,7 @@ class RobustAblation(TrainedEraser):
     guidance: float = 5.0
     batch: int = 6
     kept_batch: int = 16
-    drift: float = 0.02
+    drift: float = 0.01
     erase_scale: float = 1.0
     attack_scale: float = 1.0
     bank: int = 8
@@ -110,18 +110,17 @@ class RobustAblation(TrainedEraser):
         """See `TrainedEraser.cost`."""
         found = as_concepts(concepts)
         drawn = self.pictures * len(found) + self.kept
-        asked = sum(len(contexts(one, self.templates)) for one in found)
-        texts = (
-            2 * min(asked, self.pictures * len(found)) + min(self.kept, len(kept_prompts(found, self.templates))) + 1
-        )
+        asked = sum(min(self.pictures, len(contexts(one, self.templates))) for one in found)
+        texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
         attacks = self.batch * (self.attack_steps + 1) if self.attack_scale else 0
         each = Calls(gradients=self.batch + self.kept_batch + attacks, texts=attacks)
-        return Calls(denoiser=drawn * (2 * self.steps + self.noises), texts=texts) + each * self.iterations
+        shift = Calls(denoiser=4 * _BATCH)
+        return Calls(denoiser=drawn * (2 * self.steps + self.noises), texts=texts) + shift + each * self.iterations
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         pairs, owners = self._pairs(concepts, generator)
-        kept = shuffled(kept_prompts(concepts, self.templates), self.kept, generator)
+        kept = self._kept(concepts, generator)
         asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
         held, empty = conditions(pipe, kept), conditions(pipe, [""])
         count = len(concepts) * self.pictures
@@ -148,6 +147,12 @@ class RobustAblation(TrainedEraser):
             pairs += some
             owners += [number] * len(some)
         return pairs, torch.tensor(owners)
+
+    def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
+        """At most one kept prompt for each picture, up to half of them about neighbours and anchors."""
+        near, others = kept_prompts(concepts, self.templates)
+        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
+        return some + shuffled(others, self.kept - len(some), generator)
 
 
 class Fight:

@@ -204,8 +204,8 @@ def _factors(weight: torch.Tensor, rank: int, generator: torch.Generator) -> tup
     out, width = weight.shape
     rank = min(rank, out, width)
     down = torch.randn(rank, width, generator=generator, device=generator.device) / width**0.5
-    where = {"device": weight.device, "dtype": _precise(weight)}
-    return nn.Parameter(down.to(**where)), nn.Parameter(torch.zeros(out, rank, **where))
+    up = torch.zeros(out, rank, device=weight.device, dtype=_precise(weight))
+    return nn.Parameter(down.to(up)), nn.Parameter(up)
 
 
 def _precise(weight: torch.Tensor) -> torch.dtype:

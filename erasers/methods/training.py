@@ -295,8 +295,10 @@ def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
 def _precision(pipe: Any) -> Any:
     """Mixed precision where the pipeline has half precision: what is trained stays in float32."""
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    halves = {part.dtype for part in parts} & {torch.float16, torch.bfloat16}
-    return torch.autocast(pipe.unet.device.type, dtype=halves.pop()) if halves else nullcontext()
+    for dtype in (torch.float16, torch.bfloat16):
+        if any(part.dtype == dtype for part in parts):
+            return torch.autocast(pipe.unet.device.type, dtype=dtype)
+    return nullcontext()
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
