@@ -134,11 +134,17 @@ class UCE(Eraser):
         if unedited := find_family(pipe)[0].unedited:
             warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=2)
         hashes = port_hashes(pipe, groups)
-        tasks = self.gather(pipe, found, groups)
+        tasks = self.gather(pipe, found, groups, generator)
         return transform_patch(self, found, [(task.group, *self.edit(task, hashes)) for task in tasks], hashes)
 
-    def gather(self, pipe: Any, concepts: Sequence[Concept], groups: Sequence[Group]) -> list[Task]:
-        """Encode every prompt once; what each group of ports reads of them."""
+    def gather(
+        self,
+        pipe: Any,
+        concepts: Sequence[Concept],
+        groups: Sequence[Group],
+        generator: torch.Generator | None = None,
+    ) -> list[Task]:
+        """Encode every prompt once; what each group of ports reads of them. UCE itself draws nothing."""
         pooled = any(group.kind == "pooled" for group in groups)
         reader = Reader(pipe, self.rows_to_encode(), pooled, self.max_sequence_length)
         encoded = reader.encode(prompt for pair in self.pairs_to_encode(concepts) for prompt in pair)
