@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from erasers.cli_options import (
     Strength,
     as_options,
 )
-from erasers.cli_output import err, fail, out, show_patch, show_result
+from erasers.cli_output import err, fail, out, show_cost, show_patch, show_result
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
@@ -105,6 +106,11 @@ def erase(
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of what the method draws.")] = 0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="File that a training goes on from when it was stopped; gone when the patch is there."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what training will cost, and train nothing.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
 ) -> None:
     """See `HELP`."""
@@ -117,8 +123,8 @@ def erase(
     concepts = partial(
         cli_input.build_concepts, concept or [], anchors=anchor or [], aliases=alias or [], preserve=preserve or []
     )
-    job = _Job(concepts, method, setting or [], model, out_file, report, samples, size, unsafe, device, dtype, seed)
-    _erase(job)
+    shared = (model, out_file, report, samples, size, unsafe, device, dtype, seed, checkpoint, dry_run)
+    _erase(_Job(concepts, method, setting or [], *shared))
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,8 @@ class _Job:
     device: str
     dtype: str
     seed: int
+    checkpoint: Path | None
+    dry_run: bool
 
 
 def _erase(job: _Job) -> None:
@@ -150,17 +158,24 @@ def _erase(job: _Job) -> None:
     with err.status("reading"):
         from erasers.evaluation.profile import is_shapes
 
-        concepts = job.concepts(shapes=is_shapes(job.model))
-        eraser, note = cli_input.build_eraser(job.method, job.settings, concepts)
+        shapes = is_shapes(job.model)
+        concepts = job.concepts(shapes=shapes)
+        eraser, note = cli_input.build_eraser(job.method, job.settings, concepts, shapes=shapes)
+        if job.checkpoint:
+            cli_input.check_checkpoint(job.checkpoint, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         pipe = load_model(job.model, job.device, job.dtype)
     if note:
         err.print(escape(note))
-    with err.status("erasing"):
-        started = time.perf_counter()
-        patch = _fit(eraser, pipe, concepts, job.seed)
-        edit_seconds = round(time.perf_counter() - started, 4)
+    if job.dry_run:
+        show_cost(eraser, pipe, concepts)
+        return
+    started = time.perf_counter()
+    patch = _fit(eraser, pipe, concepts, job)
+    edit_seconds = round(time.perf_counter() - started, 4)
     patch.save(target)
+    if job.checkpoint:
+        job.checkpoint.unlink(missing_ok=True)
     summary = _report(job, pipe, patch, concepts, edit_seconds, target.stat().st_size) if job.report else None
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
 
@@ -278,11 +293,16 @@ app.command()(generate)
 app.add_typer(bench, name="bench")
 
 
-def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], seed: int) -> Patch:
+def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job) -> Patch:
     import torch
 
+    generator, more = torch.Generator().manual_seed(job.seed), {}
+    if eraser.trains and job.checkpoint:
+        more = {"checkpoint": job.checkpoint}
     try:
-        return eraser.fit(pipe, list(concepts), generator=torch.Generator().manual_seed(seed), progress=False)
+        # A training shows bars of its own.
+        with nullcontext() if eraser.trains else err.status("erasing"):
+            return eraser.fit(pipe, list(concepts), generator=generator, progress=True, **more)
     except TypeError as error:
         # A pipeline of a class that the library does not know.
         raise ValueError(str(error)) from error

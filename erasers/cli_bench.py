@@ -65,11 +65,11 @@ def run(
     if dry_run:
         _say_what_is_missing(job)
         return
-    with err.status("erasing"):
-        job.fit()
     from erasers.evaluation.report import progress
 
     console = err if main else None
+    with progress(console, "erasing", job.unfitted() if main else 0) as advance:
+        job.fit(advance)
     with progress(console, "drawing and judging", job.left() if main else 0) as advance:
         job.work(advance)
     if job.task.attacks:
@@ -172,7 +172,7 @@ def _start(
         share, task = Share.of_environment(), read_task(name).limited(limit)
         _check(task, folder, allow_adult)
         task = _located(task, prompts, share.rank == 0)
-        rows, judge = _rows(methods, patches), get_judge(task.judge, **_judge_options(task, judge_model))
+        rows, judge = _rows(methods, patches, task), get_judge(task.judge, **_judge_options(task, judge_model))
         pipe = cli_input.load_model(task.model, _own_device(device), dtype)
         job = Run(task, pipe, judge, folder, rows, share)
     _check_prompts(job)
@@ -229,12 +229,17 @@ def _check(task: Task, folder: Path, allow_adult: bool) -> None:
         raise ValueError(f"expected a folder as --out, got the file {folder}")
 
 
-def _rows(methods: Sequence[str], patches: Sequence[Path]) -> list[Row]:
-    from erasers.eraser import get_eraser
+def _rows(methods: Sequence[str], patches: Sequence[Path], task: Task) -> list[Row]:
+    from erasers.eraser import get_eraser, shapes_options
+    from erasers.evaluation.profile import is_shapes
     from erasers.evaluation.states import Row
     from erasers.patch import Patch
 
-    rows = [Row(name, "method", name, eraser=get_eraser(name)) for name in dict.fromkeys(methods)]
+    shapes = is_shapes(task.model)
+    rows = [
+        Row(name, "method", name, eraser=get_eraser(name, **shapes_options(name) if shapes else {}))
+        for name in dict.fromkeys(methods)
+    ]
     for path in patches:
         patch = Patch.load(path)
         rows.append(Row(path.stem, "patch", patch.meta["method"], patch=patch))

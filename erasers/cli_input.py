@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasers.cli_output import show_warning
 from erasers.concept import Concept, as_concepts, preset_options
-from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options
+from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options, shapes_options
 
 if TYPE_CHECKING:
     from erasers.eraser import Eraser
@@ -29,8 +29,16 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def build_eraser(method: str, settings: Sequence[str], concepts: Sequence[Concept]) -> tuple[Eraser, str]:
-    """The eraser with the options of `--set` over those its paper gives for the concepts.
+def build_eraser(
+    method: str, settings: Sequence[str], concepts: Sequence[Concept], *, shapes: bool = False
+) -> tuple[Eraser, str]:
+    """The eraser with the options of `--set` over those its paper gives for the concepts, or that suit the model.
+
+    Args:
+        method: A method or preset.
+        settings: As given.
+        concepts: What is erased.
+        shapes: The model is the embedded one.
 
     Returns:
         The eraser, and what the user should know about its options ("" when nothing).
@@ -53,7 +61,21 @@ def build_eraser(method: str, settings: Sequence[str], concepts: Sequence[Concep
     elif agreed:
         values = ", ".join(f"{key}={value}" for key, value in (agreed | options).items())
         note = f"preset for {', '.join(concept.name for concept in concepts)}: {values}"
+    if shapes and (own := shapes_options(method)):
+        agreed, note = {**agreed, **own}, f"settings for the embedded model: {cls.name}-shapes"
     return get_eraser(method, **{**agreed, **options}), note
+
+
+def check_checkpoint(path: Path, eraser: Eraser) -> None:
+    """Refuse a checkpoint that cannot be written, or that the method would not use.
+
+    Raises:
+        ValueError: A method that does not train, a folder, or a file in a folder that does not exist.
+    """
+    if not eraser.trains:
+        raise ValueError(f"{eraser.name} does not train, so it has no --checkpoint")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"expected a file in an existing folder as --checkpoint, got {path}")
 
 
 def check_method(method: str) -> None:

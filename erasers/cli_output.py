@@ -12,12 +12,15 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
+    from erasers.eraser import Eraser
     from erasers.patch import Patch
 
 # Tables keep to the width of the terminal; other lines are left whole for whoever reads them by program.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 _LISTED = 4
+PASSES_OF_A_GRADIENT = 3
+"""Forward passes of the denoiser that a forward and a backward pass take as long as."""
 
 
 def show_result(
@@ -46,6 +49,22 @@ def show_result(
     if report:
         out.print(f"picture   {escape(str(report / 'grid.png'))}")
         out.print(f"numbers   {escape(str(report / 'summary.json'))}")
+
+
+def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept]) -> None:
+    """Print what a training will put through the networks, and how long that takes at the pace of a few passes."""
+    if not eraser.trains:
+        out.print(f"{eraser.name} trains nothing")
+        return
+    from erasers.methods.training import TrainedEraser, seconds_a_pass
+
+    if not isinstance(eraser, TrainedEraser):
+        raise ValueError(f"expected {eraser.name} to foretell its cost, got a method that cannot")
+    eraser.check_pipe(pipe)
+    calls, seconds = eraser.cost(pipe, list(concepts)), seconds_a_pass(pipe)
+    total = seconds * (calls.denoiser + PASSES_OF_A_GRADIENT * calls.gradients)
+    out.print(f"{eraser.name}  {calls}")
+    out.print(f"estimate  {total / 60:.1f} minutes, {seconds * 1000:.3g} ms a denoiser call (measured, one at a time)")
 
 
 def _percent(score: dict[str, Any]) -> str:

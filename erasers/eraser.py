@@ -2,7 +2,8 @@
 
 A method is a frozen keyword-only dataclass that subclasses `Eraser` and is registered under the entry-point group
 `erasers`. Its fields are its hyper-parameters; `fit` reads a pipeline and returns a `Patch`, and never changes the
-pipeline. A preset is a set of field values with a name of the form `<method>-<something>`.
+pipeline. A preset is a set of field values with a name of the form `<method>-<something>`; `<method>-shapes` has those
+that suit the embedded model, where they are other than the paper's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Eraser(ABC):
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    trains: ClassVar[bool] = False
+    """Whether `fit` trains, and so takes long, shows bars itself, and takes `checkpoint`."""
 
     def __post_init__(self) -> None:
         """Check the type of every field; subclasses check ranges.
@@ -91,6 +94,13 @@ def get_eraser(name: str, **options: Any) -> Eraser:
         if option not in known:
             raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {option!r}")
     return cls(**{**cls.presets.get(name, {}), **options})
+
+
+def shapes_options(name: str) -> dict[str, Any]:
+    """The field values that suit the embedded model, without those that a preset of the name sets itself."""
+    cls = eraser_class(name)
+    own = cls.presets.get(name, {})
+    return {key: value for key, value in cls.presets.get(f"{cls.name}-shapes", {}).items() if key not in own}
 
 
 def eraser_class(name: str) -> type[Eraser]:

@@ -12,14 +12,35 @@ import torch
 from tiny import FAMILIES, draw, make_pipe, same, weights
 
 from erasers import Concept, Patch, PatchError, get_eraser, list_erasers
+from erasers.methods import training
+from erasers.methods.counting import Counter
 
 # Every registered method must have a row: options that make it quick, and its variants.
-TABLE: dict[str, list[dict[str, Any]]] = {
+CLOSED: dict[str, list[dict[str, Any]]] = {
     "uce": [{}, {"rows": "tail", "templates": "auto"}, {"solver": "oblique", "rank": 2, "ridge": 0.01}],
     "rece": [{}, {"rows": "tail", "anchor_policy": "current"}],
 }
-ROWS = [(name, options) for name, rows in TABLE.items() for options in rows]
-IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in ROWS]
+FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
+POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}
+TRAINED: dict[str, list[dict[str, Any]]] = {
+    "esd": [FEW | {"pictures": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
+    "robust_ablation": [FEW | POOL, FEW | POOL | {"rank": 0, "train": "cross", "attack_scale": 0.0}],
+}
+TABLE = CLOSED | TRAINED
+SDXL = {"uce", "rece", "esd"}
+"""Those that know Stable Diffusion XL, too."""
+
+
+def rows_of(table: dict[str, list[dict[str, Any]]]) -> list[Any]:
+    return [
+        pytest.param((name, options), id="-".join([name, *(str(number) for number in [index] if index)]))
+        for name, rows in table.items()
+        for index, options in enumerate(rows)
+    ]
+
+
+ROWS = [param.values[0] for param in rows_of(TABLE)]
+IDS = [str(param.id) for param in rows_of(TABLE)]
 KEPT = ["moon", "blue", "a red moon", "a picture of a blue ring", "a moon on a white background", "red", "a blue moon"]
 STAR = Concept("star", aliases=["pentagram"], anchor="circle", preserve=KEPT, neighbours=["ring"])
 
@@ -28,8 +49,20 @@ def test_table_covers_every_registered_method():
     assert sorted(TABLE) == list_erasers()
 
 
-@pytest.fixture(params=ROWS, ids=IDS)
+@pytest.fixture(params=rows_of(TABLE))
 def eraser(request: pytest.FixtureRequest) -> Any:
+    name, options = request.param
+    return get_eraser(name, **options)
+
+
+@pytest.fixture(params=rows_of(CLOSED))
+def closed(request: pytest.FixtureRequest) -> Any:
+    name, options = request.param
+    return get_eraser(name, **options)
+
+
+@pytest.fixture(params=rows_of(TRAINED))
+def trained(request: pytest.FixtureRequest) -> Any:
     name, options = request.param
     return get_eraser(name, **options)
 
@@ -37,6 +70,10 @@ def eraser(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fit_apply_remove(pipes, family, eraser):
     pipe = pipes(family)
+    if family == "sdxl" and eraser.name not in SDXL:
+        with pytest.raises(TypeError, match=r"Stable Diffusion 1 or 2.*got StableDiffusionXLPipeline"):
+            eraser.fit(pipe, STAR)
+        return
     before, picture = weights(pipe), draw(pipe)
     patch = eraser.fit(pipe, STAR)
     assert same(before, weights(pipe))
@@ -65,9 +102,9 @@ def test_strength_zero_is_the_identity(pipe, eraser):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_concept_weaker_and_preserved_moves_less(pipes, family, eraser):
+def test_concept_weaker_and_preserved_moves_less(pipes, family, closed):
     pipe = pipes(family)
-    patch = eraser.fit(pipe, STAR)
+    patch = closed.fit(pipe, STAR)
     star, circle, moon = (embeddings(pipe, text)[1] for text in ("star", "circle", "moon"))
     layer = pipe.unet.get_submodule(patch.parameters[0].removeprefix("unet.").removesuffix(".weight"))
     old = [layer(row) for row in (star, circle, moon)]
@@ -101,9 +138,9 @@ def test_config_is_json(pipe, eraser):
     assert patch.meta["concepts"][0]["name"] == "star"
 
 
-def test_unedited_model_with_edited_prompt_gives_the_same_picture(pipe, eraser):
+def test_unedited_model_with_edited_prompt_gives_the_same_picture(pipe, closed):
     """Feeding T x to the unedited denoiser equals editing every port: a check that shares no code with apply."""
-    patch = eraser.fit(pipe, STAR)
+    patch = closed.fit(pipe, STAR)
     parts = {name.rpartition("/")[2]: value for name, value in patch.tensors.items()}
     transform = parts["T"] if "T" in parts else torch.eye(parts["A"].shape[1]) + parts["B"] @ parts["A"]
     prompt, empty = (embeddings(pipe, text)[None] for text in ("a picture of star", ""))
@@ -136,10 +173,44 @@ def test_unsupported_pipeline_lists_the_supported_ones(eraser):
         eraser.fit(object(), STAR)
 
 
-def test_erasing_many_with_few_preserved_warns(pipe, eraser):
+def test_erasing_many_with_few_preserved_warns(pipe, closed):
     names = [f"star {letter}" for letter in "abcdefghijk"]
     with pytest.warns(UserWarning, match="erasing 11 concepts while preserving"):
-        eraser.fit(pipe, names)
+        closed.fit(pipe, names)
+
+
+def test_cost_is_what_training_spends(pipe, trained):
+    with Counter(pipe) as counter:
+        trained.fit(pipe, [STAR, Concept("art")], progress=False)
+    assert counter.calls.gradients > 0
+    assert trained.cost(pipe, [STAR, Concept("art")]) == counter.calls
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_training_goes_on_to_the_same_patch(pipe, trained, after, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    whole, path = trained.fit(pipe, STAR, progress=False), tmp_path / "checkpoint"
+    save = training._Checkpoint.save
+
+    def killed(*arguments: Any) -> None:
+        save(*arguments)
+        if len(arguments[3]) == after:
+            raise Killed
+
+    before = weights(pipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Checkpoint, "save", killed)
+        with pytest.raises(Killed):
+            trained.fit(pipe, STAR, progress=False, checkpoint=path)
+    assert same(before, weights(pipe))
+    resumed = trained.fit(pipe, STAR, progress=False, checkpoint=path)
+    assert resumed.digest == whole.digest
+    with pytest.raises(ValueError, match="another model, concept, method, option or seed"):
+        trained.fit(pipe, Concept("art"), progress=False, checkpoint=path)
 
 
 _SECOND = """

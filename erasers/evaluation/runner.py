@@ -121,12 +121,20 @@ class Run:
             counts[row.name] = lacking + sum(len(self.draws[case]) for case in unfitted)
         return counts
 
-    def fit(self) -> None:
-        """Fit what the store has no patch of."""
-        jobs = [(row, case) for row in self.rows if row.eraser for case in self._cases(row)]
-        for row, case in (job for part in self.share.split(jobs) for job in part):
+    def fit(self, advance: Advance = lambda count: None) -> None:
+        """Fit this process's share of what the store has no patch of, then what others have not fitted yet."""
+        for row, case in (job for part in self.share.split(self._fits()) for job in part):
             if self._scene(row, case) is None:
                 self._fit(row, case)
+                advance(1)
+
+    def unfitted(self) -> int:
+        """Patches of this process's share that are to be fitted."""
+        mine, _ = self.share.split(self._fits())
+        return sum(self._scene(row, case) is None for row, case in mine)
+
+    def _fits(self) -> list[tuple[Row, str]]:
+        return [(row, case) for row in self.rows if row.eraser for case in self._cases(row)]
 
     def work(self, advance: Advance = lambda count: None) -> None:
         """Draw and judge this process's share of what is missing, then help with what others have not done yet."""

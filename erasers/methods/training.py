@@ -21,6 +21,7 @@ from erasers.build import concept_meta
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.eraser import Eraser
 from erasers.methods.counting import Calls, Counter
+from erasers.methods.latent_bank import conditions, latent_shape, predict
 from erasers.methods.student import Student
 from erasers.patch import Patch
 from erasers.patch_file import KEY, write_tensors
@@ -299,6 +300,19 @@ def _precision(pipe: Any) -> Any:
         if any(part.dtype == dtype for part in parts):
             return torch.autocast(pipe.unet.device.type, dtype=dtype)
     return nullcontext()
+
+
+@torch.no_grad()
+def seconds_a_pass(pipe: Any, passes: int = 3) -> float:
+    """How long the denoiser takes for one latent, after a pass that does not count."""
+    condition, latents = conditions(pipe, [""]), torch.zeros(1, *latent_shape(pipe), device=pipe.unet.device)
+    times = torch.zeros(1, dtype=torch.long)
+    with _precision(pipe):
+        float(predict(pipe, latents, times, condition).sum())
+        started = time.perf_counter()
+        for _ in range(passes):
+            float(predict(pipe, latents, times, condition).sum())
+    return (time.perf_counter() - started) / passes
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

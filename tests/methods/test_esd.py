@@ -1,0 +1,70 @@
+"""ESD: what moves, where to, and what the published code does otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import weights
+from torch.nn import functional
+
+from erasers import Concept, get_eraser
+from erasers.methods.esd import target
+from erasers.methods.latent_bank import Way, conditions, predict, sample_bank
+
+STAR = Concept("star", anchor="circle")
+QUICK = {"iterations": 60, "lr": 1e-3, "steps": 4, "pictures": 2, "batch": 4}
+
+
+@pytest.mark.parametrize(
+    ("method", "inside", "outside"), [("x", "attn2", "attn1"), ("x-strict", "attn2.to_k", "attn2.to_q")]
+)
+def test_only_cross_attention_moves(pipe, method, inside, outside):
+    before = weights(pipe)
+    patch = get_eraser("esd", **QUICK | {"iterations": 3}, train_method=method).fit(pipe, STAR, progress=False)
+    with patch.applied(pipe):
+        after = weights(pipe)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(name.startswith("unet.") and ".attn2." in name for name in moved)
+    assert any(inside in name for name in moved)
+    assert not any(outside in name for name in moved)
+
+
+def test_the_other_weights_are_those_of_u_and_both_are_all(pipe):
+    found = {}
+    for method in ("x", "u", "all"):
+        eraser = get_eraser("esd", **QUICK | {"iterations": 1}, train_method=method)
+        found[method] = set(eraser.fit(pipe, STAR, progress=False).parameters)
+    assert not found["x"] & found["u"]
+    assert found["x"] | found["u"] == found["all"]
+    assert any("conv_in" in name for name in found["u"])
+    assert not any("norm" in name for name in found["all"])
+
+
+def test_the_prediction_goes_to_the_negative_guidance_of_the_frozen_model(pipe):
+    asked, empty = conditions(pipe, ["star"]), conditions(pipe, [""])
+    bank = sample_bank(pipe, asked, empty, Way(4, 3.0), rounds=2, generator=torch.Generator().manual_seed(9))
+    goal = target(bank.empty, bank.conditional, 1.0)
+    with get_eraser("esd", **QUICK, train_method="x").fit(pipe, STAR, progress=False).applied(pipe), torch.no_grad():
+        guess = predict(pipe, bank.latents, bank.times, asked.rows(bank.prompts))
+    moved, wanted = (guess - bank.conditional).flatten(), (goal - bank.conditional).flatten()
+    assert functional.cosine_similarity(moved, wanted, dim=0) > 0.9
+    assert functional.mse_loss(guess, goal) < 0.5 * functional.mse_loss(bank.conditional, goal)
+
+
+def test_eta_is_that_of_the_paper():
+    empty, asked = torch.tensor([1.0]), torch.tensor([3.0])
+    assert target(empty, asked, 0.0) == empty
+    assert target(empty, asked, 1.0) == torch.tensor([-1.0])
+    # The flag g of the published code for Stable Diffusion has eps(c) in place of eps(""): eta is g - 1.
+    assert asked - 2.0 * (asked - empty) == target(empty, asked, 1.0)
+
+
+def test_what_is_trained_depends_on_the_kind():
+    eraser = get_eraser("esd")
+    style, thing = Concept("x", kind="style"), Concept("y")
+    assert eraser.method_for([style]) == "x"
+    assert eraser.method_for([style, replace(thing, kind="identity")]) == "x"
+    assert eraser.method_for([style, thing]) == "u"
+    assert get_eraser("esd-x").method_for([thing]) == "x"
