@@ -1,0 +1,166 @@
+"""The table of methods in README.md, from the committed results of shapes-standard.
+
+python benchmarks/method_table.py            # write it
+python benchmarks/method_table.py --check    # exit 1 if it is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erasers.atomic import write_atomically
+
+ROOT = Path(__file__).parent.parent
+TASK = "shapes-standard@2"
+START, END = "<!-- methods: benchmarks/method_table.py -->", "<!-- end of methods -->"
+
+
+@dataclass(frozen=True)
+class About:
+    """What no result says of a method.
+
+    Args:
+        paper: Title and address.
+        family: What is changed, and how.
+        strengths: In a few words.
+        limits: In a few words.
+    """
+
+    paper: str
+    family: str
+    strengths: str
+    limits: str
+
+
+METHODS: Mapping[str, About] = {
+    "uce": About(
+        "[UCE](https://arxiv.org/abs/2308.14761)",
+        "closed form, text maps",
+        "under a second, many concepts, every family",
+        "the denoiser can still draw it",
+    ),
+    "rece": About(
+        "[RECE](https://arxiv.org/abs/2407.12383)",
+        "closed form, text maps",
+        "as UCE, with rounds against what undoes it",
+        "as UCE",
+    ),
+    "realera": About(
+        "[RealEra](https://arxiv.org/abs/2410.09140), reconstructed",
+        "closed form, text maps",
+        "erases what lies around the concept",
+        "as UCE; from the paper's description, without its LoRA stage",
+    ),
+    "few_shot": About(
+        "[Few-shot](https://arxiv.org/abs/2405.07288)",
+        "trained, text encoder",
+        "seconds, four pictures",
+        "blunt: what stays depends on where it is stopped",
+    ),
+    "esd": About(
+        "[ESD](https://arxiv.org/abs/2303.07345)",
+        "trained, denoiser",
+        "no pictures needed",
+        "found by attacks it was not trained on",
+    ),
+    "adv_unlearn": About(
+        "[AdvUnlearn](https://arxiv.org/abs/2405.15234)",
+        "trained, text encoder, against attacks",
+        "holds against prompts",
+        "the denoiser is untouched",
+    ),
+    "doco": About(
+        "[DoCo](https://arxiv.org/abs/2405.15304)",
+        "trained, text maps, with a discriminator",
+        "the anchor takes the concept's place",
+        "settings for each concept",
+    ),
+    "robust_ablation": About(
+        "of this library",
+        "trained, denoiser, against attacks",
+        "the denoiser forgets how to draw it",
+        "minutes; fine-tuning brings it back",
+    ),
+    "itd": About(
+        "[ItD](https://arxiv.org/abs/2503.09446)",
+        "runtime hook, text encoder",
+        "other prompts stay bit for bit",
+        "can be switched off; needs this library to load",
+    ),
+}
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table in Markdown: every method with a result, in the order above."""
+    head = "| name | paper | family | erasure | robustness | kept | seconds | patch | strengths | limits |"
+    lines = [head, "|---" * 10 + "|"]
+    for name, about in METHODS.items():
+        if name in results:
+            found = results[name]
+            facts = [
+                _pillar(found, "erasure"),
+                _pillar(found, "robustness"),
+                _pillar(found, "specificity"),
+                *_cost(found),
+            ]
+            lines.append(
+                "| "
+                + " | ".join([f"`{name}`", about.paper, about.family, *facts, about.strengths, about.limits])
+                + " |"
+            )
+    return "\n".join(lines)
+
+
+def _pillar(result: Mapping[str, Any], name: str) -> str:
+    found = result["scores"]["pillars"].get(name)
+    return "-" if found is None or found["value"] is None else f"{found['value']:.2f}"
+
+
+def _cost(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Seconds and size of the patch, means over the cases."""
+    patches = [case["patch"] for case in result["cases"].values()]
+    seconds = [patch["edit_seconds"] for patch in patches if patch["edit_seconds"] is not None]
+    size = sum(patch["bytes"] for patch in patches) / len(patches)
+    time = f"{sum(seconds) / len(seconds):.2g}" if len(seconds) == len(patches) else "-"
+    return time, f"{size / 1024:.0f} KiB"
+
+
+def written(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The README with the table between its marks.
+
+    Raises:
+        ValueError: Marks that are not there once each.
+    """
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"expected {START} and {END} once each in README.md")
+    before, _, rest = text.partition(START)
+    return f"{before}{START}\n{table(results)}\n{END}{rest.partition(END)[2]}"
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is not current")
+    options = parser.parse_args(arguments)
+    readme = root / "README.md"
+    folder = root / "benchmarks" / "results" / TASK
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    text = readme.read_text(encoding="utf-8")
+    new = written(text, results)
+    if options.check:
+        if new != text:
+            print(
+                "the table of methods in README.md is not what the results say; run python benchmarks/method_table.py"
+            )
+        return int(new != text)
+    write_atomically(readme, lambda part: part.write_text(new, encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
