@@ -1,6 +1,6 @@
 """Every two rows of a task, paired by prompt and seed: what differs, with p-values that are Holm's over the table.
 
-    python benchmarks/compare.py shapes-standard@1                # all pairs of the results that lie in `results/`
+    python benchmarks/compare.py shapes-standard@2                # all pairs of the results that lie in `results/`
     python benchmarks/compare.py results/shapes-quick@1 uce rece  # these rows of a run's folder
 
 `erase bench compare` does the same for two result files.

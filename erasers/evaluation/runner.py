@@ -24,7 +24,16 @@ from erasers.evaluation.calibration import stored_all
 from erasers.evaluation.measures import Measures
 from erasers.evaluation.records import UNEDITED
 from erasers.evaluation.report import generate
-from erasers.evaluation.states import REFERENCE, Row, Scene, case_of, find_reference, fingerprint, reference
+from erasers.evaluation.states import (
+    REFERENCE,
+    Row,
+    Scene,
+    case_of,
+    find_patch,
+    find_reference,
+    fingerprint,
+    reference,
+)
 from erasers.evaluation.store import Store, Verdicts, key_of
 from erasers.evaluation.tasks import Sample, Task
 from erasers.judges import Judge
@@ -240,6 +249,10 @@ class Run:
         if row.eraser is None:
             return
         concepts, started = as_concepts(self.task.concepts(case)), time.perf_counter()
+        if fitted := find_patch(self.task.patches, row, case, concepts):
+            fitted.base_weights(self.pipe)
+            self.store.add_patch(self._patch_key(row, case), fitted, None)
+            return
         patch = row.eraser.fit(self.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False)
         self.store.add_patch(self._patch_key(row, case), patch, round(time.perf_counter() - started, 4))
 

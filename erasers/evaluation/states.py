@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 
+from erasers.build import concept_meta
+from erasers.concept import Concept
 from erasers.eraser import Eraser
 from erasers.evaluation.store import key_of
 from erasers.evaluation.tasks import Task
@@ -95,6 +98,27 @@ def case_of(task: Task, patch: Patch) -> str:
         if sorted(concept.name for concept in task.concepts(case)) == erased:
             return case
     raise ValueError(f"expected a patch for one of {', '.join(task.named_cases)}, got one for {', '.join(erased)}")
+
+
+def find_patch(folder: str, row: Row, case: str, concepts: Sequence[Concept]) -> Patch | None:
+    """The patch that a folder has of a method that trains, fitted with the same options for the same concepts.
+
+    Args:
+        folder: From here, or from the repository; "" for none.
+        row: Of the method.
+        case: Name of the case.
+        concepts: Its concepts.
+    """
+    if not folder or row.eraser is None or not row.eraser.trains:
+        return None
+    wanted = json.loads(json.dumps([row.eraser.config(), [concept_meta(concept) for concept in concepts]]))
+    for root in (Path(), _ROOT):
+        path = root / folder / f"{row.method}-{case}.safetensors"
+        if path.is_file():
+            patch = Patch.load(path)
+            if [patch.meta["config"], patch.meta["concepts"]] == wanted:
+                return patch
+    return None
 
 
 def find_reference(path: str) -> Path | None:

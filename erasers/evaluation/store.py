@@ -94,8 +94,8 @@ class Store:
             return None
         return Patch.load(path), json.loads(facts.read_text(encoding="utf-8"))
 
-    def add_patch(self, key: str, patch: Patch, edit_seconds: float) -> None:
-        """Keep a patch unless there is one."""
+    def add_patch(self, key: str, patch: Patch, edit_seconds: float | None) -> None:
+        """Keep a patch unless there is one; None stands for seconds that nobody measured."""
         path = self._patch_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         _first(path, patch.save)

@@ -70,6 +70,7 @@ class Task:
         prompts: Split -> where its prompts come from; without any, the model's own prompts are drawn.
         scheme: What the scores are made of.
         references: Case -> folder of a denoiser that never saw its concepts.
+        patches: Folder of patches `<method>-<case>.safetensors` of methods that train; others are fitted.
         attacks: Label -> attack, on the explicit prompts.
         adult: The task has sexual content.
         limit: At most this many prompts a split, of a task cut short; its results are kept apart.
@@ -88,6 +89,7 @@ class Task:
     sources: Mapping[str, Source] = field(default_factory=dict)
     prompts: Mapping[str, Prompts] = field(default_factory=dict)
     references: Mapping[str, str] = field(default_factory=dict)
+    patches: str = ""
     attacks: Mapping[str, Plan] = field(default_factory=dict)
     adult: bool = False
     limit: int | None = None
@@ -179,7 +181,7 @@ class Task:
         }
         for key in ("sources", "prompts"):
             plain[key] = {name: one.to_json() for name, one in getattr(self, key).items()}
-        optional = ("limit", "judge_options", "clip", "sources", "prompts")
+        optional = ("limit", "judge_options", "clip", "sources", "prompts", "patches")
         return {key: value for key, value in plain.items() if key not in optional or value}
 
 
@@ -243,6 +245,7 @@ def parse_task(content: Any) -> Task:
         scheme=_scheme(values["scheme"], [label for label, plan in attacks.items() if plan.counts]),
         attacks=attacks,
         references=_references(values.get("references", {}), ["+".join(case) for case in cases]),
+        patches=checked("patches", values.get("patches", ""), str, "a folder"),
         adult=checked("adult", values.get("adult", False), bool, "true or false"),
     )
 

@@ -17,6 +17,7 @@ from erasers.methods.contexts import Templates, contexts, kept_prompts
 from erasers.methods.counting import Calls
 from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict
 from erasers.methods.pool import Maker, Pool
+from erasers.methods.relearner import Relearner
 from erasers.methods.soft_bank import SoftBank
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
@@ -41,7 +42,9 @@ class RobustAblation(TrainedEraser):
 
     The bank attacks the student all the while: in every iteration its soft tokens take steps of Adam on
     || eps(x_t, s) - noise ||^2, which is textual inversion, and a part of it starts anew from random words every
-    `restart` iterations. L_keep / S is held at `drift` by its multiplier lambda: a constraint, not a weight.
+    `restart` iterations. With `relearn_scale` low-rank weights attack, too: they learn the concept anew from its own
+    prompts, start anew every `relearn_restart` iterations, and beside them the student learns eps*(x_t, a) as well.
+    L_keep / S is held at `drift` by its multiplier lambda: a constraint, not a weight.
 
     Args:
         pictures: Drawn of each concept; prompts take turns.
@@ -59,6 +62,11 @@ class RobustAblation(TrainedEraser):
         attack_steps: Steps of the bank an iteration.
         attack_lr: Of its Adam.
         restart: Iterations after which a half of the bank starts anew.
+        relearn_scale: Weight of the part of the loss with relearned weights; 0 trains without.
+        relearn_steps: Their steps an iteration.
+        relearn_lr: Of their AdamW.
+        relearn_rank: Of them.
+        relearn_restart: Iterations after which they start anew.
         train: `all` layers, `attention` or `cross` attention.
         start: `uce` starts from that edit instead of the unedited weights; only with rank 0.
         templates: Patterns with one `{}` for the concept; "auto" takes those of its kind.
@@ -66,7 +74,7 @@ class RobustAblation(TrainedEraser):
 
     name: ClassVar[str] = "robust_ablation"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "robust_ablation-shapes": {"iterations": 300, "lr": 2e-3, "steps": 20, "guidance": 4.0},
+        "robust_ablation-shapes": {"iterations": 300, "lr": 2e-3, "steps": 20, "guidance": 4.0, "kept_batch": 20},
     }
 
     iterations: int = 500
@@ -79,7 +87,7 @@ class RobustAblation(TrainedEraser):
     guidance: float = 5.0
     batch: int = 6
     kept_batch: int = 16
-    drift: float = 0.01
+    drift: float = 0.002
     erase_scale: float = 1.0
     attack_scale: float = 1.0
     bank: int = 8
@@ -87,13 +95,19 @@ class RobustAblation(TrainedEraser):
     attack_steps: int = 2
     attack_lr: float = 0.02
     restart: int = 60
+    relearn_scale: float = 0.0
+    relearn_steps: int = 2
+    relearn_lr: float = 5e-3
+    relearn_rank: int = 8
+    relearn_restart: int = 15
     train: Literal["all", "attention", "cross"] = "all"
     start: Literal["none", "uce"] = "none"
     templates: Templates = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("pictures", "kept", "noises", "steps", "batch", "kept_batch", "bank", "restart")
+        counts: tuple[str, ...] = ("pictures", "kept", "noises", "steps", "batch", "kept_batch", "bank", "restart")
+        counts += ("relearn_rank", "relearn_restart")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
@@ -113,7 +127,8 @@ class RobustAblation(TrainedEraser):
         asked = sum(min(self.pictures, len(contexts(one, self.templates))) for one in found)
         texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
         attacks = self.batch * (self.attack_steps + 1) if self.attack_scale else 0
-        each = Calls(gradients=self.batch + self.kept_batch + attacks, texts=attacks)
+        relearned = self.batch * (self.relearn_steps + 1) if self.relearn_scale else 0
+        each = Calls(gradients=self.batch + self.kept_batch + attacks + relearned, texts=attacks)
         shift = Calls(denoiser=4 * _BATCH)
         return Calls(denoiser=drawn * (2 * self.steps + self.noises), texts=texts) + shift + each * self.iterations
 
@@ -133,8 +148,9 @@ class RobustAblation(TrainedEraser):
         soft = SoftBank(pipe, self.bank, self.tokens, generator)
         groups = [torch.nonzero(owners[bad.prompts] == number)[:, 0] for number in range(len(concepts))]
         fight = Fight(self, pipe, student, soft, bad, good, asked, held, groups, generator)
-        tensors = {"soft": soft.vectors.data, "multiplier": fight.multiplier}
-        return Training(student, fight.step, {"adam": fight.defender, "attacker": fight.attacker}, tensors)
+        tensors = {"soft": soft.vectors.data, "multiplier": fight.multiplier, **fight.relearner.tensors()}
+        optimizers = {"adam": fight.defender, "attacker": fight.attacker, "relearner": fight.relearner.optimizer}
+        return Training(student, fight.step, optimizers, tensors)
 
     def _pairs(
         self, concepts: Sequence[Concept], generator: torch.Generator
@@ -190,6 +206,7 @@ class Fight:
         self.multiplier = torch.tensor(_MULTIPLIERS[0] / max(options.drift, 1e-3))
         self.defender = torch.optim.Adam(student.parameters, lr=options.lr)
         self.attacker = torch.optim.Adam([soft.vectors], lr=options.attack_lr)
+        self.relearner = Relearner(pipe, options.relearn_rank, options.relearn_lr, generator)
         self.shift = self._shift()
 
     @torch.no_grad()
@@ -205,6 +222,8 @@ class Fight:
         options = self.options
         if number and number % options.restart == 0:
             self.soft.restart(self.attacker, number // options.restart, self.generator)
+        if number and number % options.relearn_restart == 0:
+            self.relearner.restart(self.generator)
         some = self.bad.rows(self._draw(options.batch))
         keep = self.good.rows(picks(len(self.good.times), options.kept_batch, self.generator))
         rows = self.soft.turn(number, options.batch)
@@ -212,8 +231,11 @@ class Fight:
             if options.attack_scale:
                 self._attack(some, rows)
             losses = self._losses(some, keep, rows)
-            erase = options.erase_scale * losses["erase"] + options.attack_scale * losses.get("attack", 0.0)
-            self.student.backward(erase + self.multiplier * losses["drift"], clip=1.0)
+            if options.relearn_scale:
+                losses["relearn"] = self._relearned(some)
+            weights = {"erase": options.erase_scale, "attack": options.attack_scale, "relearn": options.relearn_scale}
+            parts = [weights.get(name, self.multiplier) * loss for name, loss in losses.items()]
+            self.student.backward(torch.stack(parts).sum(), clip=1.0)
         self.defender.param_groups[0]["lr"] = options.lr * schedule(number, options.iterations)
         self.defender.step()
         shown = {name: float(value.detach()) for name, value in losses.items()}
@@ -233,6 +255,13 @@ class Fight:
             (slope,) = torch.autograd.grad(functional.mse_loss(guess, some.noise), [self.soft.vectors])
             self.soft.vectors.grad = slope
             self.attacker.step()
+
+    def _relearned(self, some: Pool) -> torch.Tensor:
+        """The loss of the prompts over S with relearned weights beside the student, after they have learned."""
+        asked = self.asked.rows(some.prompts)
+        self.relearner.learn(some, asked, self.options.relearn_steps)
+        with self.relearner.added():
+            return functional.mse_loss(predict(self.pipe, some.noisy, some.times, asked), some.goal) / self.shift
 
     def _losses(self, some: Pool, keep: Pool, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """The three parts of the loss over S, from one pass of the denoiser."""

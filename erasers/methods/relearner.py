@@ -1,0 +1,63 @@
+"""Low-rank weights that live through a training and bring back what is unlearned."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from erasers.attacks.relearning import added, fresh_factors
+from erasers.methods.latent_bank import Condition, predict
+from erasers.methods.pool import Pool
+
+
+class Relearner:
+    """The attack `relearning` while the student is trained: it learns the concept anew, the student unlearns it again.
+
+    Args:
+        pipe: A Stable Diffusion 1 or 2 pipeline.
+        rank: Of the weights beside every projection of the attention layers.
+        lr: Of its AdamW.
+        generator: Draws one of the two factors of each; the other begins with zeros.
+    """
+
+    def __init__(self, pipe: Any, rank: int, lr: float, generator: torch.Generator) -> None:
+        self._pipe, self._rank = pipe, rank
+        self.factors = fresh_factors(pipe, rank, generator)
+        self.optimizer = torch.optim.AdamW(self._parts(), lr=lr, weight_decay=0.0)
+
+    def added(self) -> AbstractContextManager[None]:
+        """Inside, the denoiser has the weights."""
+        return added(self._pipe, self.factors)
+
+    def learn(self, some: Pool, condition: Condition, steps: int) -> None:
+        """Steps on || eps(x_t, c) - noise ||^2 with the student where it is placed."""
+        with self.added():
+            for _ in range(steps):
+                guess = predict(self._pipe, some.noisy, some.times, condition)
+                slopes = torch.autograd.grad(functional.mse_loss(guess, some.noise), self._parts())
+                for part, slope in zip(self._parts(), slopes, strict=True):
+                    part.grad = slope
+                self.optimizer.step()
+
+    @torch.no_grad()
+    def restart(self, generator: torch.Generator) -> None:
+        """Forget what was learned."""
+        fresh = fresh_factors(self._pipe, self._rank, generator)
+        for name, pair in self.factors.items():
+            for part, new in zip(pair, fresh[name], strict=True):
+                part.copy_(new)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All values by name, for a checkpoint."""
+        return {
+            f"{name}/{number}": part.data for name, pair in self.factors.items() for number, part in enumerate(pair)
+        }
+
+    def _parts(self) -> list[torch.nn.Parameter]:
+        return [part for pair in self.factors.values() for part in pair]
