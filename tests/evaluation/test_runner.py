@@ -112,6 +112,35 @@ def test_every_row_has_its_cases_and_scores_that_follow(finished: Path) -> None:
     assert [len(uce["cases"][case]["samples"]) for case in ("star", "star+ring")] == [5, 10]
 
 
+def test_patches_that_a_folder_has_are_not_fitted_again(
+    start: Callable[..., Run], shapes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    esd = get_eraser("esd", iterations=1, steps=1, pictures=1, lr=1e-2)
+    patch = esd.fit(shapes, list(TASK.concepts("star")), progress=False)
+    (tmp_path / "patches").mkdir()
+    patch.save(tmp_path / "patches" / "esd-star.safetensors")
+    task = replace(TASK, cases=(("star",),), references={}, patches=str(tmp_path / "patches"))
+    fitted: list[str] = []
+    fit = type(esd).fit
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        fitted.append(self.name)
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(type(esd), "fit", watched)
+    run = start(tmp_path / "out", task, [Row("esd", "method", "esd", eraser=esd)])
+    assert run.unfitted() == 1
+    run.fit()
+    assert fitted == []
+    assert run.unfitted() == 0
+    (scene,) = [scene for scene in run.scenes if scene.row.name == "esd"]
+    assert scene.patch == {"digest": patch.digest, "bytes": scene.patch["bytes"], "edit_seconds": None}
+    # Other options are another patch.
+    other = get_eraser("esd", iterations=1, steps=1, pictures=1, lr=2e-2)
+    start(tmp_path / "other", task, [Row("esd", "method", "esd", eraser=other)]).fit()
+    assert fitted == ["esd"]
+
+
 def test_pictures_are_those_of_plain_calls_in_each_state(finished: Path, shapes: Any) -> None:
     def drawn(row: str, case: str = "star") -> list[bytes]:
         found = {(s["text"], s["seed"]): s["image"] for s in samples(finished, row, case)}

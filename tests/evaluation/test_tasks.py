@@ -23,7 +23,7 @@ CONTENT: dict[str, Any] = {
     "scheme": {"pillars": ["erasure", "specificity"]},
     "references": {"star": "somewhere"},
 }
-SHAPES = [f"shapes-{name}" for name in ("attacks", "every", "multi", "quick", "smoke", "standard")]
+SHAPES = [f"shapes-{name}" for name in ("every", "multi", "quick", "smoke", "standard")]
 
 
 def test_the_package_has_its_tasks() -> None:
