@@ -1,0 +1,267 @@
+"""Few-shot unlearning: Fuchi and Takagi, "Erasing Concepts from Text-to-Image Diffusion Models with Few-shot
+Unlearning", BMVC 2024, arXiv 2405.07288."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import nn
+
+from erasers.attacks.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
+from erasers.concept import Concept, Concepts, as_concepts
+from erasers.methods.contexts import Templates, kept_prompts
+from erasers.methods.counting import Calls
+from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks
+from erasers.methods.robust_ablation import shuffled
+from erasers.methods.rows import fill, templates_for
+from erasers.methods.student import Student, names_of
+from erasers.methods.training import Stage, TrainedEraser, Training
+from erasers.methods.uce import require_above, require_templates
+
+_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
+_PART = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
+_ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(TrainedEraser):
+    """Train the text encoder away from a few pictures of the concept.
+
+    Gradient ascent on the denoising loss of textual inversion: with x_t a noised picture and p a prompt of the concept,
+
+        L = - || eps - eps(x_t, t, tau(p)) ||^2
+
+    Trained are the feed-forward parts of all layers of the text encoder tau and the self-attention of its last one.
+
+    The ascent has no end and moves every prompt alike, so it is bounded here. The drift of a kept prompt p is
+    ||tau(p) - tau_0(p)|| / ||tau_0(p)||. When that of any of them exceeds `max_drift` after a step, up to `corrections`
+    steps of Adam descend on its mean square; when they do not bring it back, the step is undone and training stops.
+    On the embedded model, kept prompts draw what they drew before with a drift of 0.5, and do not with 1.
+
+    Differs from the official code: that bound (`max_drift=none` leaves it out); the attention trained is that of the
+    last layer whatever its number; iterations in place of epochs, each with a random part of the pictures, so that ten
+    stand for five epochs of four pictures; pictures are the mean of the VAE's posterior, are not flipped, and are drawn
+    by the model itself when a concept has none; the templates are this library's.
+
+    Args:
+        pictures: Drawn of each concept without `images`; those of a concept are all used.
+        batch: Pictures an iteration.
+        steps: Of the sampler that draws pictures.
+        guidance: With which they are drawn.
+        templates: Patterns with one `{}` for the concept; "auto": those of its kind.
+        max_drift: How far a kept prompt may move, above 0; None has no bound, as published.
+        corrections: Steps back after a step too far; 0 stops at once.
+        kept: Prompts whose drift is measured: preserved ones, neighbours and anchors in templates, and the empty one.
+    """
+
+    name: ClassVar[str] = "few_shot"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "few_shot-shapes": {"iterations": 60, "lr": 1e-3, "steps": 20, "guidance": 4.0, "max_drift": 0.15},
+    }
+
+    iterations: int = 10
+    pictures: int = 4
+    batch: int = 2
+    steps: int = 50
+    guidance: float = 7.5
+    templates: Templates = "auto"
+    max_drift: float | None = 0.5
+    corrections: int = 10
+    kept: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("pictures", "batch", "steps", "kept"):
+            require_above(name, getattr(self, name), 1, equal=True)
+        require_above("corrections", self.corrections, 0, equal=True)
+        if self.max_drift is not None:
+            require_above("max_drift", self.max_drift, 0)
+        require_templates("templates", self.templates)
+
+    def check_pipe(self, pipe: Any) -> None:
+        """See `TrainedEraser.check_pipe`."""
+        check_supported(pipe)
+
+    def prompts(self, concept: Concept) -> list[str]:
+        """The distinct prompts that are unlearned with the pictures of a concept."""
+        patterns = templates_for(concept, self.templates)
+        return list(dict.fromkeys(fill(pattern, term).text for pattern in patterns for term in concept.terms()))
+
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """See `TrainedEraser.cost`; corrections come on top, each with twice the kept prompts."""
+        found = as_concepts(concepts)
+        drawn = [len(self._drawn_of(one)) for one in found if not one.images]
+        shown = sum(len(one.images) or self.pictures for one in found)
+        kept = 0 if self.max_drift is None else min(self.kept, sum(map(len, kept_prompts(found, self.templates))))
+        each = Calls(gradients=min(self.batch, shown), texts=min(self.batch, shown) + kept)
+        ways = Calls(denoiser=2 * self.steps) * (self.pictures * len(drawn))
+        return ways + each * self.iterations + Calls(texts=sum(drawn) + len(drawn) + kept)
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """See `TrainedEraser.prepare`."""
+        count = self.pictures * sum(not concept.images for concept in concepts)
+        with stage("drawing pictures of what is unlearned", count) as advance:
+            shots = [
+                Shots(self._latents(pipe, concept, generator, advance), tokenise(pipe, self.prompts(concept)))
+                for concept in concepts
+            ]
+        student = Student(pipe, trained_names(pipe), rank=self.rank, generator=generator)
+        bound = None
+        if self.max_drift is not None:
+            bound = Bound(pipe, student, self._kept(concepts, generator), self.max_drift, self.corrections, self.lr)
+        adam = torch.optim.Adam(student.parameters, lr=self.lr, weight_decay=1e-8, **_ADAM)
+
+        def step(number: int) -> dict[str, float]:
+            before = [part.detach().clone() for part in student.parameters] if bound else []
+            latents, ids = draw(shots, self.batch, generator)
+            with student.placed():
+                loss = ascent_loss(pipe, latents, ids, generator)
+                student.backward(loss)
+            adam.step()
+            return {"loss": float(loss.detach())} | (bound.hold(before) if bound else {})
+
+        optimizers = {"adam": adam} | ({"back": bound.adam} if bound else {})
+        return Training(student, step, optimizers, stop=(lambda: bound.why) if bound else (lambda: ""))
+
+    def _drawn_of(self, concept: Concept) -> list[str]:
+        """Prompts that pictures are drawn of, in turn."""
+        return self.prompts(concept)[: self.pictures]
+
+    def _latents(
+        self, pipe: Any, concept: Concept, generator: torch.Generator, advance: Callable[[int], None]
+    ) -> torch.Tensor:
+        """x_0 `[n, c, h, w]` of the pictures of a concept."""
+        if concept.images:
+            return latents_of(pipe, [picture(one, side_of(pipe)) for one in concept.images]).float()
+        asked, empty = conditions(pipe, self._drawn_of(concept)), conditions(pipe, [""])
+        turns = torch.arange(self.pictures) % len(asked.states)
+        return draw_pictures(pipe, asked.rows(turns), empty, Way(self.steps, self.guidance), generator, advance)
+
+    def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
+        """The empty prompt and others, up to half of all about neighbours and anchors."""
+        near, others = kept_prompts(concepts, self.templates)
+        others = [text for text in others if text]
+        some = shuffled(near, max(self.kept // 2, self.kept - 1 - len(others)), generator)[: self.kept - 1]
+        return ["", *some, *shuffled(others, self.kept - 1 - len(some), generator)]
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Pictures of a concept: x_0 `[n, c, h, w]`, and the token ids `[p, tokens]` of its prompts."""
+
+    latents: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass
+class Bound:
+    """Holds what kept prompts are read as.
+
+    Args:
+        pipe: A Stable Diffusion 1 or 2 pipeline.
+        student: Trained weights of its text encoder.
+        kept: Prompts.
+        most: The drift that they may have.
+        corrections: Steps back before a step is undone.
+        lr: Learning rate of those.
+    """
+
+    pipe: Any
+    student: Student
+    kept: Sequence[str]
+    most: float
+    corrections: int
+    lr: float
+    why: str = field(default="", init=False)
+    """Why training has to stop, or ""."""
+
+    def __post_init__(self) -> None:
+        self.adam = torch.optim.Adam(self.student.parameters, lr=self.lr, **_ADAM)
+        self.ids = tokenise(self.pipe, self.kept)
+        with torch.no_grad():
+            self.before = encode(self.pipe, self.ids).float()
+
+    def hold(self, weights: Sequence[torch.Tensor]) -> dict[str, float]:
+        """Go back until no kept prompt is too far, or to the weights before the step; the drift that is left."""
+        drift = self.worst()
+        for _ in range(self.corrections):
+            if drift <= self.most:
+                break
+            with self.student.placed():
+                self.student.backward(self.squares().mean())
+            self.adam.step()
+            drift = self.worst()
+        if not drift <= self.most:
+            self.why = f"a kept prompt would drift by {drift:.3g}"
+            with torch.no_grad():
+                for part, value in zip(self.student.parameters, weights, strict=True):
+                    part.copy_(value)
+            drift = self.worst()
+        return {"drift": drift}
+
+    @torch.no_grad()
+    def worst(self) -> float:
+        """The largest drift."""
+        with self.student.placed():
+            return float(self.squares().max().sqrt())
+
+    def squares(self) -> torch.Tensor:
+        """||tau(p) - tau_0(p)||^2 / ||tau_0(p)||^2 `[prompts]`, as the text encoder is now."""
+        moved = encode(self.pipe, self.ids).float() - self.before
+        return moved.square().sum(dim=(1, 2)) / self.before.square().sum(dim=(1, 2))
+
+
+def ascent_loss(pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """L at random times with fresh noise, of pictures `[n, c, h, w]` and token ids `[n, tokens]`."""
+    times = picks(pipe.scheduler.config.num_train_timesteps, len(latents), generator).to(latents.device)
+    return -denoising_loss(pipe, latents, times, gaussian(latents, generator), encode(pipe, ids))
+
+
+def draw(shots: Sequence[Shots], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `count` different pictures, and a random prompt of the concept of each: `[n, c, h, w]`, `[n, tokens]`."""
+    every = [(one, number) for one in shots for number in range(len(one.latents))]
+    some = shuffled(every, count, generator)
+    ids = [one.ids[int(picks(len(one.ids), 1, generator))] for one, _ in some]
+    return torch.stack([one.latents[number] for one, number in some]), torch.stack(ids)
+
+
+def trained_names(pipe: Any) -> list[str]:
+    """Parameters of the feed-forward parts of all layers and of the self-attention of the last one."""
+    layers = [_LAYER.search(path) for path, _ in pipe.text_encoder.named_modules()]
+    last = max(int(found[1]) for found in layers if found)
+
+    def wanted(module: nn.Module, path: str) -> bool:
+        layer, part = _LAYER.search(path), _PART.search(path)
+        if layer is None or part is None or not isinstance(module, nn.Linear):
+            return False
+        return part[1].startswith("mlp") or int(layer[1]) == last
+
+    return names_of(pipe, "text_encoder", wanted)
+
+
+def side_of(pipe: Any) -> tuple[int, int]:
+    """(width, height) of a picture of the model's own size."""
+    _, height, width = latent_shape(pipe)
+    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
+
+
+def picture(source: Any, size: tuple[int, int]) -> Image.Image:
+    """A picture, or the one at a path, in that size and in colour.
+
+    Raises:
+        ValueError: Neither, or a file that is no picture.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            source = Image.open(source)
+        except OSError as error:
+            raise ValueError(f"expected a picture at {os.fspath(source)}, got none ({error})") from None
+    if not isinstance(source, Image.Image):
+        raise ValueError(f"expected pictures as PIL images or paths, got {type(source).__name__}: {source!r}")
+    return source.convert("RGB").resize(size, Image.Resampling.BICUBIC)
