@@ -24,7 +24,10 @@ FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
 POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
-    "robust_ablation": [FEW | POOL, FEW | POOL | {"rank": 0, "train": "cross", "attack_scale": 0.0}],
+    "robust_ablation": [
+        FEW | POOL,
+        FEW | POOL | {"rank": 0, "train": "cross", "attack_scale": 0.0, "relearn_scale": 0.0},
+    ],
 }
 TABLE = CLOSED | TRAINED
 SDXL = {"uce", "rece", "esd"}

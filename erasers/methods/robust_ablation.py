@@ -95,7 +95,7 @@ class RobustAblation(TrainedEraser):
     attack_steps: int = 2
     attack_lr: float = 0.02
     restart: int = 60
-    relearn_scale: float = 0.0
+    relearn_scale: float = 1.0
     relearn_steps: int = 2
     relearn_lr: float = 5e-3
     relearn_rank: int = 8
