@@ -14,11 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erasers import list_erasers
 from erasers.atomic import write_atomically
 
 ROOT = Path(__file__).parent.parent
 TASK = "shapes-standard@2"
 START, END = "<!-- methods: benchmarks/method_table.py -->", "<!-- end of methods -->"
+
+
+NOTE = f"""\
+Figures of `{TASK}`, between 0 and 1, higher is better: how much less often the concept is drawn when it is
+asked for, how often the worst attack by text fails, how often unrelated concepts are still drawn; means over four
+concepts. Seconds on one core of a CPU, and the size of the patch, are of the embedded model; - is not measured yet."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +104,28 @@ METHODS: Mapping[str, About] = {
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table in Markdown: every method with a result, in the order above."""
+    """The table in Markdown: every registered method in the order above, "-" where there is no result yet.
+
+    Raises:
+        ValueError: A method without a row above.
+    """
     head = "| name | paper | family | erasure | robustness | kept | seconds | patch | strengths | limits |"
     lines = [head, "|---" * 10 + "|"]
-    for name, about in METHODS.items():
-        if name in results:
-            found = results[name]
-            facts = [
-                _pillar(found, "erasure"),
-                _pillar(found, "robustness"),
-                _pillar(found, "specificity"),
-                *_cost(found),
-            ]
-            lines.append(
-                "| "
-                + " | ".join([f"`{name}`", about.paper, about.family, *facts, about.strengths, about.limits])
-                + " |"
-            )
-    return "\n".join(lines)
+    if lacking := [name for name in list_erasers() if name not in METHODS]:
+        raise ValueError(f"expected a row of METHODS for {', '.join(lacking)}, got none")
+    for name, about in ((name, about) for name, about in METHODS.items() if name in list_erasers()):
+        facts = _facts(results[name]) if name in results else ("-",) * 5
+        cells = (f"`{name}`", about.paper, about.family, *facts, about.strengths, about.limits)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", NOTE])
+
+
+def _facts(result: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*(_pillar(result, name) for name in ("erasure", "robustness", "specificity")), *_cost(result))
 
 
 def _pillar(result: Mapping[str, Any], name: str) -> str:
-    found = result["scores"]["pillars"].get(name)
+    found = result["scores"]["all"]["pillars"].get(name)
     return "-" if found is None or found["value"] is None else f"{found['value']:.2f}"
 
 

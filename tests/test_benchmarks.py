@@ -34,7 +34,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-LEADERBOARD, COMPARE = script("leaderboard"), script("compare")
+LEADERBOARD, COMPARE, METHODS = script("leaderboard"), script("compare"), script("method_table")
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +219,22 @@ def test_what_cannot_be_compared_is_refused(
     monkeypatch.setattr(COMPARE, "RESULTS", store)
     assert COMPARE.main(arguments) == 2
     assert capsys.readouterr().err.strip() == message
+
+
+def test_the_table_of_methods_is_what_the_results_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert METHODS.main(["--check"]) == 0
+    results = tmp_path / "benchmarks" / "results" / METHODS.TASK
+    results.mkdir(parents=True)
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    uce = json.loads((ROOT / "benchmarks" / "results" / METHODS.TASK / "uce.json").read_text())
+    uce["scores"]["all"]["pillars"]["erasure"]["value"] = 0.123
+    (results / "uce.json").write_text(json.dumps(uce))
+    assert METHODS.main(["--check"], tmp_path) == 1
+    assert "run python benchmarks/method_table.py" in capsys.readouterr().out
+    assert METHODS.main([], tmp_path) == 0
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| 0.12 |" in text
+    # What has no result is not measured, never zero.
+    assert "| `rece` | [RECE](https://arxiv.org/abs/2407.12383) | closed form, text maps | - | - | - | - | - |" in text
+    with pytest.raises(ValueError, match="once each"):
+        METHODS.written("no marks", {})

@@ -1,0 +1,55 @@
+"""Fit the patches of methods that train, which the tasks of the embedded model take from `benchmarks/patches/`.
+
+    python benchmarks/patches.py                            # those of every such method that are missing or out of date
+    python benchmarks/patches.py --methods esd --cases star
+
+A training that is stopped goes on from its checkpoint beside the patch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from erasers import get_eraser, list_erasers, load_pipeline
+from erasers.concept import as_concepts
+from erasers.eraser import eraser_class, shapes_options
+from erasers.evaluation.states import Row, find_patch
+from erasers.evaluation.tasks import read_task
+from erasers.methods.training import TrainedEraser
+
+FOLDER = Path(__file__).parent / "patches"
+TASK = "shapes-smoke"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    trained = [name for name in list_erasers() if eraser_class(name).trains]
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=trained)
+    parser.add_argument("--cases", type=lambda text: text.split(","), default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    task, pipe = read_task(TASK), load_pipeline("shapes")
+    FOLDER.mkdir(exist_ok=True)
+    for method in options.methods:
+        eraser = get_eraser(method, **shapes_options(method))
+        for case in options.cases or task.named_cases:
+            concepts = as_concepts(task.concepts(case))
+            if find_patch(str(FOLDER), Row(method, "method", method, eraser=eraser), case, concepts):
+                print(f"{method} {case}: there already")
+                continue
+            if not isinstance(eraser, TrainedEraser):
+                raise SystemExit(f"{method} does not train")
+            path, half = FOLDER / f"{method}-{case}.safetensors", FOLDER / f".{method}-{case}.checkpoint"
+            generator = torch.Generator().manual_seed(0)
+            patch = eraser.fit(pipe, concepts, generator=generator, checkpoint=half)
+            patch.save(path)
+            half.unlink(missing_ok=True)
+            print(f"{method} {case}: {patch.nbytes} bytes")
+
+
+if __name__ == "__main__":
+    main()
