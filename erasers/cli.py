@@ -34,6 +34,7 @@ from erasers.cli_options import (
     as_options,
 )
 from erasers.cli_output import err, fail, out, show_cost, show_patch, show_result
+from erasers.cli_sae import explain, sae
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
@@ -290,7 +291,9 @@ def push(
 
 
 app.command()(generate)
+app.command()(explain)
 app.add_typer(bench, name="bench")
+app.add_typer(sae, name="sae")
 
 
 def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job) -> Patch:

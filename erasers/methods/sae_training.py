@@ -1,0 +1,340 @@
+"""Trains a sparse autoencoder on what a block of a text encoder makes of prompts (Tian et al., arXiv 2503.09446)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from erasers.eraser import check_fields
+from erasers.methods.text_blocks import Block
+from erasers.patch_file import KEY, write_tensors
+from erasers.sae import ACTIVATIONS, AUXILIARY_SCALE, SAE, Activation, Quality, geometric_median, quality, unexplained
+
+Told = Callable[[int, str], None]
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
+_FOR_THE_MEDIAN = 500
+_HELD_OUT = 20
+"""One prompt of so many is not trained on, but measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAETraining:
+    """How an autoencoder is trained.
+
+    Adam with a warm-up and a linear decay over the last fifth; columns of W_d are unit vectors after every step.
+
+    Differs from the official code: a feature is dead after `dead_after` tokens, which the training must reach, where
+    the published number lies beyond its end, so that no feature ever was; what dead features explain is the error
+    itself, without b_pre; the first token, the same in every prompt, is left out; `batchtopk` is the default.
+
+    Args:
+        features: n.
+        k: Active features a token.
+        activation: `topk` or `batchtopk`.
+        steps: Of the optimizer.
+        prompts: A batch; all tokens of a prompt but the first are in it.
+        lr: Learning rate.
+        warmup: Steps until that is reached.
+        auxiliary: Dead features that explain what is left, for every token; 0 leaves them dead.
+        dead_after: Tokens without activity after which a feature is dead.
+        seed: Of the directions of features and of the order of prompts.
+    """
+
+    features: int = 4096
+    k: int = 32
+    activation: Activation = "batchtopk"
+    steps: int = 4000
+    prompts: int = 50
+    lr: float = 1e-3
+    warmup: int = 100
+    auxiliary: int = 256
+    dead_after: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        least = {
+            "features": 1,
+            "k": 1,
+            "steps": 1,
+            "prompts": 1,
+            "warmup": 0,
+            "auxiliary": 0,
+            "dead_after": 1,
+            "seed": 0,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
+        if self.k > self.features:
+            raise ValueError(f"expected k of at most {self.features} features, got {self.k}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"expected lr above 0, got {self.lr}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"expected activation among {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        decay = min(1.0, (self.steps - step) / max(1.0, 0.2 * self.steps))
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * decay
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives.
+
+    Args:
+        sae: The autoencoder.
+        quality: Measured on prompts that it was not trained on.
+        curves: Name -> one value a step: unexplained (share of the variance), auxiliary, dead (share), threshold.
+    """
+
+    sae: SAE
+    quality: Quality
+    curves: dict[str, list[float]]
+
+
+def train_sae(
+    block: Block,
+    prompts: Sequence[str],
+    training: SAETraining,
+    *,
+    checkpoint: Path | None = None,
+    tell: Told = lambda count, text: None,
+) -> Trained:
+    """Train an autoencoder on what a block makes of prompts, which are encoded batch by batch.
+
+    Args:
+        block: Where the rows come from.
+        prompts: Distinct prompts.
+        training: How.
+        checkpoint: A file written every few seconds; a training that finds it goes on from it, on a CPU bit for bit.
+        tell: Called with the steps that were done and what to show.
+
+    Raises:
+        ValueError: Too few prompts or too few tokens for these settings, or a checkpoint of another training.
+    """
+    kept, held = split(prompts)
+    width = block.outputs(held[:1]).shape[-1]
+    tokens = training.steps * training.prompts * (block.tokens(held[:1])[0].shape[1] - 1)
+    if training.auxiliary and training.dead_after >= tokens:
+        raise ValueError(f"expected dead_after below the {tokens} tokens of the training, got {training.dead_after}")
+    run = _Run(block, training, width, kept)
+    saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(block, training, prompts))
+    if saved is None or not saved.load(run):
+        run.begin()
+    tell(run.done, "")
+    for some in order(kept, training, run.done):
+        tell(1, run.step(rows_of(block.outputs(some))))
+        if saved is not None:
+            saved.save(run)
+    for parameter in run.sae.parameters():
+        parameter.requires_grad_(False)
+    found = quality(run.sae, (rows_of(batch) for batch in block.batches(held, training.prompts)))
+    return Trained(run.sae, found, run.curves)
+
+
+def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The distinct prompts that are trained on, and those that are measured.
+
+    Raises:
+        ValueError: Fewer than two.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    if len(distinct) < 2:
+        raise ValueError(f"expected at least two prompts to train on and to measure, got {len(distinct)}")
+    held = distinct[::_HELD_OUT]
+    return [prompt for prompt in distinct if prompt not in set(held)], held
+
+
+def order(prompts: Sequence[str], training: SAETraining, start: int) -> Iterator[list[str]]:
+    """The prompts of every step from `start` on; a new shuffle whenever all were seen."""
+    for step in range(start, training.steps):
+        batch = []
+        for place in range(step * training.prompts, (step + 1) * training.prompts):
+            round_, index = divmod(place, len(prompts))
+            batch.append(prompts[_shuffled(len(prompts), training.seed, round_)[index]])
+        yield batch
+
+
+_SHUFFLES: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _shuffled(count: int, seed: int, round_: int) -> list[int]:
+    key = (count, seed, round_)
+    if key not in _SHUFFLES:
+        _SHUFFLES.clear()
+        _SHUFFLES[key] = random.Random(f"{seed}/{round_}").sample(range(count), count)
+    return _SHUFFLES[key]
+
+
+def rows_of(outputs: torch.Tensor) -> torch.Tensor:
+    """Rows `[N, d]` of outputs `[prompts, T, d]`, without the first token."""
+    return outputs[:, 1:].flatten(0, 1)
+
+
+class _Run:
+    """A training on its way."""
+
+    def __init__(self, block: Block, training: SAETraining, width: int, prompts: Sequence[str]) -> None:
+        generator = torch.Generator().manual_seed(training.seed)
+        self.block, self.training, self.prompts = block, training, prompts
+        self.sae = SAE(width, training.features, training.k, activation=training.activation, generator=generator)
+        self.adam = torch.optim.Adam(self.sae.parameters(), lr=training.lr, betas=(0.9, 0.999), eps=6.25e-10)
+        self.silent = torch.zeros(training.features, dtype=torch.int64)
+        self.curves: dict[str, list[float]] = {"unexplained": [], "auxiliary": [], "dead": [], "threshold": []}
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return len(self.curves["unexplained"])
+
+    def begin(self) -> None:
+        """Start from the geometric median of some prompts."""
+        rows = rows_of(self.block.outputs(self.prompts[:_FOR_THE_MEDIAN]))
+        self.sae.b_pre.data.copy_(geometric_median(rows))
+
+    def step(self, x: torch.Tensor) -> str:
+        """One step on rows `[N, d]`; what to show of it."""
+        sae, training = self.sae, self.training
+        codes = sae.encode_batch(x)
+        guess = sae.decode(codes)
+        loss = unexplained(x, guess)
+        dead = self.silent >= training.dead_after
+        extra = x.new_zeros(())
+        if training.auxiliary and dead.any():
+            extra = sae.auxiliary(x, (x - guess).detach(), dead, training.auxiliary)
+        self.adam.zero_grad()
+        (loss + AUXILIARY_SCALE * extra).backward()
+        sae.keep_norms()
+        for group in self.adam.param_groups:
+            group["lr"] = training.rate(self.done)
+        self.adam.step()
+        sae.normalise()
+        self._count(codes.features, len(x))
+        self._follow(codes.values.detach())
+        self._note(float(loss.detach()), float(extra.detach()), float(dead.double().mean()))
+        return f"unexplained {self.curves['unexplained'][-1]:.3f}, dead {self.curves['dead'][-1]:.0%}"
+
+    def _count(self, active: torch.Tensor, tokens: int) -> None:
+        self.silent += tokens
+        self.silent[active] = 0
+
+    def _follow(self, values: torch.Tensor) -> None:
+        """The least value that counted in a batch, averaged over batches."""
+        if self.training.activation == "batchtopk" and len(values):
+            least = values.min()
+            share = 1.0 if not self.done else 0.02
+            self.sae.threshold.lerp_(least[None], share)
+
+    def _note(self, loss: float, extra: float, dead: float) -> None:
+        values = {"unexplained": loss, "auxiliary": extra, "dead": dead, "threshold": float(self.sae.threshold)}
+        for name, value in values.items():
+            self.curves[name].append(value)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that a training goes on from."""
+        found = {f"sae/{name}": value.detach() for name, value in self.sae.state_dict().items()}
+        for number, values in self.adam.state_dict()["state"].items():
+            found |= {f"adam/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
+        curves = {f"curves/{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.curves.items()}
+        return {**found, **curves, "silent": self.silent}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from such a state."""
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition("/")
+            parts.setdefault(kind, {})[rest] = value
+        self.sae.load_state_dict(parts["sae"])
+        adam: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in parts["adam"].items():
+            number, _, what = key.partition("/")
+            adam.setdefault(int(number), {})[what] = value
+        self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.curves = {name: values.tolist() for name, values in parts["curves"].items()}
+        self.silent = tensors["silent"]
+
+
+class _Checkpoint:
+    """One safetensors file with a training on its way."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
+        self.path, self.identity, self._last = path, identity, time.monotonic()
+
+    def save(self, run: _Run) -> None:
+        """Write everything, unless that was done a moment ago."""
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_CHECKPOINTS:
+            tensors = {name: value.clone() for name, value in run.state().items()}
+            write_tensors(self.path, tensors, {KEY: self.identity})
+            self._last = time.monotonic()
+
+    def load(self, run: _Run) -> bool:
+        """Set a training to what the file says; whether there was one.
+
+        Raises:
+            ValueError: A damaged file, or one of another training.
+        """
+        if not self.path.exists():
+            return False
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "pt") as file:
+                identity = (file.metadata() or {}).get(KEY)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"expected a checkpoint in {self.path}, got a damaged file ({error}); delete it") from None
+        if identity != self.identity:
+            raise ValueError(
+                f"expected a checkpoint of this training in {self.path}, got one of another model, option or set of "
+                "prompts; delete it or name another file"
+            )
+        run.restore(tensors)
+        return True
+
+
+def _identity(block: Block, training: SAETraining, prompts: Sequence[str]) -> str:
+    facts = [block.target, block.fingerprints(), asdict(training), list(prompts)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
+    """A picture of the curves of a training."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    for axis, (name, values) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        axis.plot(values, linewidth=1)
+        axis.set(title=name, xlabel="step")
+        if name == "unexplained" and values and min(values) > 0:
+            axis.set_yscale("log")
+    figure.savefig(path, dpi=110)
+
+
+def shapes_prompts(count: int, seed: int = 0) -> list[str]:
+    """Distinct captions of the embedded world, and "", without those of the benchmark's prompts.
+
+    Left out are the first 200 prompts a split of every word, which is what tasks score.
+    """
+    from erasers.shapes.prompts import PRESERVED, split_prompts
+    from erasers.shapes.scenes import captions, sample_scenes
+    from erasers.shapes.world import KINDS
+
+    words = [word for some in KINDS.values() for word in some]
+    scored = {ask.text for word in words for asks in split_prompts(word, PRESERVED).values() for ask in asks}
+    scenes = sample_scenes(4 * count, torch.Generator().manual_seed(seed))
+    texts = dict.fromkeys(["", *captions(scenes, random.Random(seed))])
+    return [text for text in texts if text not in scored][:count]
