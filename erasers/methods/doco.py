@@ -1,0 +1,321 @@
+"""DoCo: Wu et al., "Unlearning Concepts in Diffusion Model via Concept Domain Correction and Concept Preserving
+Gradient", AAAI 2025, arXiv 2405.15304."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from erasers.attacks.soft import noised
+from erasers.concept import Concept, Concepts, as_concepts
+from erasers.methods.contexts import contexts, kept_prompts
+from erasers.methods.counting import Calls
+from erasers.methods.discriminator import Discriminator, fooling_loss, telling_loss
+from erasers.methods.esd import selector
+from erasers.methods.latent_bank import (
+    Condition,
+    Way,
+    cat,
+    clean,
+    conditions,
+    draw_pictures,
+    latent_shape,
+    noise_again,
+    picks,
+    predict,
+    predicts_velocity,
+)
+from erasers.methods.robust_ablation import shuffled
+from erasers.methods.student import Student, names_of
+from erasers.methods.supported import check_unet
+from erasers.methods.training import Stage, TrainedEraser, Training
+
+_CLIP = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoCo(TrainedEraser):
+    """Train cross-attention until a discriminator cannot tell the concept's pictures from the anchor's.
+
+    Pictures of the anchor are noised. From the same x_t, the student predicts x0 with the concept's prompt and the
+    frozen model with the anchor's. A discriminator learns to tell the two apart, the student to be taken for the
+    frozen model; that gradient loses what would undo the prediction of noise for the anchor's own prompts:
+
+        L_D = BCE(D(x0*(x_t, a)), 0) + BCE(D(x0(x_t, c)), 1)
+        g_a = grad BCE(D(x0(x_t, c)), 0)        g_b = grad || eps(x_t, a) - noise ||^2
+        g   = g_a - lambda <g_a, g_b> / || g_b ||^2  g_b    for each weight with <g_a, g_b> < 0
+
+    Keys and values of cross-attention are trained, and the gradient through those of the start token is stopped, as it
+    stands in all prompts.
+
+    Differs from the official code: the surgery is a projection (the code subtracts a vector of the length of the
+    cosine, whatever the length of g_a) and L_adv has no part in the gradient of the discriminator; `upstream_compat`
+    brings both back. The discriminator has group norms in place of batch norms, and fewer strides for small latents.
+    The prior loss covers v-prediction, and pictures of kept prompts when `kept` is set; `prior_scale` adds its gradient
+    to g. Captions come from templates and from preserved captions that name the anchor, in place of a search engine and
+    a language model; there are no zoomed copies. As in the paper, x0 is what goes with a prediction at any time, and so
+    is noisier where 1 / sqrt(alpha_bar_t) is large.
+
+    Args:
+        iterations: With those of `warm_up`.
+        warm_up: Iterations in which the discriminator alone learns.
+        discriminator_lr: The paper has 5e-4 for styles.
+        weight_decay: Of the student's AdamW.
+        batch: Pictures an iteration for each of the two losses.
+        pictures: Of the anchor, for each concept; captions take turns.
+        kept: Pictures of kept prompts (preserved ones, neighbours, anchors, the empty prompt); the paper has none.
+        steps: Of the sampler that draws the pictures.
+        guidance: With which they are drawn.
+        captions: Patterns with one `{}` for the concept; none stands for the templates of its kind.
+        aliases: Erase the concept's aliases, too.
+        surgery: lambda; 0 leaves g_a as it is.
+        prior_scale: Weight of g_b, added after the surgery; the paper has 0, or 0.1 in place of the surgery.
+        width: Of the discriminator.
+        upstream_compat: Reproduce both errors of the official code.
+    """
+
+    name: ClassVar[str] = "doco"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "doco-shapes": {
+            "iterations": 260,
+            "warm_up": 60,
+            "lr": 4e-4,
+            "discriminator_lr": 5e-4,
+            "pictures": 48,
+            "kept": 48,
+            "steps": 10,
+            "guidance": 4.0,
+            "prior_scale": 1.0,
+            "width": 32,
+        },
+    }
+
+    iterations: int = 2000
+    lr: float = 4.8e-5
+    warm_up: int = 1000
+    discriminator_lr: float = 1e-4
+    weight_decay: float = 1e-2
+    batch: int = 8
+    pictures: int = 1000
+    kept: int = 0
+    steps: int = 25
+    guidance: float = 6.0
+    captions: tuple[str, ...] = ()
+    aliases: bool = True
+    surgery: float = 1.0
+    prior_scale: float = 0.0
+    width: int = 64
+    upstream_compat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"warm_up": 0, "batch": 1, "pictures": 1, "kept": 0, "steps": 1, "width": 4}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+        if self.warm_up >= self.iterations:
+            raise ValueError(f"expected warm_up below {self.iterations} iterations, got {self.warm_up}")
+        if not 0 < self.discriminator_lr < float("inf"):
+            raise ValueError(f"expected discriminator_lr above 0, got {self.discriminator_lr}")
+        if self.width % 4:
+            raise ValueError(f"expected width as a multiple of 4, got {self.width}")
+        if self.patience:
+            raise ValueError(f"expected patience 0, as adversarial losses need not fall, got {self.patience}")
+        for caption in self.captions:
+            if caption.count("{}") != 1:
+                raise ValueError(f"expected captions with one {{}}, got {caption!r}")
+
+    def check_pipe(self, pipe: Any) -> None:
+        """See `TrainedEraser.check_pipe`."""
+        check_unet(pipe)
+
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """See `TrainedEraser.cost`."""
+        found = as_concepts(concepts)
+        asked = sum(min(self.pictures, len(self._contexts(one))) for one in found)
+        texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
+        drawn = self.pictures * len(found) + self.kept
+        learns = self.iterations - self.warm_up
+        return Calls(
+            denoiser=2 * self.steps * drawn + self.batch * (self.iterations + self.warm_up),
+            gradients=2 * self.batch * learns,
+            texts=texts,
+        )
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """See `TrainedEraser.prepare`."""
+        pairs, prompts = self._pairs(concepts, generator)
+        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
+        kept, empty = self._kept(concepts, generator), conditions(pipe, [""])
+        way = Way(self.steps, self.guidance)
+        with stage("drawing pictures to learn from", len(prompts) + self.kept) as advance:
+            drawn = draw_pictures(pipe, anchors.rows(prompts), empty, way, generator, advance)
+            bad = good = Scenes(drawn, prompts, anchors)
+            if kept:
+                held, turns = conditions(pipe, kept), torch.arange(self.kept) % len(kept)
+                more = draw_pictures(pipe, held.rows(turns), empty, way, generator, advance)
+                good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
+        names = names_of(pipe, "unet", selector("x-strict"))
+        student = Student(pipe, names, rank=self.rank, generator=generator)
+        judge = Discriminator(latent_shape(pipe), self.width, generator).to(pipe.unet.device)
+        contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
+        optimizers = {"student": contest.adamw, "discriminator": contest.adam}
+        return Training(student, contest.step, optimizers, {name: part.data for name, part in judge.named_parameters()})
+
+    def _contexts(self, concept: Concept) -> list[tuple[str, str]]:
+        return contexts(concept, self.captions or "auto", aliases=self.aliases)
+
+    def _pairs(
+        self, concepts: Sequence[Concept], generator: torch.Generator
+    ) -> tuple[list[tuple[str, str]], torch.Tensor]:
+        """(Prompt, the same with the anchor) of all concepts, and the number of the pair of each picture `[n]`."""
+        pairs: list[tuple[str, str]] = []
+        numbers = []
+        for concept in concepts:
+            some = shuffled(self._contexts(concept), self.pictures, generator)
+            numbers.append(torch.arange(self.pictures) % len(some) + len(pairs))
+            pairs += some
+        return pairs, torch.cat(numbers)
+
+    def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
+        """At most one kept prompt for each picture, up to half of them about neighbours and anchors."""
+        near, others = kept_prompts(concepts, self.captions or "auto")
+        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
+        return some + shuffled(others, self.kept - len(some), generator)
+
+
+class Scenes(NamedTuple):
+    """Pictures and what they show.
+
+    Args:
+        pictures: x_0 `[n, c, h, w]`.
+        prompts: Number of the prompt of each `[n]`.
+        conditions: Of the prompts.
+    """
+
+    pictures: torch.Tensor
+    prompts: torch.Tensor
+    conditions: Condition
+
+
+class Contest:
+    """The student against the discriminator, iteration by iteration.
+
+    Args:
+        options: The eraser.
+        pipe: The pipeline.
+        student: What is trained.
+        judge: The discriminator.
+        bad: Pictures of anchors, with the anchors' prompts.
+        good: Pictures of the prior loss, with their own prompts.
+        asked: Conditions of the concepts' prompts, in the order of those of `bad`.
+        generator: Source of every random number.
+    """
+
+    def __init__(
+        self,
+        options: DoCo,
+        pipe: Any,
+        student: Student,
+        judge: Discriminator,
+        bad: Scenes,
+        good: Scenes,
+        asked: Condition,
+        generator: torch.Generator,
+    ) -> None:
+        self.options, self.pipe, self.student, self.judge = options, pipe, student, judge
+        self.bad, self.good, self.asked, self.generator = bad, good, asked, generator
+        decay = options.weight_decay
+        self.adamw = torch.optim.AdamW(student.parameters, lr=options.lr, weight_decay=decay)
+        self.adam = torch.optim.Adam(judge.parameters(), lr=options.discriminator_lr, betas=(0.5, 0.999))
+
+    def step(self, number: int) -> dict[str, float]:
+        """One iteration: the student learns after the warm-up, the discriminator always."""
+        learns = number >= self.options.warm_up
+        index = picks(len(self.bad.pictures), self.options.batch, self.generator)
+        noisy, times, _ = noise_again(self.pipe, self.bad.pictures[index], self.generator)
+        shown: dict[str, float] = {}
+        with self.student.placed(), start_token_held(self.pipe):
+            target = self.picture(noisy, times, self.asked.rows(self.bad.prompts[index]), gradients=learns)
+            if learns:
+                shown["adversarial"], erases = self._slopes(fooling_loss(self.judge(target)))
+        if learns:
+            with self.student.placed(), start_token_held(self.pipe):
+                shown["prior"], preserves = self._slopes(self._prior())
+            self._learn(erases, preserves)
+        anchor = self.picture(noisy, times, self.bad.conditions.rows(self.bad.prompts[index]))
+        return shown | {"discriminator": self._tell(anchor, target.detach(), leak=learns)}
+
+    def picture(
+        self, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, *, gradients: bool = False
+    ) -> torch.Tensor:
+        """x0 `[n, c, h, w]` that the pipeline, as it now is, predicts."""
+        with torch.set_grad_enabled(gradients):
+            return clean(self.pipe, noisy, times, predict(self.pipe, noisy, times, condition))
+
+    def _slopes(self, loss: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+        """The loss, and its gradients for the student with their norm cut."""
+        self.student.backward(loss, clip=_CLIP)
+        return float(loss.detach()), [part.grad for part in self.student.parameters if part.grad is not None]
+
+    def _learn(self, erases: Sequence[torch.Tensor], preserves: Sequence[torch.Tensor]) -> None:
+        """A step of the student."""
+        options = self.options
+        for part, g_a, g_b in zip(self.student.parameters, erases, preserves, strict=True):
+            g = corrected(g_a, g_b, options.surgery, published=options.upstream_compat)
+            part.grad = g + options.prior_scale * g_b
+        self.adamw.step()
+
+    def _prior(self) -> torch.Tensor:
+        """|| eps(x_t, p) - noise ||^2, or the same of v, on pictures of prompts p that are kept."""
+        pictures, prompts, states = self.good
+        index = picks(len(pictures), self.options.batch, self.generator)
+        noisy, times, noise = noise_again(self.pipe, pictures[index], self.generator)
+        # v = sqrt(a_t) noise - sqrt(1 - a_t) x_0
+        goal = noised(self.pipe, noise, times, -pictures[index]) if predicts_velocity(self.pipe) else noise
+        return functional.mse_loss(predict(self.pipe, noisy, times, states.rows(prompts[index])), goal)
+
+    def _tell(self, anchor: torch.Tensor, target: torch.Tensor, *, leak: bool) -> float:
+        """A step of the discriminator."""
+        leak = leak and self.options.upstream_compat
+        loss = telling_loss(self.judge(anchor), self.judge(target), leak=leak)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        return float(loss.detach())
+
+
+def corrected(g_a: torch.Tensor, g_b: torch.Tensor, scale: float = 1.0, *, published: bool = False) -> torch.Tensor:
+    """g_a - lambda <g_a, g_b> / ||g_b||^2 g_b where <g_a, g_b> < 0, else g_a, of one weight.
+
+    Args:
+        g_a: Gradient that erases.
+        g_b: Gradient that preserves, of the same shape.
+        scale: lambda.
+        published: Subtract lambda cos(g_a, g_b) g_b / ||g_b||, as the official code does; the same where ||g_a|| is 1.
+    """
+    inner = (g_a * g_b).sum()
+    if inner >= 0:
+        return g_a
+    length = g_a.norm() if published else 1.0
+    return g_a - scale * inner / (length * g_b.square().sum()) * g_b
+
+
+@contextmanager
+def start_token_held(pipe: Any) -> Iterator[None]:
+    """Inside, no gradient passes through the keys and values of the first token of cross-attention."""
+
+    def held(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    wanted = selector("x-strict")
+    with ExitStack() as handles:
+        for path, module in pipe.unet.named_modules():
+            if wanted(module, path):
+                handles.callback(module.register_forward_hook(held).remove)
+        yield
