@@ -1,0 +1,361 @@
+"""AdvUnlearn: Zhang et al., "Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion
+Models", NeurIPS 2024, arXiv 2405.15234."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from erasers.attacks.soft import SoftPrompt, check_supported, encode, token_table, tokenise
+from erasers.concept import Concept, Concepts, as_concepts, names
+from erasers.methods.contexts import Templates, kept_prompts
+from erasers.methods.counting import Calls
+from erasers.methods.esd import target
+from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank
+from erasers.methods.robust_ablation import shuffled
+from erasers.methods.rows import fill, templates_for
+from erasers.methods.student import Student, names_of
+from erasers.methods.training import Stage, TrainedEraser, Training
+from erasers.methods.uce import require_above, require_templates
+
+SOFT = "<soft>"
+Placement = Literal["prefix", "suffix", "replace"]
+_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
+_FINAL = re.compile(r"(?:^|\.)final_layer_norm$")
+_DRAW = 53
+_EVERYDAY = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
+    "handbag, tie, suitcase, frisbee, skis, snowboard, ball, kite, baseball bat, skateboard, surfboard, racket, "
+    "bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, "
+    "pizza, donut, cake, chair, couch, plant, bed, table, toilet, television, laptop, mouse, keyboard, phone, "
+    "microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, toothbrush"
+)
+"""Things of the classes of COCO, as in the paper's prompts "a photo of X"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvUnlearn(TrainedEraser):
+    """Train the text encoder to unlearn a concept behind whatever soft tokens bring it back.
+
+    An attack finds soft tokens d that make the student's prediction that of the frozen model, eps*, for the concept's
+    prompt c; the student then unlearns the prompt with them, and keeps its predictions for other prompts r:
+
+        d = argmin || eps(x_t, [d, c]) - eps*(x_t, c) ||^2
+        L = || eps(x_t, [d, c]) - (eps*(x_t, "") - eta (eps*(x_t, c) - eps*(x_t, ""))) ||^2
+            + gamma || eps(y_t, r) - eps*(y_t, r) ||^2
+
+    Only the layers of the text encoder and its final norm are trained; token and position embeddings stay.
+
+    Differs from the official code: latents and all that the frozen model says of them come from whole ways that are
+    drawn once, in place of some thirty fresh parts of ways an iteration (see `published_calls`), and have the noise of
+    the time that the denoiser is told; each step of the attack has its own gradient, and all of them count
+    (`upstream_compat`); soft tokens push no word of the prompt out; `fast` takes steps of size `attack_lr` along the
+    sign of the gradient, where that code hands the sign of a sum to Adam, so that all steps repeat the first; the
+    empty prompt is kept, too.
+
+    Args:
+        layers: Train the first so many layers; 0 trains all of them and the final norm.
+        eta: Negative guidance, as for ESD.
+        toward: What stands in place of the concept in the target: the `empty` prompt, or the prompt with the `anchor`.
+            With the anchor and eta 0 the concept's prompt becomes the anchor's.
+        gamma: Weight of the kept prompts.
+        kept: Kept prompts at most: those about neighbours and anchors, preserved ones, and the empty one; photos of
+            everyday things where nothing is preserved.
+        tokens: Soft tokens.
+        placement: Where they are: in front of the prompt, behind it, or in place of the concept.
+        clean: Unlearn the prompt without soft tokens as well, in every iteration; otherwise only in the warm-up.
+        attack_steps: Steps of the attack; 0 is ESD for the text encoder.
+        attack_lr: Of its Adam.
+        attack_init: Soft tokens start as `random` tokens, or as the `latest` ones of that prompt.
+        attack_batch: Latents for a step of the attack.
+        fast: Steps of the attack along the sign of the gradient.
+        warm_up: Iterations before the first attack.
+        guidance: With which latents are drawn.
+        steps: Of their sampler.
+        pictures: Ways for each prompt of a concept; each kept prompt has one.
+        batch: Latents an iteration for the concept, once with soft tokens and once without where both are unlearned.
+        retain_batch: Latents an iteration for kept prompts.
+        templates: Patterns with one `{}` for the concept, in turn; the paper has the bare name. "auto": those of its
+            kind.
+        aliases: Erase the concept's aliases, too.
+        upstream_compat: Reproduce two errors of the official attack: gradients add up over its steps, and its result
+            is that before the last step.
+    """
+
+    name: ClassVar[str] = "adv_unlearn"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "adv_unlearn-fast": {"fast": True},
+        "adv_unlearn-shapes": {},
+    }
+
+    layers: int = 0
+    eta: float = 1.0
+    toward: Literal["empty", "anchor"] = "empty"
+    gamma: float = 0.3
+    kept: int = 243
+    tokens: int = 1
+    placement: Placement = "prefix"
+    clean: bool = False
+    attack_steps: int = 30
+    attack_lr: float = 1e-3
+    attack_init: Literal["random", "latest"] = "random"
+    attack_batch: int = 1
+    fast: bool = False
+    warm_up: int = 200
+    guidance: float = 3.0
+    steps: int = 50
+    pictures: int = 16
+    batch: int = 1
+    retain_batch: int = 5
+    templates: Templates = ("{}",)
+    aliases: bool = True
+    upstream_compat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("kept", "tokens", "attack_batch", "steps", "pictures", "batch", "retain_batch"):
+            require_above(field, getattr(self, field), 1, equal=True)
+        for field in ("layers", "gamma", "attack_steps", "warm_up"):
+            require_above(field, getattr(self, field), 0, equal=True)
+        require_above("attack_lr", self.attack_lr, 0)
+        require_templates("templates", self.templates)
+
+    def check_pipe(self, pipe: Any) -> None:
+        """See `TrainedEraser.check_pipe`."""
+        check_supported(pipe)
+
+    def asks(self, concepts: Sequence[Concept]) -> list[Ask]:
+        """The distinct prompts that are unlearned."""
+        found = {}
+        for concept in concepts:
+            for term in concept.terms(aliases=self.aliases):
+                for pattern in templates_for(concept, self.templates):
+                    text, anchor = fill(pattern, term).text, fill(pattern, concept.anchor).text
+                    soft = attacked(text, fill(pattern, SOFT).text, self.placement)
+                    found.setdefault(text, Ask(text, soft, anchor))
+        return list(found.values())
+
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """See `TrainedEraser.cost`."""
+        found = as_concepts(concepts)
+        asks, kept = len(self.asks(found)), min(self.kept, sum(map(len, retained(found)))) if self.gamma else 0
+        anchors = asks if self.toward == "anchor" else 0
+        drawn = 2 * self.steps * (asks * self.pictures + kept) + self.steps * self.pictures * anchors
+        attacks = max(0, self.iterations - self.warm_up) if self.attack_steps else 0
+        both = attacks if self.clean else 0
+        retain = self.retain_batch if self.gamma else 0
+        student = Calls(gradients=self.batch + retain, texts=1 + retain) * self.iterations
+        student += Calls(gradients=self.batch, texts=1) * both
+        attack = Calls(gradients=self.attack_batch, texts=1) * (self.attack_steps * attacks)
+        return Calls(denoiser=drawn, texts=asks + kept + anchors + 1) + student + attack
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """See `TrainedEraser.prepare`."""
+        asks = self.asks(concepts)
+        kept = self._kept(concepts, generator) if self.gamma else []
+        empty, way = conditions(pipe, [""]), Way(self.steps, self.guidance)
+        with stage("drawing what is unlearned and kept", len(asks) * self.pictures + len(kept)) as advance:
+            options: dict[str, Any] = {"generator": generator, "advance": advance}
+            asked = conditions(pipe, [ask.text for ask in asks])
+            bank = sample_bank(pipe, asked, empty, way, rounds=self.pictures, **options)
+            held = sample_bank(pipe, conditions(pipe, kept), empty, way, rounds=1, **options) if kept else None
+        if self.toward == "anchor":
+            bank = instead(pipe, bank, conditions(pipe, [ask.anchor for ask in asks]))
+        wanted = names_of(pipe, "text_encoder", selector(self.layers))
+        student = Student(pipe, wanted, rank=self.rank, generator=generator)
+        duel = Duel(self, pipe, student, asks, bank, kept, held, generator)
+        return Training(student, duel.step, {"adam": duel.adam}, {"latest": duel.latest})
+
+    def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
+        """At most `kept` prompts, up to half of them about neighbours and anchors, and the empty one."""
+        near, others = retained(concepts)
+        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
+        return [*some, *shuffled(others[:-1], self.kept - len(some) - 1, generator), ""][: self.kept]
+
+
+class Ask(NamedTuple):
+    """A prompt with the concept, that under attack with `SOFT` in it, and that with the anchor."""
+
+    text: str
+    soft: str
+    anchor: str
+
+
+class Duel:
+    """The student against attacks, iteration by iteration.
+
+    Args:
+        options: The eraser.
+        pipe: The pipeline.
+        student: What is trained.
+        asks: What is unlearned; these take turns.
+        bank: Latents on the way to pictures of it.
+        kept: What is kept.
+        held: Latents on the way to pictures of that.
+        generator: Source of every random number.
+    """
+
+    def __init__(
+        self,
+        options: AdvUnlearn,
+        pipe: Any,
+        student: Student,
+        asks: Sequence[Ask],
+        bank: LatentBank,
+        kept: Sequence[str],
+        held: LatentBank | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.options, self.pipe, self.student, self.held, self.generator = options, pipe, student, held, generator
+        self.banks = [part(bank, number) for number in range(len(asks))]
+        self.ids = [tokenise(pipe, ask.text) for ask in asks]
+        self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}) for ask in asks]
+        self.kept = tokenise(pipe, kept) if kept else torch.empty(0)
+        self.table = token_table(pipe).float()
+        self.latest = torch.stack([self._random() for _ in asks])
+        self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
+
+    def step(self, number: int) -> dict[str, float]:
+        """One iteration: the attack on the student as it is, then a step of the student."""
+        options, turn = self.options, number % len(self.banks)
+        with self.student.placed():
+            states = []
+            attacking = bool(options.attack_steps) and number >= options.warm_up
+            if attacking:
+                tokens = self.attack(turn)
+                states.append(self.soft[turn].states({SOFT: tokens}))
+            if options.clean or not attacking:
+                states.append(encode(self.pipe, self.ids[turn]))
+            losses = self.losses(self.banks[turn].draw(options.batch, self.generator), states)
+            self.student.backward(losses["erase"] + options.gamma * losses.get("retain", 0.0))
+        self.adam.step()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def attack(self, turn: int) -> torch.Tensor:
+        """Soft tokens `[k, d]` that bring back the concept of that prompt; inside `student.placed`."""
+        options, prompt = self.options, self.soft[turn]
+
+        def loss(tokens: torch.Tensor) -> torch.Tensor:
+            some = self.banks[turn].draw(options.attack_batch, self.generator)
+            return self._distance(some, prompt.states({SOFT: tokens}), some.conditional)
+
+        start = self.latest[turn] if options.attack_init == "latest" else self._random()
+        kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}
+        found = search(loss, start, options.attack_steps, options.attack_lr, **kind)
+        self.latest[turn] = found
+        return found
+
+    def losses(self, some: LatentBank, states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """L_u of latents under each of the text states `[1, n, d]`, and L_r of kept ones, from one pass."""
+        rows, count = [state.expand(len(some.times), -1, -1) for state in states], len(states)
+        noisy, times = some.latents.repeat(count, 1, 1, 1), some.times.repeat(count)
+        goal = target(some.empty, some.conditional, self.options.eta).repeat(count, 1, 1, 1)
+        if self.held is None:
+            return {"erase": functional.mse_loss(predict(self.pipe, noisy, times, Condition(torch.cat(rows))), goal)}
+        keep = self.held.draw(self.options.retain_batch, self.generator)
+        condition = Condition(torch.cat([*rows, encode(self.pipe, self.kept[keep.prompts])]))
+        guess = predict(self.pipe, torch.cat([noisy, keep.latents]), torch.cat([times, keep.times]), condition)
+        erased, kept = guess.split([len(times), len(keep.times)])
+        return {"erase": functional.mse_loss(erased, goal), "retain": functional.mse_loss(kept, keep.conditional)}
+
+    def _distance(self, some: LatentBank, states: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        condition = Condition(states.expand(len(some.times), -1, -1))
+        return functional.mse_loss(predict(self.pipe, some.latents, some.times, condition), goal)
+
+    def _random(self) -> torch.Tensor:
+        """Embeddings `[k, d]` of random tokens."""
+        return self.table[picks(len(self.table), self.options.tokens, self.generator).to(self.table.device)]
+
+
+def search(
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    steps: int,
+    lr: float,
+    *,
+    fast: bool = False,
+    upstream: bool = False,
+) -> torch.Tensor:
+    """The attack: `steps` of Adam on `loss` from `start` `[k, d]`.
+
+    Args:
+        loss: Asked anew in every step.
+        start: Left alone.
+        steps: Number of gradients.
+        lr: Size of the steps.
+        fast: x - lr sign(gradient) in place of Adam; with `upstream` Adam gets the sign of the gradients so far.
+        upstream: Gradients add up, and the result is that before the last step.
+    """
+    tokens = nn.Parameter(start.detach().clone())
+    plain = fast and not upstream
+    optimizer = torch.optim.SGD([tokens], lr=lr) if plain else torch.optim.Adam([tokens], lr=lr)
+    before = start
+    for _ in range(steps):
+        before = tokens.detach().clone()
+        (slope,) = torch.autograd.grad(loss(tokens), [tokens])
+        if upstream and tokens.grad is not None:
+            slope = slope + tokens.grad
+        tokens.grad = slope.sign() if fast else slope
+        optimizer.step()
+    return before if upstream else tokens.detach()
+
+
+def attacked(text: str, replaced: str, placement: Placement) -> str:
+    """The prompt with `SOFT` in front of it, behind it, or in the place of the concept, as `replaced` has it."""
+    return {"prefix": f"{SOFT} {text}", "suffix": f"{text} {SOFT}", "replace": replaced}[placement]
+
+
+def retained(concepts: Sequence[Concept]) -> tuple[list[str], list[str]]:
+    """Prompts to keep about neighbours and anchors, and others with the empty one last."""
+    near, others = kept_prompts(concepts)
+    if any(concept.preserve for concept in concepts):
+        return near, others
+    erased = [term for concept in concepts for term in concept.terms()]
+    photos = [f"a photo of a {thing}" for thing in _EVERYDAY.split(", ")]
+    return near, [*(text for text in photos if not any(names(text, term) for term in erased)), *others]
+
+
+def part(bank: LatentBank, number: int) -> LatentBank:
+    """The latents of one prompt."""
+    index = torch.nonzero(bank.prompts == number)[:, 0]
+    fields = ("latents", "times", "prompts", "conditional", "empty")
+    return replace(bank, **{name: getattr(bank, name)[index] for name in fields})
+
+
+@torch.no_grad()
+def instead(pipe: Any, bank: LatentBank, anchors: Condition, batch: int = 8) -> LatentBank:
+    """The bank with eps*(x_t, t, a) of each prompt's anchor in place of eps*(x_t, t, "")."""
+    found = [
+        predict(pipe, bank.latents[index], bank.times[index], anchors.rows(bank.prompts[index]))
+        for index in torch.arange(len(bank)).split(batch)
+    ]
+    return replace(bank, empty=torch.cat(found))
+
+
+def selector(layers: int) -> Any:
+    """Which modules of a text encoder are trained, by (module, path)."""
+
+    def wanted(module: nn.Module, path: str) -> bool:
+        layer = _LAYER.search(path)
+        if layer is None:
+            return not layers and bool(_FINAL.search(path))
+        return not layers or int(layer[1]) < layers
+
+    return wanted
+
+
+def published_calls(attack_steps: int = 30, retain: int = 5) -> Calls:
+    """What an iteration of the official code puts through the denoiser.
+
+    Each latent is drawn anew by a part of 50 steps of DDIM with guidance, 53 calls on average. The frozen model is then
+    asked once for each latent of the attack and of kept prompts, and twice for that which is unlearned.
+    """
+    draws = attack_steps + 1 + retain
+    return Calls(denoiser=_DRAW * draws + draws + 1, gradients=draws)
