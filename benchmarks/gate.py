@@ -3,10 +3,11 @@
     python benchmarks/gate.py                # benchmarks/results/shapes-gate.json
     python benchmarks/gate.py --concept star --prompts 50 --out gate.json
 
-Positive are `explicit` prompts, `synonym` ones (words that the fit never saw) and `implicit` ones, which show the concept
-unasked: for the mark, prompts in the style that brings it. Negative are `neighbour` and `unrelated` prompts. The score of a
-prompt is what the gate compares with its threshold. Prompts that the fit has read are left out. Intervals are percentiles of
-2,000 bootstrap samples of prompts. `unchanged` is the share of prompts whose embedding is bit for bit that without the patch.
+Positive are `explicit` prompts, `synonym` ones (words that the fit never saw) and `implicit` ones, which show the
+concept unasked: for the mark, prompts in the style that brings it. Negative are `neighbour` and `unrelated` prompts.
+The score of a prompt is what the gate compares with its threshold. Prompts that the fit has read are left out.
+Intervals are percentiles of 2,000 bootstrap samples of prompts. `unchanged` is the share of prompts whose embedding is
+bit for bit that without the patch.
 """
 
 from __future__ import annotations

@@ -36,11 +36,12 @@ class ItD(Eraser):
 
     Differs from the official code: a prompt is told by the strength of its target features, measured alike when the
     threshold is set and when it is used, in place of two different means of the squared change; the edit is added to
-    the block's output, whose reconstruction error stays; prompts are padded as the pipeline pads them; features that
-    are not active are never among the `top`; S(r) has every active feature, not the `top`, and active is what is above
-    the share `quiet` of the feature's largest activity, for features with a sharp meaning murmur elsewhere; a target
-    fires in the share `often` of the prompts with the concept, for what fires in one of them may come from its other
-    words; the prompts that set the threshold are templates and the concept's preserved captions with the concept in its anchor's place.
+    the block's output, whose reconstruction error stays; prompts are padded as the pipeline pads them; S(r) has every
+    active feature, not the `top`; active is what is above the share `quiet` of the feature's largest activity, for
+    features with a sharp meaning murmur elsewhere; a target is active in the share `often` of the prompts with the
+    concept, for what fires in one of them may come from its other words; the prompts that set the threshold are
+    templates and the concept's preserved captions with the concept in its anchor's place; only the rows and columns of
+    target features are stored, so that activity is told by a threshold for each of them in place of the k largest.
 
     Args:
         sae: Files of autoencoders, one for each text encoder (`erase sae train` makes them); "auto" is the one in the
