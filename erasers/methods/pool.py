@@ -10,6 +10,8 @@ import torch
 
 from erasers.methods.latent_bank import Condition, Way, draw_pictures, noise_again, predict
 
+_EVERY = 5
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -54,11 +56,16 @@ class Maker:
     generator: torch.Generator
     advance: Callable[[int], None]
 
-    def make(self, asked: Condition, wanted: Condition, count: int) -> Pool:
-        """`count` pictures drawn of prompts in turn, and eps*(x_t, t, `wanted`) of their noised latents."""
+    def make(self, asked: Condition, wanted: Condition, count: int, *, blank: int | None = None) -> Pool:
+        """`count` pictures drawn of prompts in turn, and eps*(x_t, t, `wanted`) of their noised latents.
+
+        With `blank`, every fifth of them is told by that row of `wanted` in place of its own.
+        """
         prompts = torch.arange(count) % len(asked.states)
         drawn = draw_pictures(self.pipe, asked.rows(prompts), self.empty, self.way, self.generator, self.advance)
         pictures, prompts = drawn.repeat(self.noises, 1, 1, 1), prompts.repeat(self.noises)
+        if blank is not None:
+            prompts[_EVERY - 1 :: _EVERY] = blank
         noisy, times, noise = noise_again(self.pipe, pictures, self.generator)
         pool = Pool(noisy, times, noise, prompts, noise)
         return Pool(noisy, times, noise, prompts, self.goals(pool, wanted))

@@ -37,7 +37,7 @@ class RobustAblation(TrainedEraser):
     frozen model, c a prompt of the concept, a the same prompt with the anchor, and s soft tokens of a bank:
 
         L = (|| eps(x_t, c) - eps*(x_t, a) ||^2 + || eps(x_t, s) - eps*(x_t, a) ||^2) / S  +  lambda L_keep / S
-        L_keep = || eps(y_t, p) - eps*(y_t, p) ||^2 on pictures y of prompts p that are kept
+        L_keep = || eps(y_t, p) - eps*(y_t, p) ||^2 on pictures y of prompts p that are kept, and of them without p,
         S = mean || eps*(x_t, c) - eps*(x_t, a) ||^2
 
     The bank attacks the student all the while: in every iteration its soft tokens take steps of Adam on
@@ -141,7 +141,7 @@ class RobustAblation(TrainedEraser):
         count = len(concepts) * self.pictures
         with stage("drawing pictures to learn from", (count + self.kept) * (self.noises + 1)) as advance:
             maker = Maker(pipe, empty, Way(self.steps, self.guidance, _BATCH), self.noises, generator, advance)
-            bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept)
+            bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept, blank=kept.index(""))
         student = Student(pipe, names_of(pipe, "unet", selector(self.train)), rank=self.rank, generator=generator)
         if self.start == "uce":
             start_from_uce(student, pipe, concepts)
@@ -165,10 +165,10 @@ class RobustAblation(TrainedEraser):
         return pairs, torch.tensor(owners)
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
-        """At most one kept prompt for each picture, up to half of them about neighbours and anchors."""
-        near, others = kept_prompts(concepts, self.templates)
-        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
-        return some + shuffled(others, self.kept - len(some), generator)
+        """At most one kept prompt for each picture, up to half of them about neighbours and anchors, and ""."""
+        near, (*others, empty) = kept_prompts(concepts, self.templates)
+        some = shuffled(near, max(self.kept // 2, self.kept - 1 - len(others)), generator)
+        return [*some, *shuffled(others, self.kept - 1 - len(some), generator), empty]
 
 
 class Fight:
