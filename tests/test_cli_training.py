@@ -40,7 +40,7 @@ def test_settings_for_the_embedded_model_are_taken_and_told() -> None:
 def test_a_dry_run_says_what_training_costs_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*STAR, "--method", "esd", *QUICK, "--dry-run"]) == 0
     output = capsys.readouterr().out
-    assert "esd  4 denoiser calls, 3 with gradients, 2 texts encoded" in output
+    assert "esd  20 denoiser calls, 3 with gradients, 6 texts encoded" in output
     assert "ms a denoiser call" in output
     assert not list(Path().iterdir())
     assert cli.run([*STAR, "--method", "uce", "--dry-run"]) == 0

@@ -27,8 +27,11 @@ FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
 POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}
 ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
 TRAINED: dict[str, list[dict[str, Any]]] = {
-    "esd": [FEW | {"pictures": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
-    "few_shot": [FEW | {"pictures": 2, "kept": 4, "max_drift": 1e3}, FEW | {"pictures": 2, "max_drift": None, "rank": 2}],
+    "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
+    "few_shot": [
+        FEW | {"pictures": 2, "kept": 4, "max_drift": 1e3},
+        FEW | {"pictures": 2, "max_drift": None, "rank": 2},
+    ],
     "adv_unlearn": [FEW | ADVERSARY, FEW | ADVERSARY | {"fast": True, "attack_init": "latest"}],
     "doco": [FEW | {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8, "kept": 2}],
     "robust_ablation": [

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.counting import Calls
-from erasers.methods.latent_bank import Way, conditions, predict, sample_bank
+from erasers.methods.latent_bank import Way, ask_again, conditions, predict, sample_bank
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_unet
@@ -32,13 +32,15 @@ class ESD(TrainedEraser):
 
     Differs from the official code: `eta` is the paper's (the option `negative_guidance` of the diffusers code is
     eta + 1 for Stable Diffusion, and its default for SDXL trains toward eps*("") alone); latents have the noise of the
-    time that the denoiser is told, under any scheduler; pictures have the model's own size; latents and targets come
-    from `pictures` whole ways of the frozen model, drawn once and used again, in place of one fresh way an iteration.
+    time that the denoiser is told, under any scheduler; pictures have the model's own size; latents come from
+    `pictures` whole ways, drawn anew every `refresh` iterations, in place of a part of a fresh way every iteration.
 
     Args:
         train_method: `x` cross-attention, `x-strict` its keys and values, `u` everything else, `all` both; norms are
             never trained. "auto" is `x` for styles and identities, and `u` if any concept is of another kind.
         eta: Negative guidance, as in the paper.
+        drawn_by: Who draws the latents: the `student` as in the paper, or the `frozen` model as in the diffusers code.
+        refresh: Iterations after which the student draws anew.
         guidance: With which the latents are drawn.
         steps: Of their sampler.
         pictures: Ways for each name of a concept.
@@ -51,11 +53,23 @@ class ESD(TrainedEraser):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "esd-x": {"train_method": "x"},
         "esd-u": {"train_method": "u"},
-        "esd-shapes": {"iterations": 150, "lr": 2e-4, "steps": 20, "batch": 8},
+        "esd-shapes": {
+            "iterations": 200,
+            "lr": 3e-4,
+            "steps": 20,
+            "batch": 8,
+            "pictures": 4,
+            "templates": "auto",
+            # Latents of the student soon wander off, and take what is kept with them.
+            "train_method": "x",
+            "drawn_by": "frozen",
+        },
     }
 
     train_method: Method = "auto"
     eta: float = 1.0
+    drawn_by: Literal["student", "frozen"] = "student"
+    refresh: int = 50
     guidance: float = 3.0
     steps: int = 50
     pictures: int = 16
@@ -80,22 +94,28 @@ class ESD(TrainedEraser):
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
         prompts = len(self.prompts(as_concepts(concepts)))
-        ways = Calls(denoiser=2 * self.steps) * (prompts * self.pictures)
+        again = (self.iterations - 1) // self.refresh if self.drawn_by == "student" else 0
+        ways = Calls(denoiser=2 * self.steps * (1 + 2 * again)) * (prompts * self.pictures)
         return ways + Calls(gradients=self.batch) * self.iterations + Calls(texts=prompts + 1)
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         prompts = self.prompts(concepts)
         asked, empty = conditions(pipe, prompts), conditions(pipe, [""])
+        options: dict[str, Any] = {"rounds": self.pictures, "generator": generator}
+        way = Way(self.steps, self.guidance)
         with stage("drawing what is unlearned", self.pictures * len(prompts)) as advance:
-            way = Way(self.steps, self.guidance)
-            bank = sample_bank(pipe, asked, empty, way, rounds=self.pictures, generator=generator, advance=advance)
+            bank = sample_bank(pipe, asked, empty, way, advance=advance, **options)
         student = Student(
             pipe, names_of(pipe, "unet", selector(self.method_for(concepts))), rank=self.rank, generator=generator
         )
         adam = torch.optim.Adam(student.parameters, lr=self.lr)
 
         def step(number: int) -> dict[str, float]:
+            if self.drawn_by == "student" and number and number % self.refresh == 0:
+                with student.placed():
+                    fresh = sample_bank(pipe, asked, empty, way, **options)
+                bank.take(ask_again(pipe, fresh, asked, empty))
             some = bank.draw(self.batch, generator)
             goal = target(some.empty, some.conditional, self.eta)
             with student.placed():
@@ -105,7 +125,7 @@ class ESD(TrainedEraser):
             adam.step()
             return {"loss": float(loss.detach())}
 
-        return Training(student, step, {"adam": adam})
+        return Training(student, step, {"adam": adam}, bank.tensors())
 
     def method_for(self, concepts: Sequence[Concept]) -> str:
         """`train_method`, with "auto" worked out."""

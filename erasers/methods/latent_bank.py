@@ -122,6 +122,28 @@ class LatentBank:
         parts = {name: getattr(self, name)[index] for name in ("latents", "times", "prompts", "conditional", "empty")}
         return replace(self, **parts)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it by name."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def take(self, other: LatentBank) -> None:
+        """Become another of the same size, in place."""
+        for name, value in other.tensors().items():
+            getattr(self, name).copy_(value)
+
+
+@torch.no_grad()
+def ask_again(pipe: Any, bank: LatentBank, condition: Condition, empty: Condition, batch: int = 8) -> LatentBank:
+    """The same latents with what the denoiser says of them now; conditions as for `sample_bank`."""
+    conditional, unconditional = [], []
+    for index in torch.arange(len(bank)).split(batch):
+        noisy, times = bank.latents[index], bank.times[index]
+        both = cat(condition.rows(bank.prompts[index]), empty.rows(torch.zeros(len(index), dtype=torch.long)))
+        asked, nothing = predict(pipe, noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+        conditional.append(asked)
+        unconditional.append(nothing)
+    return replace(bank, conditional=torch.cat(conditional), empty=torch.cat(unconditional))
+
 
 @dataclass(frozen=True)
 class Way:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from erasers import Concept, get_eraser
 from erasers.methods.esd import target
-from erasers.methods.latent_bank import Way, conditions, predict, sample_bank
+from erasers.methods.latent_bank import Way, ask_again, conditions, predict, sample_bank
 
 STAR = Concept("star", anchor="circle")
 QUICK = {"iterations": 60, "lr": 1e-3, "steps": 4, "pictures": 2, "batch": 4}
@@ -68,3 +68,20 @@ def test_what_is_trained_depends_on_the_kind():
     assert eraser.method_for([style, replace(thing, kind="identity")]) == "x"
     assert eraser.method_for([style, thing]) == "u"
     assert get_eraser("esd-x").method_for([thing]) == "x"
+
+
+def test_the_student_draws_anew_and_the_frozen_model_says_what_it_is_to_learn(pipe):
+    options = QUICK | {"iterations": 5, "refresh": 2, "lr": 1e-2}
+    patches = {
+        by: get_eraser("esd", **options, drawn_by=by).fit(pipe, STAR, progress=False) for by in ("student", "frozen")
+    }
+    assert patches["student"].digest != patches["frozen"].digest
+    asked, empty = conditions(pipe, ["star"]), conditions(pipe, [""])
+    with patches["student"].applied(pipe):
+        bank = sample_bank(pipe, asked, empty, Way(4, 3.0), rounds=2, generator=torch.Generator().manual_seed(9))
+    again = ask_again(pipe, bank, asked, empty)
+    assert torch.equal(again.latents, bank.latents)
+    assert not torch.allclose(again.conditional, bank.conditional, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(again.conditional, predict(pipe, bank.latents, bank.times, asked.rows(bank.prompts)))
+        torch.testing.assert_close(again.empty, predict(pipe, bank.latents, bank.times, empty.rows(bank.prompts * 0)))
