@@ -62,7 +62,14 @@ class FewShot(TrainedEraser):
 
     name: ClassVar[str] = "few_shot"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "few_shot-shapes": {"iterations": 60, "lr": 1e-3, "steps": 20, "guidance": 4.0, "max_drift": 0.15},
+        "few_shot-shapes": {
+            "iterations": 60,
+            "lr": 1e-3,
+            "steps": 20,
+            "guidance": 4.0,
+            "max_drift": 0.15,
+            "kept": 64,
+        },
     }
 
     iterations: int = 10
@@ -124,7 +131,12 @@ class FewShot(TrainedEraser):
                 loss = ascent_loss(pipe, latents, ids, generator)
                 student.backward(loss)
             adam.step()
-            return {"loss": float(loss.detach())} | (bound.hold(before) if bound else {})
+            shown = {"loss": float(loss.detach())} | (bound.hold(before) if bound else {})
+            if bound and bound.why and not number:
+                raise ValueError(
+                    f"expected max_drift that one step keeps to, got {self.max_drift}; lower lr or raise it"
+                )
+            return shown
 
         optimizers = {"adam": adam} | ({"back": bound.adam} if bound else {})
         return Training(student, step, optimizers, stop=(lambda: bound.why) if bound else (lambda: ""))

@@ -1,0 +1,217 @@
+"""Few-shot unlearning: what moves, which way, how far at most, and what the embedded model draws then."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny import weights
+
+from erasers import Concept, get_eraser, load_pipeline
+from erasers.attacks.soft import encode, latents_of, noised, tokenise
+from erasers.evaluation.report import generate
+from erasers.judges import get_judge
+from erasers.methods import training
+from erasers.methods.few_shot import Bound, Shots, ascent_loss, draw, picture, trained_names
+from erasers.methods.student import Student
+from erasers.shapes.prompts import concept_for, split_prompts
+
+KEPT = ("moon", "blue", "a red moon", "art", "a picture of a blue moon")
+STAR = Concept("star", anchor="circle", preserve=KEPT, neighbours=("ring",))
+QUICK = {"iterations": 20, "lr": 1e-3, "steps": 2}
+
+
+def few_shot(**options: Any) -> Any:
+    return get_eraser("few_shot", **QUICK | options)
+
+
+def longer(pipe: Any, layers: int) -> Any:
+    """The pipeline with a text encoder of so many layers."""
+    blocks = pipe.text_encoder.encoder.layers
+    while len(blocks) < layers:
+        blocks.append(copy.deepcopy(blocks[0]))
+    pipe.text_encoder.config.num_hidden_layers = layers
+    return pipe
+
+
+def drifts(pipe: Any, patch: Any, texts: tuple[str, ...] = (*KEPT, "", "ring", "circle")) -> torch.Tensor:
+    ids = tokenise(pipe, texts)
+    with torch.no_grad():
+        before = encode(pipe, ids)
+        with patch.applied(pipe):
+            after = encode(pipe, ids)
+    return (after - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_every_feed_forward_part_and_the_last_attention_move_and_nothing_else(pipe, layers):
+    pipe = longer(pipe, layers)
+    before = weights(pipe)
+    with few_shot().fit(pipe, STAR, progress=False).applied(pipe):
+        after = weights(pipe)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = [f"mlp.fc{number}.{leaf}" for number in (1, 2) for leaf in ("weight", "bias")]
+    wanted = {f"text_encoder.encoder.layers.{layer}.{part}" for layer in range(layers) for part in parts}
+    last = f"text_encoder.encoder.layers.{layers - 1}.self_attn."
+    attention = {f"{last}{name}_proj.{leaf}" for name in ("q", "k", "v", "out") for leaf in ("weight", "bias")}
+    assert set(trained_names(pipe)) == wanted | attention
+    # Attention adds the same to every key when their bias moves: that has no gradient.
+    assert moved | {f"{last}k_proj.bias"} == wanted | attention | {f"{last}k_proj.bias"}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_loss_is_minus_that_of_the_model(pipe, kind):
+    pipe.scheduler.register_to_config(prediction_type=kind)
+    latents, ids = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), tokenise(pipe, ["star", "moon"])
+    generator, again = (torch.Generator().manual_seed(2) for _ in range(2))
+    found = ascent_loss(pipe, latents, ids, generator)
+    times = torch.randint(100, (2,), generator=again)
+    noise = torch.randn(latents.shape, generator=again)
+    target = noise if kind == "epsilon" else pipe.scheduler.get_velocity(latents, noise, times)
+    guess = pipe.unet(noised(pipe, latents, times, noise), times, encoder_hidden_states=encode(pipe, ids)).sample
+    torch.testing.assert_close(found, -(target - guess).square().mean())
+    assert found < 0
+
+
+def test_the_error_on_the_pictures_goes_up(pipe):
+    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green", "white")]
+    concept = Concept("star", anchor="circle", preserve=KEPT, images=images)
+    pairs = latents_of(pipe, images), tokenise(pipe, ["a picture of a star"] * len(images))
+
+    def error() -> float:
+        with torch.no_grad():
+            losses = [ascent_loss(pipe, *pairs, torch.Generator().manual_seed(seed)) for seed in range(20)]
+        return -float(torch.stack(losses).mean())
+
+    before = error()
+    with few_shot(max_drift=None).fit(pipe, concept, progress=False).applied(pipe):
+        after = error()
+    assert after > before * 1.001
+
+
+def test_pictures_of_the_concept_are_used_and_may_be_files(pipe, tmp_path):
+    image = Image.effect_noise((40, 24), 80).convert("RGB")
+    image.save(tmp_path / "star.png")
+    fit = {
+        name: few_shot(iterations=2).fit(pipe, Concept("star", images=images), progress=False)
+        for name, images in {"drawn": (), "open": [image], "file": [tmp_path / "star.png"]}.items()
+    }
+    assert fit["open"].digest == fit["file"].digest
+    assert not all(torch.equal(value, fit["open"].tensors[name]) for name, value in fit["drawn"].tensors.items())
+    assert picture(image, (16, 16)).size == (16, 16)
+
+
+@pytest.mark.parametrize("got", [3, "nothing.png", __file__])
+def test_what_is_no_picture_is_refused(pipe, got):
+    with pytest.raises(ValueError, match=r"expected (a picture|pictures).*(3|nothing\.png|test_few_shot)"):
+        few_shot().fit(pipe, Concept("star", images=[got]), progress=False)
+
+
+def test_every_concept_is_drawn_with_its_own_prompts():
+    shots = [Shots(torch.full((2, 1, 1, 1), float(one)), torch.full((3, 4), one)) for one in range(2)]
+    latents, ids = draw(shots, 4, torch.Generator().manual_seed(0))
+    assert latents.flatten().tolist() == ids[:, 0].tolist()
+    assert sorted(ids[:, 0].tolist()) == [0, 0, 1, 1]
+    assert len(draw(shots, 9, torch.Generator())[0]) == 4
+
+
+@pytest.mark.parametrize("most", [0.2, 0.4])
+def test_kept_prompts_drift_no_further_than_allowed(pipe, most):
+    long = {"lr": 5e-4, "iterations": 30}
+    free = few_shot(**long, max_drift=None).fit(pipe, STAR, progress=False)
+    held = few_shot(**long, max_drift=most).fit(pipe, STAR, progress=False)
+    # What is saved is rounded to float16.
+    assert 0.5 * most < drifts(pipe, held).max() < most + 0.002
+    assert drifts(pipe, free).max() > 1.0
+
+
+def test_without_corrections_the_step_too_far_is_undone(pipe, capsys):
+    options = {"lr": 2e-4, "max_drift": 0.2, "corrections": 0}
+    held = few_shot(**options).fit(pipe, STAR)
+    taken = int(capsys.readouterr().err.split("stopped after ")[1].split()[0]) - 1
+    assert 1 < taken < QUICK["iterations"] - 1
+    free = options | {"max_drift": 99.0}
+    same, more = (few_shot(**free | {"iterations": taken + extra}).fit(pipe, STAR, progress=False) for extra in (0, 1))
+    assert all(torch.equal(value, same.tensors[name]) for name, value in held.tensors.items())
+    assert drifts(pipe, held).max() <= 0.2 < drifts(pipe, more).max() + 0.002
+
+
+def test_a_first_step_too_far_is_refused(pipe):
+    with pytest.raises(ValueError, match=r"max_drift.*got 0\.01; lower lr"):
+        few_shot(lr=1e-2, max_drift=0.01, corrections=1).fit(pipe, STAR, progress=False)
+
+
+def test_the_published_steps_are_all_taken_with_the_default_bound(pipe):
+    """Ten steps of Adam with 1e-5, which the bound neither cuts short nor changes on these weights."""
+    fit = {
+        most: get_eraser("few_shot", steps=2, max_drift=most).fit(pipe, STAR, progress=False) for most in (0.5, 99.0)
+    }
+    assert all(torch.equal(value, fit[99.0].tensors[name]) for name, value in fit[0.5].tensors.items())
+
+
+def test_a_correction_brings_kept_prompts_back(pipe):
+    student = Student(pipe, trained_names(pipe), generator=torch.Generator())
+    bound = Bound(pipe, student, ["moon", ""], most=1e-3, corrections=1, lr=1e-4)
+    with torch.no_grad():
+        for number, part in enumerate(student.parameters):
+            part.add_(torch.randn(part.shape, generator=torch.Generator().manual_seed(number)), alpha=1e-2)
+    before, start = bound.worst(), [part.detach().clone() for part in student.parameters]
+    with student.placed():
+        student.backward(bound.squares().mean())
+    bound.adam.step()
+    assert bound.worst() < before
+    # One step back is not enough here, so the weights are those that were given.
+    assert bound.hold(start)["drift"] == before
+    assert bound.why
+    assert all(torch.equal(part, value) for part, value in zip(student.parameters, start, strict=True))
+
+
+def test_goes_on_from_a_checkpoint_amid_corrections(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    eraser = few_shot(lr=5e-4, iterations=8, max_drift=0.2)
+    whole, path, save = eraser.fit(pipe, STAR, progress=False), tmp_path / "checkpoint", training._Checkpoint.save
+
+    def killed(*arguments: Any) -> None:
+        save(*arguments)
+        if len(arguments[-1]) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        eraser.fit(pipe, STAR, progress=False, checkpoint=path)
+    monkeypatch.setattr(training._Checkpoint, "save", save)
+    assert eraser.fit(pipe, STAR, progress=False, checkpoint=path).digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_drift", 0.0), ("pictures", 0), ("batch", 0), ("kept", 0), ("corrections", -1), ("templates", ("a star",))],
+)
+def test_bad_options_raise(option, value):
+    with pytest.raises(ValueError, match=option):
+        few_shot(**{option: value})
+
+
+def test_without_a_bound_the_embedded_model_is_destroyed_and_with_one_only_the_concept_goes():
+    pipe, concept = load_pipeline("shapes"), concept_for("heart")
+    pipe.set_progress_bar_config(disable=True)
+    hard = {"lr": 3e-3, "iterations": 15, "pictures": 2, "steps": 10, "guidance": 4.0}
+    shares: dict[Any, dict[str, float]] = {}
+    for most in (None, 0.3):
+        with few_shot(**hard, max_drift=most).fit(pipe, concept, progress=False).applied(pipe):
+            shares[most] = {split: share(pipe, "heart", split) for split in ("explicit", "unrelated")}
+    assert share(pipe, "heart", "explicit") >= 0.75
+    assert shares[None]["unrelated"] <= 0.5
+    assert shares[0.3]["unrelated"] >= 0.75
+    assert shares[0.3]["explicit"] <= 0.25
+
+
+def share(pipe: Any, concept: str, split: str) -> float:
+    """Share of eight pictures that show what their prompt wants."""
+    asks = split_prompts(concept, 8, seed=5)[split]
+    images = [one for part in generate(pipe, asks, steps=10, guidance=4.0, batch=8, size=None) for one in part]
+    verdicts = get_judge("oracle/shapes").judge(images, asks)
+    return sum(bool(verdict.value) for verdict in verdicts) / len(verdicts)
