@@ -1,7 +1,7 @@
 """Sparse autoencoders for tiny pipelines, made by hand: a feature for each word in each context, as it ends there.
 
 Their text encoders are causal, so that this row depends on nothing behind the word. Being random, they have no
-direction for a word in every context: fit with `often=0`.
+direction for a word in every context: fit with `OPTIONS`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from erasers.methods.text_blocks import Block, find_blocks
 from erasers.sae import SAE, save_sae
 
 WORDS = ("star", "pentagram", "circle", "ring", "moon", "art")
-BEFORE = ("", "a ", "a picture of a ", "a red ", "a blue ", "a picture ", "a picture of ", "a picture of a red ")
-AFTER = ("", " on a white background", " art")
+BEFORE = ("", "a ", "a red ", "a picture of ")
+AFTER = ("", " art")
+OPTIONS = {"often": 0.0, "templates": ("{}", "a {}", "a picture of {}")}
 
 
 def save_saes(pipe: Any, folder: Path) -> tuple[str, ...]:

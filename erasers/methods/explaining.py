@@ -13,6 +13,7 @@ from erasers.concept import Concept
 from erasers.methods.contexts import kept_prompts
 from erasers.methods.itd import ItD, read_saes
 from erasers.methods.text_blocks import Block
+from erasers.sae import SAE
 
 _TOKENS = 3
 _PROMPTS = 14
@@ -23,7 +24,7 @@ class Feature:
     """One feature that a gate knows.
 
     Args:
-        number: Its place in the patch.
+        number: Of the autoencoder.
         tokens: The tokens on which it is strongest, the most frequent first.
         share: Share of the concept's prompts in which it passes its gate.
         prompt: The prompt in which it is strongest.
@@ -66,13 +67,12 @@ class Explanation:
 
 def explanations(pipe: Any, concept: Concept, eraser: ItD) -> list[Explanation]:
     """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does."""
-    return [
-        _explain(block, eraser.parts(block, sae, [concept]), concept, eraser)
-        for block, sae, _ in read_saes(pipe, eraser.sae)
-    ]
+    return [_explain(block, sae, concept, eraser) for block, sae, _ in read_saes(pipe, eraser.sae)]
 
 
-def _explain(block: Block, parts: dict[str, torch.Tensor], concept: Concept, eraser: ItD) -> Explanation:
+def _explain(block: Block, sae: SAE, concept: Concept, eraser: ItD) -> Explanation:
+    parts = eraser.parts(block, sae, [concept])
+    numbers = [int((sae.encoder == row).all(dim=1).nonzero()[0, 0]) for row in parts["encoder"]]
     asked = list(dict.fromkeys(text for _, texts in eraser.asked([concept]) for text in texts))
     near, others = kept_prompts([concept], eraser.templates)
     kept = [*near, *others]
@@ -84,7 +84,18 @@ def _explain(block: Block, parts: dict[str, torch.Tensor], concept: Concept, era
     order = sorted(
         range(len(parts["gate"])), key=lambda one: (-int(passing[:, one].sum()), -float(peaks[:, one].max()))
     )
-    features = [_feature(one, parts, peaks, where, passing, asked, ids, block) for one in order]
+    ends = [_words(block, ids, peaks[:, one] > parts["floor"][one], where[:, one]) for one in order]
+    features = [
+        Feature(
+            numbers[one],
+            words,
+            float(passing[:, one].double().mean()),
+            asked[int(peaks[:, one].argmax())],
+            float(peaks[:, one].max()),
+            float(parts["gate"][one]),
+        )
+        for one, words in zip(order, ends, strict=True)
+    ]
     shown = [*_spread(asked, _PROMPTS), *_spread(kept, _PROMPTS)]
     ratio = activities(block, parts, shown).amax(dim=1) / parts["gate"]
     return Explanation(
@@ -105,27 +116,10 @@ def activities(block: Block, parts: dict[str, torch.Tensor], prompts: list[str])
     return torch.relu(rows @ parts["encoder"].T + parts["bias"])
 
 
-def _feature(
-    one: int,
-    parts: dict[str, torch.Tensor],
-    peaks: torch.Tensor,
-    where: torch.Tensor,
-    passing: torch.Tensor,
-    prompts: list[str],
-    ids: torch.Tensor,
-    block: Block,
-) -> Feature:
-    strong = (peaks[:, one] > parts["floor"][one]).nonzero().flatten().tolist()
-    words = Counter(_word(block, int(ids[row, int(where[row, one]) + 1])) for row in strong)
-    best = int(peaks[:, one].argmax())
-    return Feature(
-        one,
-        tuple(word for word, _ in words.most_common(_TOKENS)),
-        float(passing[:, one].double().mean()),
-        prompts[best],
-        float(peaks[best, one]),
-        float(parts["gate"][one]),
-    )
+def _words(block: Block, ids: torch.Tensor, strong: torch.Tensor, where: torch.Tensor) -> tuple[str, ...]:
+    """The tokens on which a feature is strongest in those prompts where it is active."""
+    words = Counter(_word(block, int(ids[row, int(where[row]) + 1])) for row in strong.nonzero().flatten().tolist())
+    return tuple(word for word, _ in words.most_common(_TOKENS))
 
 
 def _word(block: Block, token: int) -> str:

@@ -24,6 +24,8 @@ from erasers.sae import SAE, load_sae
 from erasers.version import library_version
 
 _PROMPTS_A_BATCH = 32
+# The same prompt in another batch differs in its last bits.
+_ROUNDING = 1.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ def thresholds(asked: torch.Tensor, kept: torch.Tensor, margin: float) -> torch.
         margin: 0 is at the kept prompts, 1 at those with the concept.
     """
     unit = asked.amax(dim=0)
-    low, high = statistic(kept, unit).max(), statistic(asked, unit).min()
+    low, high = statistic(kept, unit).max() * _ROUNDING, statistic(asked, unit).min()
     return unit * (low + margin * (high - low).clamp(min=0))
 
 
