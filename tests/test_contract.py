@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 TABLE = CLOSED | TRAINED
+APART = {"itd"}
+"""Its patches have hooks and no weights: tests/methods/test_itd.py has the same checks for those."""
 SDXL = {"uce", "rece", "realera", "esd", "doco"}
 """Those that know Stable Diffusion XL, too."""
 
@@ -59,7 +62,9 @@ STAR = Concept("star", aliases=["pentagram"], anchor="circle", preserve=KEPT, ne
 
 
 def test_table_covers_every_registered_method():
-    assert sorted(TABLE) == list_erasers()
+    assert sorted({*TABLE, *APART}) == list_erasers()
+    for name in APART:
+        assert (Path(__file__).parent / "methods" / f"test_{name}.py").is_file()
 
 
 @pytest.fixture(params=rows_of(TABLE))
