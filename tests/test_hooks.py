@@ -321,7 +321,10 @@ def test_modules_that_are_not_there_or_do_not_fit(pipe, target, width, message):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"hook/unet/sae/W": torch.eye(2)}, "kind prompt_transform or feature_gate, got 'sae' on unet; upgrade erasers"),
+        (
+            {"hook/unet/sae/W": torch.eye(2)},
+            "kind prompt_transform or feature_gate, got 'sae' on unet; upgrade erasers",
+        ),
         ({"hook/unet/prompt_transform": torch.eye(2)}, "upgrade erasers"),
         ({"hook/unet/../prompt_transform/T": torch.eye(2)}, "upgrade erasers"),
         ({"hook//prompt_transform/T": torch.eye(2)}, "upgrade erasers"),
