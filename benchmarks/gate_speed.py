@@ -3,7 +3,7 @@
     python benchmarks/gate_speed.py                     # benchmarks/results/gate-speed.json
     python benchmarks/gate_speed.py --device cuda --dtype float16
 
-A picture encodes a prompt and a negative one and calls the UNet 50 times with both. The gate runs in the encoding alone:
+A picture encodes a prompt and a negative one and calls the UNet 50 times with both. The gate runs in encoding alone:
 its seconds are those of the hook itself on what the block returns, in every prompt open. `selected` features of an
 autoencoder of 2^16 features with 64 active ones a token are stored; the full autoencoder, whose encoder a patch of all
 rows would need, is timed beside it.
