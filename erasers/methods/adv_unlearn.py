@@ -92,7 +92,27 @@ class AdvUnlearn(TrainedEraser):
     name: ClassVar[str] = "adv_unlearn"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "adv_unlearn-fast": {"fast": True},
-        "adv_unlearn-shapes": {},
+        "adv_unlearn-shapes": {
+            "iterations": 100,
+            "lr": 1e-3,
+            "toward": "anchor",
+            "eta": 0.0,
+            "gamma": 5.0,
+            "kept": 96,
+            "placement": "replace",
+            "tokens": 2,
+            "clean": True,
+            "attack_steps": 4,
+            "attack_lr": 0.02,
+            "attack_batch": 2,
+            "warm_up": 20,
+            "guidance": 4.0,
+            "steps": 20,
+            "pictures": 2,
+            "batch": 4,
+            "retain_batch": 12,
+            "templates": "auto",
+        },
     }
 
     layers: int = 0
@@ -133,7 +153,7 @@ class AdvUnlearn(TrainedEraser):
 
     def asks(self, concepts: Sequence[Concept]) -> list[Ask]:
         """The distinct prompts that are unlearned."""
-        found = {}
+        found: dict[str, Ask] = {}
         for concept in concepts:
             for term in concept.terms(aliases=self.aliases):
                 for pattern in templates_for(concept, self.templates):
