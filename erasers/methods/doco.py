@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -57,10 +57,10 @@ class DoCo(TrainedEraser):
     Differs from the official code: the surgery is a projection (the code subtracts a vector of the length of the
     cosine, whatever the length of g_a) and L_adv has no part in the gradient of the discriminator; `upstream_compat`
     brings both back. The discriminator has group norms in place of batch norms, and fewer strides for small latents.
-    The prior loss covers v-prediction, and pictures of kept prompts when `kept` is set; `prior_scale` adds its gradient
-    to g. Captions come from templates and from preserved captions that name the anchor, in place of a search engine and
-    a language model; there are no zoomed copies. As in the paper, x0 is what goes with a prediction at any time, and so
-    is noisier where 1 / sqrt(alpha_bar_t) is large.
+    The prior loss covers v-prediction; `kept` adds pictures of kept prompts to it, `prior` takes the frozen model's
+    prediction for the noise, and `prior_scale` adds its gradient to g. Captions come from templates and from preserved
+    captions that name the anchor, in place of a search engine and a language model; there are no zoomed copies. As in
+    the paper, x0 is what goes with a prediction at any time, and so is noisier where 1 / sqrt(alpha_bar_t) is large.
 
     Args:
         iterations: With those of `warm_up`.
@@ -75,6 +75,8 @@ class DoCo(TrainedEraser):
         captions: Patterns with one `{}` for the concept; none stands for the templates of its kind.
         aliases: Erase the concept's aliases, too.
         surgery: lambda; 0 leaves g_a as it is.
+        prior: What the prior loss compares a prediction with: the `noise` as in the paper, or what the `frozen` model
+            predicts. Then g_b is 0 for the unedited weights, and all of it is against drift.
         prior_scale: Weight of g_b, added after the surgery; the paper has 0, or 0.1 in place of the surgery.
         width: Of the discriminator.
         upstream_compat: Reproduce both errors of the official code.
@@ -87,8 +89,7 @@ class DoCo(TrainedEraser):
             "warm_up": 60,
             "lr": 4e-4,
             "discriminator_lr": 5e-4,
-            "pictures": 48,
-            "kept": 48,
+            "pictures": 64,
             "steps": 10,
             "guidance": 4.0,
             "prior_scale": 1.0,
@@ -109,6 +110,7 @@ class DoCo(TrainedEraser):
     captions: tuple[str, ...] = ()
     aliases: bool = True
     surgery: float = 1.0
+    prior: Literal["noise", "frozen"] = "noise"
     prior_scale: float = 0.0
     width: int = 64
     upstream_compat: bool = False
@@ -141,11 +143,8 @@ class DoCo(TrainedEraser):
         texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
         drawn = self.pictures * len(found) + self.kept
         learns = self.iterations - self.warm_up
-        return Calls(
-            denoiser=2 * self.steps * drawn + self.batch * (self.iterations + self.warm_up),
-            gradients=2 * self.batch * learns,
-            texts=texts,
-        )
+        seen = self.iterations + self.warm_up + (learns if self.prior == "frozen" else 0)
+        return Calls(2 * self.steps * drawn + self.batch * seen, 2 * self.batch * learns, texts)
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
@@ -245,8 +244,7 @@ class Contest:
             if learns:
                 shown["adversarial"], erases = self._slopes(fooling_loss(self.judge(target)))
         if learns:
-            with self.student.placed(), start_token_held(self.pipe):
-                shown["prior"], preserves = self._slopes(self._prior())
+            shown["prior"], preserves = self._preserve()
             self._learn(erases, preserves)
         anchor = self.picture(noisy, times, self.bad.conditions.rows(self.bad.prompts[index]))
         return shown | {"discriminator": self._tell(anchor, target.detach(), leak=learns)}
@@ -271,14 +269,24 @@ class Contest:
             part.grad = g + options.prior_scale * g_b
         self.adamw.step()
 
-    def _prior(self) -> torch.Tensor:
-        """|| eps(x_t, p) - noise ||^2, or the same of v, on pictures of prompts p that are kept."""
-        pictures, prompts, states = self.good
-        index = picks(len(pictures), self.options.batch, self.generator)
-        noisy, times, noise = noise_again(self.pipe, pictures[index], self.generator)
+    def _preserve(self) -> tuple[float, list[torch.Tensor]]:
+        """The prior loss of some pictures of prompts that are kept, and its gradients."""
+        index = picks(len(self.good.pictures), self.options.batch, self.generator)
+        pictures, rows = self.good.pictures[index], self.good.conditions.rows(self.good.prompts[index])
+        noisy, times, noise = noise_again(self.pipe, pictures, self.generator)
+        goal = self.goal(pictures, noise, noisy, times, rows)
+        with self.student.placed(), start_token_held(self.pipe):
+            return self._slopes(functional.mse_loss(predict(self.pipe, noisy, times, rows), goal))
+
+    @torch.no_grad()
+    def goal(
+        self, pictures: torch.Tensor, noise: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, rows: Condition
+    ) -> torch.Tensor:
+        """What is to be predicted `[n, c, h, w]` where a prompt is kept."""
+        if self.options.prior == "frozen":
+            return predict(self.pipe, noisy, times, rows)
         # v = sqrt(a_t) noise - sqrt(1 - a_t) x_0
-        goal = noised(self.pipe, noise, times, -pictures[index]) if predicts_velocity(self.pipe) else noise
-        return functional.mse_loss(predict(self.pipe, noisy, times, states.rows(prompts[index])), goal)
+        return noised(self.pipe, noise, times, -pictures) if predicts_velocity(self.pipe) else noise
 
     def _tell(self, anchor: torch.Tensor, target: torch.Tensor, *, leak: bool) -> float:
         """A step of the discriminator."""
@@ -316,6 +324,6 @@ def start_token_held(pipe: Any) -> Iterator[None]:
     wanted = selector("x-strict")
     with ExitStack() as handles:
         for path, module in pipe.unet.named_modules():
-            if wanted(module, path):
+            if wanted(module, path.removesuffix(".base_layer")):
                 handles.callback(module.register_forward_hook(held).remove)
         yield
