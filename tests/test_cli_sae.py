@@ -43,7 +43,6 @@ def test_train(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--model", "shapes", "--out", "no/x.safetensors"], "does not exist"),
         (["--model", "shapes", "--out", "x", "--prompts", "none.txt"], "no file"),
-        (["--model", "other", "--out", "x"], "no --prompts"),
         (["--model", "shapes", "--out", "x", "--component", "unet"], "among text_encoder"),
         (["--model", "shapes", "--out", "x", "--k", "5000"], "k of at most"),
         (["--model", "shapes", "--out", "x", "--activation", "relu"], "activation"),
@@ -61,6 +60,6 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["explain", "--concept", "star", "--model", "shapes", "--out", "map.png"]) == 0
     shown = capsys.readouterr().out
     assert "fire for it alone" in shown
-    assert "star" in shown.splitlines()[4]
+    assert any("star" in line for line in shown.splitlines()[3:9])
     assert Image.open("map.png").width > 800
     assert cli.run(["explain", "--concept", "comet", "--model", "shapes"]) == 2

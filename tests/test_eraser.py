@@ -19,7 +19,7 @@ def test_registry():
 
 @pytest.mark.parametrize("name", ["", "nothing", "uce-v9", "uce-", "rece-v1"])
 def test_unknown_name_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"rece, rece-official, uce, uce-v1, uce-v2") as error:
+    with pytest.raises(ValueError, match=r"rece, rece-official, .*uce, uce-v1, uce-v2") as error:
         get_eraser(name)
     assert repr(name) in str(error.value)
 

@@ -17,6 +17,7 @@ from support import DOCS, FORMS, render
 from tiny import same, weights
 
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser, list_erasers
+from erasers.eraser import eraser_class
 from erasers.families import FAMILIES as TABLE
 from erasers.ports import find_family
 
@@ -67,7 +68,9 @@ def picture(pipe: Any, family: str, text: str = "a picture of star") -> torch.Te
 
 
 def test_every_method_has_options():
-    assert sorted(QUICK) == list_erasers()
+    # The others train, know a few families only, or need an autoencoder: their own tests say what they support.
+    trained = {name for name in list_erasers() if eraser_class(name).trains}
+    assert set(list_erasers()) == {*QUICK, *trained, "realera", "itd"}
 
 
 @pytest.mark.parametrize("form", FORMS)
