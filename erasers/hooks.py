@@ -225,6 +225,9 @@ def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
     a = ReLU(W_e x + bias); z is a where a > floor, and z' is scale z. A prompt is taken for the concept when a > gate
     for one feature of one token. The first token, the same in every prompt, counts for nothing and is never edited.
 
+    Attacks differentiate through the gate as well, by a straight-through estimator (Bengio et al., arXiv 1308.3432):
+    backwards the gate is the largest a / gate, so that a step can shut it.
+
     Args:
         rows: x `[prompts, T, d]`.
         parts: See `FeatureGate`, on the device of the rows.
@@ -244,7 +247,11 @@ def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
     shift = ((part["scale"] - 1) * z) @ part["decoder"]
     edited = (x + strength * shift).to(rows.dtype)
     # Adding a shift of zero would already change the sign of a zero.
-    return torch.where(shown & counted, edited, rows)
+    found = torch.where(shown & counted, edited, rows)
+    if not found.requires_grad:
+        return found
+    nearest = (a * counted / part["gate"].clamp(min=1e-6)).flatten(1).amax(dim=1)[:, None, None]
+    return found + ((nearest - nearest.detach()) * (strength * shift).detach()).to(rows.dtype)
 
 
 KINDS: dict[str, type[Hook]] = {kind.kind: kind for kind in (PromptTransform, FeatureGate)}

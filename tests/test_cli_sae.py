@@ -43,6 +43,7 @@ def test_train(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--model", "shapes", "--out", "no/x.safetensors"], "does not exist"),
         (["--model", "shapes", "--out", "x", "--prompts", "none.txt"], "no file"),
+        (["--model", "other", "--out", "x"], "no --prompts"),
         (["--model", "shapes", "--out", "x", "--component", "unet"], "among text_encoder"),
         (["--model", "shapes", "--out", "x", "--k", "5000"], "k of at most"),
         (["--model", "shapes", "--out", "x", "--activation", "relu"], "activation"),

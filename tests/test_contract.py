@@ -26,6 +26,7 @@ CLOSED: dict[str, list[dict[str, Any]]] = {
 }
 FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
 POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}
+DOMAINS = {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8}
 ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
@@ -34,7 +35,11 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
         FEW | {"pictures": 2, "max_drift": None, "rank": 2},
     ],
     "adv_unlearn": [FEW | ADVERSARY, FEW | ADVERSARY | {"fast": True, "attack_init": "latest"}],
-    "doco": [FEW | {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8, "kept": 2}],
+    "doco": [
+        FEW | {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8, "kept": 2},
+        FEW
+        | {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8, "rank": 2, "prior": "frozen", "upstream_compat": True},
+    ],
     "robust_ablation": [
         FEW | POOL,
         FEW | POOL | {"rank": 0, "train": "cross", "attack_scale": 0.0, "relearn_scale": 0.0},

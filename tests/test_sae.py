@@ -239,12 +239,25 @@ def test_prompts_without_the_concept_are_the_same_bit_for_bit(dtype):
     torch.testing.assert_close(gated(x[2:3], parts(), 1.0)[0], found[2])
 
 
-def test_gradients_go_through_the_edit():
+def test_gradients_go_through_the_edit_and_its_gate():
     x = torch.zeros(1, 3, D)
     x[0, 1, 0] = 3.0
+    plain = gated(x, parts(), 1.0)
     x.requires_grad_()
-    gated(x, parts(), 1.0)[0, 1, 2].backward()
-    assert float(x.grad[0, 1, 0]) == -2
+    found = gated(x, parts(), 1.0)
+    assert torch.equal(found, plain)
+    found[0, 1, 2].backward()
+    # (scale - 1) of the activity, and through the gate 1 / gate of the edit of -2 * 3.
+    assert float(x.grad[0, 1, 0]) == -2 - 6 / 2
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_prompt_below_the_gate_sees_where_it_opens(strength):
+    x = torch.zeros(1, 3, D)
+    x[0, 1, 0] = 1.0  # active, below the gate
+    x.requires_grad_()
+    gated(x, parts(), strength)[0, 1, 2].backward()
+    assert float(x.grad[0, 1, 0]) == -strength * 2 / 2
 
 
 class Block(torch.nn.Module):

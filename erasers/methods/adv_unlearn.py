@@ -14,11 +14,10 @@ from torch.nn import functional
 
 from erasers.attacks.soft import SoftPrompt, check_supported, encode, token_table, tokenise
 from erasers.concept import Concept, Concepts, as_concepts, names
-from erasers.methods.contexts import Templates, kept_prompts
+from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.esd import target
 from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank
-from erasers.methods.robust_ablation import shuffled
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from erasers.concept import Concept, names
 from erasers.methods.rows import fill, templates_for
@@ -51,6 +53,12 @@ def kept_prompts(concepts: Sequence[Concept], templates: Templates = "auto") -> 
     found = [text for text in dict.fromkeys(near) if not any(names(text, term) for term in erased)]
     others = [text for text in dict.fromkeys(captions) if text not in set(near)]
     return found, [*(text for text in others if not any(names(text, term) for term in erased)), ""]
+
+
+def shuffled(items: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
+    """At most `count` of them in random order."""
+    order = torch.randperm(len(items), generator=generator, device=generator.device).tolist()
+    return [items[index] for index in order[:count]]
 
 
 def _from_captions(concept: Concept, term: str, patterns: Sequence[str]) -> Iterator[tuple[str, str]]:

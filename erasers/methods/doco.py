@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from erasers.attacks.soft import noised
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.methods.contexts import contexts, kept_prompts
+from erasers.methods.contexts import contexts, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.methods.esd import selector
@@ -31,7 +31,6 @@ from erasers.methods.latent_bank import (
     predict,
     predicts_velocity,
 )
-from erasers.methods.robust_ablation import shuffled
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_unet
 from erasers.methods.training import Stage, TrainedEraser, Training

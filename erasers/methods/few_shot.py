@@ -15,10 +15,9 @@ from torch import nn
 
 from erasers.attacks.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.methods.contexts import Templates, kept_prompts
+from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks
-from erasers.methods.robust_ablation import shuffled
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training

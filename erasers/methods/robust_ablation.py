@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from erasers.attacks.soft import check_supported
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.methods.contexts import Templates, contexts, kept_prompts
+from erasers.methods.contexts import Templates, contexts, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict
 from erasers.methods.pool import Maker, Pool
@@ -283,12 +283,6 @@ class Fight:
 def schedule(number: int, iterations: int) -> float:
     """Share of the learning rate in an iteration: it rises for twenty, and falls like a cosine."""
     return min(1.0, (number + 1) / _WARM) * 0.5 * (1 + math.cos(math.pi * number / iterations))
-
-
-def shuffled(items: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
-    """At most `count` of them in random order."""
-    order = torch.randperm(len(items), generator=generator, device=generator.device).tolist()
-    return [items[index] for index in order[:count]]
 
 
 def selector(train: str) -> Any:

@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from erasers import Concept, get_eraser
 from erasers.methods import robust_ablation
+from erasers.methods.contexts import shuffled
 from erasers.methods.latent_bank import Way, conditions, predict
 from erasers.methods.pool import Maker
 from erasers.methods.relearner import Relearner
-from erasers.methods.robust_ablation import schedule, shuffled
+from erasers.methods.robust_ablation import schedule
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 QUICK: dict[str, Any] = {
