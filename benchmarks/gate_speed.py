@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from erasers.hooks import gated
+from erasers.feature_hooks import gated
 from erasers.sae import SAE
 
 OUT = Path(__file__).parent / "results" / "gate-speed.json"

@@ -1,4 +1,4 @@
-"""`erase sae train` and `erase explain`: sparse autoencoders of text encoders, and what their features say."""
+"""`erase sae train` and `erase explain`: sparse autoencoders, and what their features say."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ from erasers.cli_output import err, out, plain
 
 if TYPE_CHECKING:
     from erasers.methods.explaining import Explanation
+    from erasers.methods.latent_bank import Way
+    from erasers.methods.sae_rows import Rows
     from erasers.methods.sae_training import SAETraining, Trained
-    from erasers.methods.text_blocks import Block
 
 sae = typer.Typer(
-    rich_markup_mode="rich", no_args_is_help=True, help="Sparse autoencoders of text encoders, which itd needs."
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    help="Sparse autoencoders, which itd needs.",
 )
-_SHAPES = {"features": 1024, "k": 16, "steps": 500, "lr": 3e-3, "prompts": 64, "warmup": 50, "dead_after": 20_000}
+_TEXT = {"features": 1024, "k": 16, "steps": 500, "lr": 3e-3, "prompts": 64, "warmup": 50, "dead_after": 20_000}
+_DENOISER = {"features": 20_480, "prompts": 8, "lr": 4e-4}
+_SHAPES_DENOISER = {"features": 1024, "k": 16, "steps": 1000, "lr": 3e-3, "prompts": 16, "warmup": 50}
+_WAY, _SHAPES_WAY = (50, 9.0), (20, 4.0)
+_SHAPES_BLOCK = "up_blocks.0.attentions.1"
 _SHAPES_PROMPTS = 8000
 
 
@@ -40,16 +47,28 @@ def train(
     prompts: Annotated[
         Path | None, typer.Option(help="Text file of prompts, one a line. [dim]captions, for the embedded model[/dim]")
     ] = None,
-    component: Annotated[str, typer.Option(help="text_encoder, or text_encoder_2 of SDXL.")] = "text_encoder",
+    component: Annotated[str, typer.Option(help="text_encoder, text_encoder_2 of SDXL, or unet.")] = "text_encoder",
     block: Annotated[
-        int | None, typer.Option(min=0, help="Block whose output is described. [dim]three quarters of the way up[/dim]")
+        str | None,
+        typer.Option(
+            help="Block that is described: its number in a text encoder [dim]three quarters of the way up[/dim], "
+            "its path in a UNet [dim]up_blocks.1.attentions.1[/dim]."
+        ),
     ] = None,
-    features: Annotated[int | None, typer.Option(min=1, help="Features. [dim]4096; embedded model 1024[/dim]")] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active features a token. [dim]32; 16[/dim]")] = None,
+    features: Annotated[
+        int | None, typer.Option(min=1, help="Features. [dim]4096; of a UNet 20480; embedded model 1024[/dim]")
+    ] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Active features a token or place. [dim]32; 16[/dim]")] = None,
     activation: Annotated[str, typer.Option(help="batchtopk or topk.")] = "batchtopk",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training. [dim]4000; 500[/dim]")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Prompts a step. [dim]50; 64[/dim]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [dim]0.001; 0.003[/dim]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Prompts a step, or pictures drawn together. [dim]50; 8; 64; 16[/dim]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [dim]0.001; 0.0004; 0.003[/dim]")] = None,
+    sampling_steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the pictures that a UNet is read from. [dim]50; 20[/dim]")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="With which these are drawn. [dim]9; 4[/dim]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first directions and of the order of prompts.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File that the training goes on from when it was stopped.")
@@ -57,39 +76,44 @@ def train(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Train a sparse autoencoder on what a text encoder makes of prompts; writes curves beside it (.json, .png)."""
+    """Train a sparse autoencoder on what a text encoder makes of prompts; writes curves beside it (.json, .png).
+
+    With --component unet, on what a block of the UNet makes of pictures while they are drawn.
+    """
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     cli_input.check_out_file(out_file)
     with err.status("reading"):
         from erasers.evaluation.profile import is_shapes
-        from erasers.methods.sae_training import SAETraining, shapes_prompts
-        from erasers.methods.text_blocks import find_blocks
+        from erasers.methods.latent_bank import Way
+        from erasers.methods.sae_rows import shapes_prompts
+        from erasers.methods.sae_training import SAETraining
 
-        shapes = is_shapes(model)
+        shapes, unet = is_shapes(model), component == "unet"
         given: dict[str, Any] = {"features": features, "k": k, "steps": steps, "prompts": batch, "lr": lr}
         given |= {"activation": activation, "seed": seed}
-        defaults: dict[str, Any] = _SHAPES if shapes else {}
+        defaults: dict[str, Any] = (_SHAPES_DENOISER if unet else _TEXT) if shapes else _DENOISER if unet else {}
         training = SAETraining(**{**defaults, **{key: value for key, value in given.items() if value is not None}})
         if prompts is None and not shapes:
             raise ValueError("no --prompts; name a text file of captions, one a line, for a model of your own")
         texts = shapes_prompts(_SHAPES_PROMPTS) if prompts is None else read_prompts(prompts)
-        pipe = cli_input.load_model(model, device, dtype)
-        blocks = {one.name: one for one in find_blocks(pipe, block)}
-        if component not in blocks:
-            raise ValueError(f"expected --component among {', '.join(blocks)}, got {component!r}")
+        way = Way(
+            sampling_steps or (20 if shapes else 50), guidance if guidance is not None else 4.0 if shapes else 9.0
+        )
+        path = block if block or not (shapes and unet) else _SHAPES_BLOCK
+        rows = _rows(cli_input.load_model(model, device, dtype), component, path, texts, training, way)
     started = time.perf_counter()
-    trained = _train(blocks[component], texts, training, checkpoint)
+    trained = _train(rows, training, checkpoint)
     facts = {"model": model, "prompts": len(texts), "training": asdict(training), "quality": asdict(trained.quality)}
     facts["seconds"] = round(time.perf_counter() - started, 1)
-    _write(out_file, blocks[component], trained, facts)
+    _write(out_file, rows, trained, facts)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     found = trained.quality
-    out.print(f"autoencoder  {escape(str(out_file))}  ({out_file.stat().st_size} bytes) of {blocks[component].target}")
+    out.print(f"autoencoder  {escape(str(out_file))}  ({out_file.stat().st_size} bytes) of {rows.target}")
     out.print(
-        f"measured     explained variance {found.explained_variance:.4f}, {found.l0:.1f} features a token, "
-        f"{found.dead:.1%} dead, on {found.rows} tokens that it was not trained on"
+        f"measured     explained variance {found.explained_variance:.4f}, {found.l0:.1f} features a row, "
+        f"{found.dead:.1%} dead, on {found.rows} rows that it was not trained on"
     )
     out.print(f"curves       {escape(str(out_file.with_suffix('.json')))}, {escape(str(out_file.with_suffix('.png')))}")
 
@@ -146,7 +170,27 @@ def read_prompts(path: Path) -> list[str]:
     return texts
 
 
-def _train(block: Block, texts: Sequence[str], training: SAETraining, checkpoint: Path | None) -> Trained:
+def _rows(pipe: Any, component: str, block: str | None, texts: Sequence[str], training: SAETraining, way: Way) -> Rows:
+    """What is trained on.
+
+    Raises:
+        ValueError: A component or a block that the model has not.
+    """
+    from erasers.methods.denoiser_block import DenoiserBlock, find_denoiser_block
+    from erasers.methods.sae_rows import DenoiserRows, TextRows
+    from erasers.methods.text_blocks import find_blocks
+
+    if component == DenoiserBlock.name:
+        return DenoiserRows(find_denoiser_block(pipe, block), texts, training.prompts, training.seed, way)
+    if block is not None and not block.isdecimal():
+        raise ValueError(f"expected --block as a number for {component}, got {block!r:.80}")
+    blocks = {one.name: one for one in find_blocks(pipe, None if block is None else int(block))}
+    if component not in blocks:
+        raise ValueError(f"expected --component among {', '.join(blocks)}, {DenoiserBlock.name}, got {component!r:.80}")
+    return TextRows(blocks[component], texts, training.prompts, training.seed)
+
+
+def _train(rows: Rows, training: SAETraining, checkpoint: Path | None) -> Trained:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from erasers.methods.sae_training import train_sae
@@ -161,20 +205,19 @@ def _train(block: Block, texts: Sequence[str], training: SAETraining, checkpoint
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("", total=training.steps)
         return train_sae(
-            block,
-            texts,
+            rows,
             training,
             checkpoint=checkpoint,
             tell=lambda count, text: bar.update(task, advance=count, description=text),
         )
 
 
-def _write(path: Path, block: Block, trained: Trained, facts: dict[str, Any]) -> None:
+def _write(path: Path, rows: Rows, trained: Trained, facts: dict[str, Any]) -> None:
     from erasers.methods.sae_training import draw_curves
     from erasers.sae import save_sae
 
     about = {key: facts[key] for key in ("model", "prompts", "training", "quality")}
-    save_sae(path, trained.sae, target=block.target, base=block.fingerprints(), about=about)
+    save_sae(path, trained.sae, target=rows.target, base=rows.fingerprints(), about=about)
     curves = {name: [round(value, 5) for value in values] for name, values in trained.curves.items()}
     path.with_suffix(".json").write_text(json.dumps({**facts, "curves": curves}) + "\n", encoding="utf-8")
     draw_curves(trained.curves, path.with_suffix(".png"))

@@ -9,13 +9,16 @@ from functools import cached_property
 
 import torch
 
-from erasers.hooks import KINDS, Hook
+from erasers.feature_hooks import FeatureGate, StepFeatures
+from erasers.hooks import Hook, PromptTransform
 from erasers.patch_file import PatchError
 from erasers.ports import FLOATS
 
 _TARGET = r"[\w.-]{1,500}"
 _NAME = re.compile(rf"(?P<form>transform|lowrank|dense)/(?P<target>{_TARGET})(/(?P<part>[ABT]))?", re.ASCII)
 _HOOK = re.compile(rf"hook/(?P<target>{_TARGET})/(?P<kind>\w{{1,50}})/(?P<part>\w{{1,50}})", re.ASCII)
+KINDS: dict[str, type[Hook]] = {kind.kind: kind for kind in (PromptTransform, FeatureGate, StepFeatures)}
+"""The kinds of hooks that a patch may carry, by name: a closed list."""
 NAME = re.compile(_TARGET, re.ASCII)
 """Modules, parameters and groups: nothing that a terminal, a path or a look-alike could make use of."""
 _PARTS: dict[str, tuple[set[str | None], ...]] = {

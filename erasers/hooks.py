@@ -1,4 +1,4 @@
-"""Edits that run during generation, for models whose weights cannot hold them: the closed list of kinds.
+"""Edits that run during generation, for models whose weights cannot hold them.
 
 A kind is a frozen class. It checks its tensors and the module they go to, says what happens to what the module reads or
 returns, and installs that as a hook of torch. Hooks of torch run before whatever replaces `forward` (offloading by
@@ -65,8 +65,8 @@ class Hook(ABC):
         """
 
     @abstractmethod
-    def install(self, module: nn.Module, strength: float) -> RemovableHandle:
-        """Make the hook run on a module, after those that it has."""
+    def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
+        """Make the hook run on a module of the component `root`, after the hooks that it has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +101,10 @@ class PromptTransform(Hook):
             )
         _refuse_address_cache(self.target, module)
 
-    def install(self, module: nn.Module, strength: float) -> RemovableHandle:
+    def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
         """See `Hook.install`."""
-        return module.register_forward_pre_hook(
-            _PromptTransform(self, strength, *_argument(self, module)), with_kwargs=True
-        )
+        call = _PromptTransform(self, strength, *_argument(self, module))
+        return [module.register_forward_pre_hook(call, with_kwargs=True)]
 
 
 class _PromptTransform:
@@ -155,107 +154,6 @@ def transform_rows(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], streng
     else:
         shift = x @ parts["A"].to(x.dtype).T @ parts["B"].to(x.dtype).T
     return (x + strength * shift).to(rows.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureGate(Hook):
-    """Features of a sparse autoencoder are scaled in what a block returns, in prompts that show one of them: `gated`.
-
-    Of the autoencoder the hook has the selected features alone, m of them. It acts on the first thing that the block
-    returns, `[prompts, T, d]`, in the form in which it got it. Parts: encoder `[m, d]`, bias `[m]`, decoder `[m, d]`,
-    floor `[m]`, gate `[m]`, scale `[1]`.
-    """
-
-    kind = "feature_gate"
-
-    def __post_init__(self) -> None:
-        shapes = {part: tuple(tensor.shape) for part, tensor in self.parts.items()}
-        size = shapes.get("encoder", ())
-        wanted = {"encoder": size, "decoder": size, "scale": (1,)} | dict.fromkeys(("bias", "floor", "gate"), size[:1])
-        if shapes != wanted or len(size) != 2 or 0 in size:
-            raise PatchError(
-                f"expected the parts encoder, decoder [m, d], bias, floor, gate [m] and scale [1] of {self.kind}, got "
-                f"{shapes}"
-            )
-        if (self.parts["floor"] < 0).any() or (self.parts["gate"] < self.parts["floor"]).any():
-            raise PatchError(f"expected 0 <= floor <= gate for every feature of {self.kind}, got something else")
-
-    def check(self, module: nn.Module) -> None:
-        """See `Hook.check`."""
-        width = next((parameter.shape[-1] for parameter in module.parameters() if parameter.ndim == 1), None)
-        norm = next((part for part in module.modules() if isinstance(part, nn.LayerNorm)), None)
-        width = norm.normalized_shape[0] if norm is not None else width
-        if width not in (None, self.parts["encoder"].shape[1]):
-            raise PatchError(
-                f"the patch is for another model: {self.target} returns rows of {width}, the hook needs "
-                f"{self.parts['encoder'].shape[1]}"
-            )
-
-    def install(self, module: nn.Module, strength: float) -> RemovableHandle:
-        """See `Hook.install`; it runs before what records the states of a block, as transformers does for SDXL."""
-        return module.register_forward_hook(_FeatureGate(self, strength), prepend=True)
-
-
-class _FeatureGate:
-    """A feature gate as torch calls it; its tensors follow the rows to another device."""
-
-    def __init__(self, hook: FeatureGate, strength: float) -> None:
-        self.target, self.parts, self.strength = hook.target, dict(hook.parts), strength
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        rows = first_output(output)
-        width = self.parts["encoder"].shape[1]
-        if not isinstance(rows, torch.Tensor) or rows.ndim != 3 or rows.shape[-1] != width:
-            got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
-            raise PatchError(f"expected {self.target} to return a tensor [prompts, T, {width}], got {got}")
-        if self.parts["encoder"].device != rows.device:
-            self.parts = {name: part.to(rows.device) for name, part in self.parts.items()}
-        edited = gated(rows, self.parts, self.strength)
-        return edited if rows is output else (edited, *output[1:])
-
-
-def first_output(output: Any) -> Any:
-    """What a block returns, or the first of it when that is several things."""
-    return output[0] if isinstance(output, (tuple, list)) else output
-
-
-def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
-    """x + s (D(z') - D(z)) in the prompts that the gate takes for the concept; every other one as it is, bit for bit.
-
-    a = ReLU(W_e x + bias); z is a where a > floor, and z' is scale z. A prompt is taken for the concept when a > gate
-    for one feature of one token. The first token, the same in every prompt, counts for nothing and is never edited.
-
-    Attacks differentiate through the gate as well, by a straight-through estimator (Bengio et al., arXiv 1308.3432):
-    backwards the gate is the largest a / gate, so that a step can shut it.
-
-    Args:
-        rows: x `[prompts, T, d]`.
-        parts: See `FeatureGate`, on the device of the rows.
-        strength: s.
-
-    Returns:
-        Rows of the same shape and dtype; computed in float32 or float64.
-    """
-    if strength == 0:
-        return rows
-    x = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    part = {name: tensor.to(x.dtype) for name, tensor in parts.items()}
-    a = torch.relu(x @ part["encoder"].T + part["bias"])
-    counted = torch.arange(rows.shape[1], device=rows.device)[:, None] > 0
-    shown = ((a > part["gate"]) & counted).flatten(1).any(dim=1)[:, None, None]
-    z = torch.where((a > part["floor"]) & counted, a, torch.zeros_like(a))
-    shift = ((part["scale"] - 1) * z) @ part["decoder"]
-    edited = (x + strength * shift).to(rows.dtype)
-    # Adding a shift of zero would already change the sign of a zero.
-    found = torch.where(shown & counted, edited, rows)
-    if not found.requires_grad:
-        return found
-    nearest = (a * counted / part["gate"].clamp(min=1e-6)).flatten(1).amax(dim=1)[:, None, None]
-    return found + ((nearest - nearest.detach()) * (strength * shift).detach()).to(rows.dtype)
-
-
-KINDS: dict[str, type[Hook]] = {kind.kind: kind for kind in (PromptTransform, FeatureGate)}
-"""The kinds of hooks that a patch may carry, by name."""
 
 
 def _argument(hook: Hook, module: nn.Module) -> tuple[str, int]:

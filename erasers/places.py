@@ -21,15 +21,16 @@ class Place:
 
     def __init__(self, pipe: Any, hook: Hook, strength: float) -> None:
         self.hook, self.strength, self.module = hook, strength, find_target(pipe, hook)
+        self.root = component(pipe, hook.component)
         # Layers of attention may be fused with their neighbours, now or later; then they are not called.
-        parent = submodule(component(pipe, hook.component), hook.path.rpartition(".")[0])
+        parent = submodule(self.root, hook.path.rpartition(".")[0])
         self.attention = parent if hook.path and hasattr(parent, "fuse_projections") else None
         if self.attention is not None:
             _RefuseFused(hook.target)(self.attention, ())
 
     def install(self) -> list[RemovableHandle]:
         """Make the hook run."""
-        handles = [self.hook.install(self.module, self.strength)]
+        handles = self.hook.install(self.module, self.strength, self.root)
         if self.attention is not None:
             handles.append(self.attention.register_forward_pre_hook(_RefuseFused(self.hook.target)))
         return handles

@@ -323,7 +323,7 @@ def test_modules_that_are_not_there_or_do_not_fit(pipe, target, width, message):
     [
         (
             {"hook/unet/sae/W": torch.eye(2)},
-            "kind prompt_transform or feature_gate, got 'sae' on unet; upgrade erasers",
+            "kind prompt_transform or feature_gate or step_features, got 'sae' on unet; upgrade erasers",
         ),
         ({"hook/unet/prompt_transform": torch.eye(2)}, "upgrade erasers"),
         ({"hook/unet/../prompt_transform/T": torch.eye(2)}, "upgrade erasers"),
@@ -386,14 +386,14 @@ def test_the_text_may_come_by_name_or_by_position(pipe):
 
 def test_text_that_is_missing_or_no_tensor_of_that_width(pipe):
     hook = PromptTransform("unet", parts())
-    handle = hook.install(pipe.unet, 1.0)
+    (handle,) = hook.install(pipe.unet, 1.0, pipe.unet)
     sample = torch.randn(1, 4, 8, 8)
     for text in (torch.randn(1, 16, D + 1), [torch.randn(1, 16, D)]):
         with pytest.raises(PatchError, match=r"encoder_hidden_states of unet as a tensor \[\.\.\., 32\]"):
             pipe.unet(sample, 1, text)
     handle.remove()
     probe = Probe()
-    handle = PromptTransform("probe", parts()).install(probe, 1.0)
+    (handle,) = PromptTransform("probe", parts()).install(probe, 1.0, probe)
     assert probe(1) == (1, None)
     assert probe(1, None) == (1, None)
     assert not torch.equal(probe(1, torch.ones(1, D))[1], torch.ones(1, D))

@@ -9,7 +9,7 @@ import torch
 from tiny import make_text_encoder, make_tokenizer
 
 from erasers import PatchError
-from erasers.hooks import FeatureGate, gated
+from erasers.feature_hooks import FeatureGate, gated
 from erasers.patch_file import KEY, write_tensors
 from erasers.sae import SAE, geometric_median, load_sae, quality, save_sae, unexplained
 
@@ -277,7 +277,7 @@ def test_the_form_of_the_output_is_kept():
         block = Block(form)
         hook = FeatureGate("text_encoder.x", parts())
         hook.check(block)
-        handle = hook.install(block, 1.0)
+        (handle,) = hook.install(block, 1.0, block)
         found = block(x)
         assert torch.equal(found if form == "tensor" else found[0], expected)
         assert form == "tensor" or found[1] == "more"
@@ -320,7 +320,7 @@ def test_recorded_states_are_those_after_the_edit(tmp_path):
         before = encoder(ids, output_hidden_states=True).hidden_states
         some = parts(floor=torch.zeros(2), gate=torch.zeros(2))
         block = encoder.get_submodule("encoder.layers.0")
-        handle = FeatureGate("text_encoder.encoder.layers.0", some).install(block, 1.0)
+        (handle,) = FeatureGate("text_encoder.encoder.layers.0", some).install(block, 1.0, encoder)
         after = encoder(ids, output_hidden_states=True).hidden_states
         handle.remove()
     assert torch.equal(after[0], before[0])

@@ -91,7 +91,9 @@ class DoCo(TrainedEraser):
             "pictures": 64,
             "steps": 10,
             "guidance": 4.0,
-            "prior_scale": 1.0,
+            "kept": 48,
+            "prior": "frozen",
+            "prior_scale": 30.0,
             "width": 32,
         },
     }

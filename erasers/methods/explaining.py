@@ -66,8 +66,13 @@ class Explanation:
 
 
 def explanations(pipe: Any, concept: Concept, eraser: ItD) -> list[Explanation]:
-    """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does."""
-    return [_explain(block, sae, concept, eraser) for block, sae, _ in read_saes(pipe, eraser.sae)]
+    """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does, and for a denoiser."""
+    found = []
+    for block, sae, _ in read_saes(pipe, eraser.sae):
+        if not isinstance(block, Block):
+            raise ValueError(f"expected autoencoders of text encoders, got one of {block.target}, which reads no words")
+        found.append(_explain(block, sae, concept, eraser))
+    return found
 
 
 def _explain(block: Block, sae: SAE, concept: Concept, eraser: ItD) -> Explanation:

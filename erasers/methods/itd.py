@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from rich.console import Console
 
 from erasers.build import concept_meta
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.eraser import Eraser
-from erasers.hooks import FeatureGate
+from erasers.feature_hooks import FeatureGate, StepFeatures
 from erasers.methods.contexts import Templates, contexts, kept_prompts
+from erasers.methods.denoiser_block import DenoiserBlock, find_denoiser_block
+from erasers.methods.denoiser_features import Measuring, step_parts
+from erasers.methods.latent_bank import Way
 from erasers.methods.text_blocks import Block, find_block, find_blocks
+from erasers.methods.training import bar
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.sae import SAE, load_sae
@@ -45,9 +50,14 @@ class ItD(Eraser):
     templates and the concept's preserved captions with the concept in its anchor's place; only the rows and columns of
     target features are stored, so that activity is told by a threshold for each of them in place of the k largest.
 
+    With an autoencoder of a block of the denoiser instead, this is SAeUron (`denoiser_features`): features are chosen
+    for each time step and turned down where they fire, whatever the prompt. It differs from its official code in the
+    sign of the error, which stays what it is, in telling the time step by its value instead of counting calls, and in
+    a threshold for active features in place of the k largest.
+
     Args:
-        sae: Files of autoencoders, one for each text encoder (`erase sae train` makes them); "auto" is the one in the
-            package, for the embedded model.
+        sae: Files of autoencoders, one for each text encoder, or of blocks of the denoiser (`erase sae train` makes
+            them); "auto" is the one in the package, for the text encoder of the embedded model.
         scale: What the activity of target features is multiplied by; 0 takes it away, less turns it round.
         top: Most active features of a prompt with the concept that can be targets.
         quiet: Activity below this share of the largest that a feature has in any of these prompts is silence; 0 is the
@@ -57,10 +67,19 @@ class ItD(Eraser):
         margin: Where the threshold lies between the strongest kept prompt (0) and the weakest with the concept (1).
         templates: Patterns with one `{}` for the concept; "auto": those of its kind.
         aliases: Erase the concept's aliases, too.
+        features: Of a denoiser: how many of each concept are turned down at each step.
+        pictures: Of a denoiser: at most so many are drawn of each concept, and of kept prompts.
+        steps: Of the sampler that draws them.
+        guidance: With which they are drawn.
     """
 
     name: ClassVar[str] = "itd"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"itd-shapes": {"scale": -2.0}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "itd-shapes": {"scale": -2.0, "steps": 20, "guidance": 4.0},
+        "itd-nudity": {"top": 128, "scale": -8.0},
+        "itd-style": {"top": 256, "scale": -8.0},
+        "itd-identity": {"top": 128, "scale": -8.0},
+    }
 
     sae: tuple[str, ...] | Literal["auto"] = "auto"
     scale: float = -8.0
@@ -70,13 +89,18 @@ class ItD(Eraser):
     margin: float = 0.5
     templates: Templates = "auto"
     aliases: bool = True
+    features: int = 3
+    pictures: int = 80
+    steps: int = 50
+    guidance: float = 9.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not abs(self.scale) < float("inf"):
             raise ValueError(f"expected a finite scale, got {self.scale}")
-        if self.top < 1:
-            raise ValueError(f"expected top of at least 1, got {self.top}")
+        for name in ("top", "features", "pictures", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         for name in ("quiet", "often", "margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
@@ -88,15 +112,19 @@ class ItD(Eraser):
     def fit(
         self, pipe: Any, concepts: Concepts, *, generator: torch.Generator | None = None, progress: bool = True
     ) -> Patch:
-        """See `Eraser.fit`; nothing is random, and it takes seconds."""
+        """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
         found = as_concepts(concepts)
         _check_concepts(found)
+        generator = generator or torch.Generator().manual_seed(0)
         tensors: dict[str, torch.Tensor] = {}
         base: dict[str, str] = {}
         digests: dict[str, str] = {}
         for block, sae, digest in read_saes(pipe, self.sae):
-            parts = self.parts(block, sae, found)
-            tensors |= {f"hook/{block.target}/{FeatureGate.kind}/{part}": tensor for part, tensor in parts.items()}
+            if isinstance(block, DenoiserBlock):
+                kind, parts = StepFeatures.kind, self.step_parts(block, sae, found, generator, progress)
+            else:
+                kind, parts = FeatureGate.kind, self.parts(block, sae, found)
+            tensors |= {f"hook/{block.target}/{kind}/{part}": tensor for part, tensor in parts.items()}
             base |= block.fingerprints()
             digests[block.target] = digest
         meta = {
@@ -132,6 +160,18 @@ class ItD(Eraser):
                 gates[number] = min(gates.get(number, float("inf")), max(value, least))
                 floors[number] = min(floors.get(number, float("inf")), least)
         return gate_parts(sae, gates, floors, self.scale)
+
+    def step_parts(
+        self, block: DenoiserBlock, sae: SAE, concepts: Sequence[Concept], generator: torch.Generator, progress: bool
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the hook of one block of a denoiser."""
+        near, others = kept_prompts(concepts, self.templates)
+        asked = [prompts for _, prompts in self.asked(concepts)]
+        total = sum(min(self.pictures, len(set(some))) for some in [*asked, [*near, *others]])
+        with bar(Console(stderr=True) if progress else None, "drawing pictures to measure features", total) as advance:
+            way = Way(self.steps, self.guidance)
+            measuring = Measuring(block, sae, way, self.pictures, generator, advance)
+            return step_parts(measuring, asked, [*near, *others], self.scale, self.features)
 
     def asked(self, concepts: Sequence[Concept]) -> list[tuple[str, list[str]]]:
         """Every name that is erased, with the prompts that have it: templates, and captions with it in place."""
@@ -236,29 +276,32 @@ def gate_parts(
     }
 
 
-def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple[Block, SAE, str]]:
-    """One autoencoder for each text encoder of a pipeline: the block that it describes, itself, sha256 of its file.
+def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple[Block | DenoiserBlock, SAE, str]]:
+    """Autoencoders of a pipeline: the block that each describes, itself, sha256 of its file.
+
+    One for each text encoder, or else those of blocks of the denoiser.
 
     Raises:
         TypeError: An unsupported pipeline.
         FileNotFoundError: No such file.
         ValueError: An autoencoder of another model, or a text encoder without one.
     """
-    encoders = [block.name for block in find_blocks(pipe)]
-    found: dict[str, tuple[Block, SAE, str]] = {}
+    found: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
     for path in _shipped(pipe) if given == "auto" else [Path(path).expanduser() for path in given]:
         sae, meta = load_sae(path)
-        block = find_block(pipe, meta["target"])
+        name, _, inner = meta["target"].partition(".")
+        block = find_denoiser_block(pipe, inner) if name == DenoiserBlock.name else find_block(pipe, meta["target"])
         if block.fingerprints() != meta["base"]:
             raise ValueError(f"expected an autoencoder of this model in {path.name}, got one of other weights")
-        found[block.name] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
-    missing = [name for name in encoders if name not in found]
-    if missing:
+        found[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
+    described = {block.name for block, _, _ in found.values()}
+    missing = [block.name for block in find_blocks(pipe) if block.name not in described]
+    if missing and described != {DenoiserBlock.name}:
         raise ValueError(
             f"expected a sparse autoencoder for the {missing[0]} of this model, got none; train one with "
             f"erase sae train --model MODEL --component {missing[0]} --out FILE and pass --set sae=FILE"
         )
-    return [found[name] for name in encoders]
+    return [found[target] for target in sorted(found)]
 
 
 def _shipped(pipe: Any) -> list[Path]:

@@ -1,27 +1,24 @@
-"""Trains a sparse autoencoder on what a block of a text encoder makes of prompts (Tian et al., arXiv 2503.09446)."""
+"""Trains a sparse autoencoder on rows of a text encoder (Tian et al., arXiv 2503.09446) or of a denoiser
+(Cywinski and Deja, arXiv 2501.18052)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from erasers.eraser import check_fields
-from erasers.methods.text_blocks import Block
+from erasers.methods.sae_rows import Rows
 from erasers.patch_file import KEY, write_tensors
 from erasers.sae import ACTIVATIONS, AUXILIARY_SCALE, SAE, Activation, Quality, geometric_median, quality, unexplained
 
 Told = Callable[[int, str], None]
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0
-_FOR_THE_MEDIAN = 500
-_HELD_OUT = 20
-"""One prompt of so many is not trained on, but measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +27,21 @@ class SAETraining:
 
     Adam with a warm-up and a linear decay over the last fifth; columns of W_d are unit vectors after every step.
 
-    Differs from the official code: a feature is dead after `dead_after` tokens, which the training must reach, where
-    the published number lies beyond its end, so that no feature ever was; what dead features explain is the error
-    itself, without b_pre; the first token, the same in every prompt, is left out; `batchtopk` is the default.
+    Differs from both official codes: a feature is dead after `dead_after` rows, which the training must reach, where
+    the number published for text lies beyond its end, so that no feature ever was; what dead features explain is the
+    error itself, without b_pre and with its own sign; the first token, the same in every prompt, is left out;
+    `batchtopk` is the default.
 
     Args:
         features: n.
-        k: Active features a token.
+        k: Active features a row.
         activation: `topk` or `batchtopk`.
         steps: Of the optimizer.
-        prompts: A batch; all tokens of a prompt but the first are in it.
+        prompts: A batch; of a denoiser, the pictures that are drawn together.
         lr: Learning rate.
         warmup: Steps until that is reached.
-        auxiliary: Dead features that explain what is left, for every token; 0 leaves them dead.
-        dead_after: Tokens without activity after which a feature is dead.
+        auxiliary: Dead features that explain what is left, for every row; 0 leaves them dead.
+        dead_after: Rows without activity after which a feature is dead.
         seed: Of the directions of features and of the order of prompts.
     """
 
@@ -102,90 +100,47 @@ class Trained:
 
 
 def train_sae(
-    block: Block,
-    prompts: Sequence[str],
+    rows: Rows,
     training: SAETraining,
     *,
     checkpoint: Path | None = None,
     tell: Told = lambda count, text: None,
 ) -> Trained:
-    """Train an autoencoder on what a block makes of prompts, which are encoded batch by batch.
+    """Train an autoencoder on rows, which are made step by step.
 
     Args:
-        block: Where the rows come from.
-        prompts: Distinct prompts.
+        rows: Where they come from.
         training: How.
         checkpoint: A file written every few seconds; a training that finds it goes on from it, on a CPU bit for bit.
         tell: Called with the steps that were done and what to show.
 
     Raises:
-        ValueError: Too few prompts or too few tokens for these settings, or a checkpoint of another training.
+        ValueError: Too few rows for these settings, or a checkpoint of another training.
     """
-    kept, held = split(prompts)
-    width = block.outputs(held[:1]).shape[-1]
-    tokens = training.steps * training.prompts * (block.tokens(held[:1])[0].shape[1] - 1)
-    if training.auxiliary and training.dead_after >= tokens:
-        raise ValueError(f"expected dead_after below the {tokens} tokens of the training, got {training.dead_after}")
-    run = _Run(block, training, width, kept)
-    saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(block, training, prompts))
+    first = rows.first()
+    count, width = training.steps * len(rows.step(0)), first.shape[1]
+    if training.auxiliary and training.dead_after >= count:
+        raise ValueError(f"expected dead_after below the {count} rows of the training, got {training.dead_after}")
+    run = _Run(training, width)
+    saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(rows, training))
     if saved is None or not saved.load(run):
-        run.begin()
+        run.sae.b_pre.data.copy_(geometric_median(first))
     tell(run.done, "")
-    for some in order(kept, training, run.done):
-        tell(1, run.step(rows_of(block.outputs(some))))
+    while run.done < training.steps:
+        tell(1, run.step(rows.step(run.done)))
         if saved is not None:
             saved.save(run)
     for parameter in run.sae.parameters():
         parameter.requires_grad_(False)
-    found = quality(run.sae, (rows_of(batch) for batch in block.batches(held, training.prompts)))
-    return Trained(run.sae, found, run.curves)
-
-
-def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The distinct prompts that are trained on, and those that are measured.
-
-    Raises:
-        ValueError: Fewer than two.
-    """
-    distinct = list(dict.fromkeys(prompts))
-    if len(distinct) < 2:
-        raise ValueError(f"expected at least two prompts to train on and to measure, got {len(distinct)}")
-    held = distinct[::_HELD_OUT]
-    return [prompt for prompt in distinct if prompt not in set(held)], held
-
-
-def order(prompts: Sequence[str], training: SAETraining, start: int) -> Iterator[list[str]]:
-    """The prompts of every step from `start` on; a new shuffle whenever all were seen."""
-    for step in range(start, training.steps):
-        batch = []
-        for place in range(step * training.prompts, (step + 1) * training.prompts):
-            round_, index = divmod(place, len(prompts))
-            batch.append(prompts[_shuffled(len(prompts), training.seed, round_)[index]])
-        yield batch
-
-
-_SHUFFLES: dict[tuple[int, int, int], list[int]] = {}
-
-
-def _shuffled(count: int, seed: int, round_: int) -> list[int]:
-    key = (count, seed, round_)
-    if key not in _SHUFFLES:
-        _SHUFFLES.clear()
-        _SHUFFLES[key] = random.Random(f"{seed}/{round_}").sample(range(count), count)
-    return _SHUFFLES[key]
-
-
-def rows_of(outputs: torch.Tensor) -> torch.Tensor:
-    """Rows `[N, d]` of outputs `[prompts, T, d]`, without the first token."""
-    return outputs[:, 1:].flatten(0, 1)
+    return Trained(run.sae, quality(run.sae, rows.held()), run.curves)
 
 
 class _Run:
     """A training on its way."""
 
-    def __init__(self, block: Block, training: SAETraining, width: int, prompts: Sequence[str]) -> None:
+    def __init__(self, training: SAETraining, width: int) -> None:
         generator = torch.Generator().manual_seed(training.seed)
-        self.block, self.training, self.prompts = block, training, prompts
+        self.training = training
         self.sae = SAE(width, training.features, training.k, activation=training.activation, generator=generator)
         self.adam = torch.optim.Adam(self.sae.parameters(), lr=training.lr, betas=(0.9, 0.999), eps=6.25e-10)
         self.silent = torch.zeros(training.features, dtype=torch.int64)
@@ -195,11 +150,6 @@ class _Run:
     def done(self) -> int:
         """Steps so far."""
         return len(self.curves["unexplained"])
-
-    def begin(self) -> None:
-        """Start from the geometric median of some prompts."""
-        rows = rows_of(self.block.outputs(self.prompts[:_FOR_THE_MEDIAN]))
-        self.sae.b_pre.data.copy_(geometric_median(rows))
 
     def step(self, x: torch.Tensor) -> str:
         """One step on rows `[N, d]`; what to show of it."""
@@ -223,8 +173,8 @@ class _Run:
         self._note(float(loss.detach()), float(extra.detach()), float(dead.double().mean()))
         return f"unexplained {self.curves['unexplained'][-1]:.3f}, dead {self.curves['dead'][-1]:.0%}"
 
-    def _count(self, active: torch.Tensor, tokens: int) -> None:
-        self.silent += tokens
+    def _count(self, active: torch.Tensor, rows: int) -> None:
+        self.silent += rows
         self.silent[active] = 0
 
     def _follow(self, values: torch.Tensor) -> None:
@@ -303,8 +253,8 @@ class _Checkpoint:
         return True
 
 
-def _identity(block: Block, training: SAETraining, prompts: Sequence[str]) -> str:
-    facts = [block.target, block.fingerprints(), asdict(training), list(prompts)]
+def _identity(rows: Rows, training: SAETraining) -> str:
+    facts = [rows.target, rows.fingerprints(), asdict(training), rows.identity()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -322,19 +272,3 @@ def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
         if name == "unexplained" and values and min(values) > 0:
             axis.set_yscale("log")
     figure.savefig(path, dpi=110)
-
-
-def shapes_prompts(count: int, seed: int = 0) -> list[str]:
-    """Distinct captions of the embedded world, and "", without those of the benchmark's prompts.
-
-    Left out are the first 200 prompts a split of every word, which is what tasks score.
-    """
-    from erasers.shapes.prompts import PRESERVED, split_prompts
-    from erasers.shapes.scenes import captions, sample_scenes
-    from erasers.shapes.world import KINDS
-
-    words = [word for some in KINDS.values() for word in some]
-    scored = {ask.text for word in words for asks in split_prompts(word, PRESERVED).values() for ask in asks}
-    scenes = sample_scenes(4 * count, torch.Generator().manual_seed(seed))
-    texts = dict.fromkeys(["", *captions(scenes, random.Random(seed))])
-    return [text for text in texts if text not in scored][:count]

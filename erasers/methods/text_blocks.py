@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.feature_hooks import first_output
 from erasers.hashing import tensor_hashes
-from erasers.hooks import first_output
 from erasers.methods.supported import check_unet
 from erasers.ports import component
 

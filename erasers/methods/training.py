@@ -131,7 +131,7 @@ class TrainedEraser(Eraser):
         }
         console = Console(stderr=True) if progress else None
         with _quiet(pipe), frozen(pipe), Counter(pipe) as counter, _memory(pipe, self.gradient_checkpointing):
-            training = self.prepare(pipe, found, generator, lambda title, total: _bar(console, title, total))
+            training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
             saved = None if checkpoint is None else _Checkpoint(Path(checkpoint), json.dumps(identity, sort_keys=True))
             with _precision(pipe):
@@ -161,7 +161,7 @@ class TrainedEraser(Eraser):
         losses: list[float] = []
         if saved is not None:
             losses = saved.load(training, generator)
-        with _bar(console, self.name, self.iterations, loss=True) as advance:
+        with bar(console, self.name, self.iterations, loss=True) as advance:
             advance(len(losses))
             while len(losses) < self.iterations:
                 shown = training.step(len(losses))
@@ -253,7 +253,7 @@ def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @contextmanager
-def _bar(console: Console | None, title: str, total: int, *, loss: bool = False) -> Iterator[Callable[..., None]]:
+def bar(console: Console | None, title: str, total: int, *, loss: bool = False) -> Iterator[Callable[..., None]]:
     """A bar with the time left, and the losses of the last iteration."""
     if console is None:
         yield lambda count, text="": None
@@ -261,9 +261,9 @@ def _bar(console: Console | None, title: str, total: int, *, loss: bool = False)
     columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     if loss:
         columns.append(TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count, text="": bar.update(task, advance=count, description=text)
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda count, text="": shown.update(task, advance=count, description=text)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from tiny import draw, same, weights
 from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline
 from erasers.methods import sae_training
 from erasers.methods.itd import activity, floors_of, read_saes, select, statistic, thresholds
-from erasers.methods.sae_training import SAETraining, shapes_prompts, split, train_sae
+from erasers.methods.sae_rows import TextRows, shapes_prompts, split
+from erasers.methods.sae_training import SAETraining, train_sae
 from erasers.methods.text_blocks import find_block, find_blocks
 from erasers.sae import SAE
 from erasers.shapes.prompts import concept_for, split_prompts
@@ -26,6 +27,10 @@ PROMPTS = [
 KEPT = tuple(text for text in PROMPTS if "star" not in text)
 STAR = Concept("star", anchor="circle", preserve=KEPT)
 QUICK = SAETraining(features=64, k=4, steps=50, prompts=12, lr=1e-2, warmup=5, dead_after=500, auxiliary=16)
+
+
+def rows(block: Any, prompts: Any = PROMPTS, size: int = QUICK.prompts) -> TextRows:
+    return TextRows(block, prompts, size, 0)
 
 
 def embed(pipe: Any, *prompts: str) -> torch.Tensor:
@@ -200,7 +205,7 @@ def test_what_is_refused(pipes, saes, tmp_path):
 
 def test_training_explains_rows_and_revives_features(pipes):
     block = find_blocks(pipes("sd1"))[0]
-    trained = train_sae(block, PROMPTS, QUICK)
+    trained = train_sae(rows(block), QUICK)
     assert trained.quality.explained_variance > 0.5
     assert trained.curves["unexplained"][0] > 2 * trained.curves["unexplained"][-1]
     assert max(trained.curves["auxiliary"]) > 0
@@ -208,14 +213,14 @@ def test_training_explains_rows_and_revives_features(pipes):
     kept, held = split(PROMPTS)
     assert not set(kept) & set(held)
     with pytest.raises(ValueError, match="dead_after below the"):
-        train_sae(block, PROMPTS, SAETraining(steps=2, prompts=2, features=8, k=2))
+        train_sae(rows(block, size=2), SAETraining(steps=2, prompts=2, features=8, k=2))
 
 
 def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path, monkeypatch):
     monkeypatch.setattr(sae_training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     block, path = find_blocks(pipes("sd1"))[0], tmp_path / "checkpoint"
     short = SAETraining(features=48, k=4, steps=12, prompts=24, lr=1e-2, warmup=2, dead_after=500, auxiliary=8)
-    whole = train_sae(block, PROMPTS, short)
+    whole = train_sae(rows(block, size=24), short)
 
     class Killed(Exception):
         pass
@@ -227,13 +232,13 @@ def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path, monk
 
     tell.steps = 0  # type: ignore[attr-defined]
     with pytest.raises(Killed):
-        train_sae(block, PROMPTS, short, checkpoint=path, tell=tell)
-    resumed = train_sae(block, PROMPTS, short, checkpoint=path)
+        train_sae(rows(block, size=24), short, checkpoint=path, tell=tell)
+    resumed = train_sae(rows(block, size=24), short, checkpoint=path)
     assert resumed.curves == whole.curves
     pairs = zip(resumed.sae.parameters(), whole.sae.parameters(), strict=True)
     assert all(torch.equal(left, right) for left, right in pairs)
     with pytest.raises(ValueError, match="checkpoint of this training"):
-        train_sae(block, PROMPTS[:-1], short, checkpoint=path)
+        train_sae(rows(block, PROMPTS[:-1], size=24), short, checkpoint=path)
 
 
 # On the embedded model

@@ -1,0 +1,208 @@
+"""Rows that sparse autoencoders learn from: of a text encoder, or of a denoiser on its way to pictures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from erasers.methods.denoiser_block import DenoiserBlock
+from erasers.methods.latent_bank import Way
+from erasers.methods.text_blocks import Block
+
+_FOR_THE_MEDIAN = 500
+_HELD_OUT = 20
+"""One prompt of so many is not trained on, but measured."""
+_MEASURED_DRAWINGS = 4
+
+
+class Rows(Protocol):
+    """Where rows `[N, d]` come from; a step has the same rows whenever it is asked for."""
+
+    @property
+    def target(self) -> str:
+        """The module that makes them, `<component>.<module path>`."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of weights that make them, by parameter name."""
+
+    def identity(self) -> list[Any]:
+        """JSON-able: all that they depend on beside these weights."""
+
+    def first(self) -> torch.Tensor:
+        """Rows from which a training starts."""
+
+    def step(self, number: int) -> torch.Tensor:
+        """Rows of a step, as many in every one."""
+
+    def held(self) -> Iterator[torch.Tensor]:
+        """Rows of prompts that are in no step."""
+
+
+@dataclass
+class TextRows:
+    """Tokens of prompts behind a block of a text encoder, without the first, which is the same in every prompt.
+
+    Args:
+        block: The block.
+        prompts: Distinct prompts.
+        size: Prompts a step.
+        seed: Of their order.
+
+    Raises:
+        ValueError: Fewer than two prompts.
+    """
+
+    block: Block
+    prompts: Sequence[str]
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._kept, self._held = split(self.prompts)
+
+    @property
+    def target(self) -> str:
+        """See `Rows`."""
+        return self.block.target
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `Rows`."""
+        return self.block.fingerprints()
+
+    def identity(self) -> list[Any]:
+        """See `Rows`."""
+        return [list(self.prompts), self.size, self.seed]
+
+    def first(self) -> torch.Tensor:
+        """See `Rows`."""
+        return _without_first(self.block.outputs(self._kept[:_FOR_THE_MEDIAN]))
+
+    def step(self, number: int) -> torch.Tensor:
+        """See `Rows`."""
+        return _without_first(self.block.outputs(turn(self._kept, number, self.size, self.seed)))
+
+    def held(self) -> Iterator[torch.Tensor]:
+        """See `Rows`."""
+        return (_without_first(batch) for batch in self.block.batches(self._held, self.size))
+
+
+@dataclass
+class DenoiserRows:
+    """Places of the maps that a block of a denoiser returns, with a prompt and without, at all steps of drawings.
+
+    A drawing of `size` pictures lasts for as many steps of training as it has of sampling, its rows shuffled over all
+    of them.
+
+    Args:
+        block: The block.
+        prompts: Distinct prompts.
+        size: Pictures a drawing.
+        seed: Of their order and noise.
+        way: How they are drawn.
+
+    Raises:
+        ValueError: Fewer than two prompts.
+    """
+
+    block: DenoiserBlock
+    prompts: Sequence[str]
+    size: int
+    seed: int
+    way: Way
+    _last: tuple[int, torch.Tensor] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._kept, self._held = split(self.prompts)
+
+    @property
+    def target(self) -> str:
+        """See `Rows`."""
+        return self.block.target
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `Rows`."""
+        return self.block.fingerprints()
+
+    def identity(self) -> list[Any]:
+        """See `Rows`."""
+        return [list(self.prompts), self.size, self.seed, asdict(self.way)]
+
+    def first(self) -> torch.Tensor:
+        """See `Rows`."""
+        return self.step(0)
+
+    def step(self, number: int) -> torch.Tensor:
+        """See `Rows`."""
+        drawing, part = divmod(number, self.way.steps)
+        if self._last is None or self._last[0] != drawing:
+            generator = torch.Generator().manual_seed(self.seed + drawing)
+            rows = self._rows(turn(self._kept, drawing, self.size, self.seed), generator)
+            self._last = drawing, rows[torch.randperm(len(rows), generator=generator)]
+        return self._last[1].chunk(self.way.steps)[part]
+
+    def held(self) -> Iterator[torch.Tensor]:
+        """See `Rows`; of a few drawings."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, min(len(self._held), _MEASURED_DRAWINGS * self.size), self.size):
+            yield self._rows(self._held[start : start + self.size], generator)
+
+    def _rows(self, prompts: Sequence[str], generator: torch.Generator) -> torch.Tensor:
+        return self.block.walk(prompts, self.way, generator).flatten(0, 2)
+
+
+def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The distinct prompts that are trained on, and those that are measured.
+
+    Raises:
+        ValueError: Fewer than two.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    if len(distinct) < 2:
+        raise ValueError(f"expected at least two prompts to train on and to measure, got {len(distinct)}")
+    held = distinct[::_HELD_OUT]
+    return [prompt for prompt in distinct if prompt not in set(held)], held
+
+
+def turn(prompts: Sequence[str], number: int, size: int, seed: int) -> list[str]:
+    """The prompts of a batch, by its number; a new shuffle whenever all were seen."""
+    batch = []
+    for place in range(number * size, (number + 1) * size):
+        round_, index = divmod(place, len(prompts))
+        batch.append(prompts[_shuffled(len(prompts), seed, round_)[index]])
+    return batch
+
+
+_SHUFFLES: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _shuffled(count: int, seed: int, round_: int) -> list[int]:
+    key = (count, seed, round_)
+    if key not in _SHUFFLES:
+        _SHUFFLES.clear()
+        _SHUFFLES[key] = random.Random(f"{seed}/{round_}").sample(range(count), count)
+    return _SHUFFLES[key]
+
+
+def _without_first(outputs: torch.Tensor) -> torch.Tensor:
+    """Rows `[N, d]` of outputs `[prompts, T, d]`."""
+    return outputs[:, 1:].flatten(0, 1)
+
+
+def shapes_prompts(count: int, seed: int = 0) -> list[str]:
+    """Distinct captions of the embedded world, and "", without those of the benchmark's prompts.
+
+    Left out are the first 200 prompts a split of every word, which is what tasks score.
+    """
+    from erasers.shapes.prompts import PRESERVED, split_prompts
+    from erasers.shapes.scenes import captions, sample_scenes
+    from erasers.shapes.world import KINDS
+
+    words = [word for some in KINDS.values() for word in some]
+    scored = {ask.text for word in words for asks in split_prompts(word, PRESERVED).values() for ask in asks}
+    scenes = sample_scenes(4 * count, torch.Generator().manual_seed(seed))
+    texts = dict.fromkeys(["", *captions(scenes, random.Random(seed))])
+    return [text for text in texts if text not in scored][:count]
