@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from erasers import cli_input
 from erasers.cli_options import Device, Dtype
@@ -27,6 +30,10 @@ TaskName = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Folder of pictures, verdicts, patches and results; created.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts a split, kept apart from the rest.")]
 RESULTS = Path("results")
+_WORTH_A_PROCESS = 300
+"""Pictures that take longer to draw than another process takes to start."""
+_PATIENCE = 20.0
+"""Seconds in which another process may end what all others have done, too."""
 
 
 @bench.command()
@@ -50,34 +57,32 @@ def run(
         Path | None, typer.Option(help="Folder with the judge's model. [dim]fetched from where the task says[/dim]")
     ] = None,
     allow_adult: Annotated[bool, typer.Option("--allow-adult", help="Draw tasks with sexual content.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the work. [dim]1; embedded model: one a core[/dim]")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Draw, judge and score the unedited model, the references, methods and patches; continues where it was stopped.
 
-    Several processes share the work when `accelerate launch` or `torchrun` starts them.
+    Several processes share the work with --processes, or when `accelerate launch` or `torchrun` starts them.
     """
     methods = method or ([] if patch else list_erasers())
-    job = _start(task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model)
+    start = (task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model)
+    job = _start(*start)
     main = job.share.rank == 0
     for case in job.lacking if main else ():
         err.print(f"no reference for {plain(case)} here: {plain(job.task.references[case])} is not there")
     if dry_run:
         _say_what_is_missing(job)
         return
-    from erasers.evaluation.report import progress
-
-    console = err if main else None
-    with progress(console, "erasing", job.unfitted() if main else 0) as advance:
-        job.fit(advance)
-    with progress(console, "drawing and judging", job.left() if main else 0) as advance:
-        job.work(advance)
-    if job.task.attacks:
-        with progress(console, "attacking", job.attacking.left() if main else 0) as advance:
-            job.attacking.work(advance)
+    with _helped(job, processes, start):
+        _work(job, err if main else None)
     if main:
         for line in job.measures.lacking:
             err.print(plain(line))
+        from erasers.evaluation.report import progress
+
         for path in job.write(lambda total: progress(err, "measuring", total)):
             out.print(plain(path))
 
@@ -146,6 +151,76 @@ def leaderboard(
     write_leaderboard(results, folder, allow_adult=allow_adult)
     for name in ("leaderboard.md", "leaderboard.html"):
         out.print(plain(folder / name))
+
+
+def _work(job: Run, console: Console | None) -> None:
+    """Fit, draw, judge and attack."""
+    from erasers.evaluation.report import progress
+
+    with progress(console, "erasing", job.unfitted() if console else 0) as advance:
+        job.fit(advance)
+    with progress(console, "drawing and judging", job.left() if console else 0) as advance:
+        job.work(advance)
+    if job.task.attacks:
+        with progress(console, "attacking", job.attacking.left() if console else 0) as advance:
+            job.attacking.work(advance)
+
+
+@contextmanager
+def _helped(job: Run, processes: int | None, start: tuple[Any, ...]) -> Iterator[None]:
+    """Inside, other processes work on the same task; what they leave, this one does.
+
+    Args:
+        job: This process's.
+        processes: How many there are then; None: as many as pay.
+        start: Arguments of `_start`.
+    """
+    world = processes or _paying(job)
+    if world == 1:
+        yield
+        return
+    import torch
+
+    from erasers.evaluation.runner import Share
+
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    helpers = [context.Process(target=_help, args=(start, rank, world), daemon=True) for rank in range(1, world)]
+    for helper in helpers:
+        helper.start()
+    job.share = Share(0, world)
+    torch.set_num_threads(max(1, threads // world))
+    try:
+        yield
+        for helper in helpers:
+            helper.join(_PATIENCE)
+        failed = [helper for helper in helpers if helper.exitcode]
+        if failed:
+            err.print(f"{len(failed)} of {world} processes failed; their work was done by the others")
+    finally:
+        torch.set_num_threads(threads)
+        for helper in helpers:
+            helper.terminate()
+            helper.join()
+
+
+def _paying(job: Run) -> int:
+    """One process, or one for each core where a network is too small to make use of several for one picture."""
+    from erasers.evaluation.profile import is_shapes
+
+    small = is_shapes(job.task.model) and job.pipe.device.type == "cpu" and "RANK" not in os.environ
+    if not small or sum(job.missing().values()) < _WORTH_A_PROCESS:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _help(start: tuple[Any, ...], rank: int, world: int) -> None:
+    """What another process does; it says nothing."""
+    import torch
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        _work(_start(*start), None)
 
 
 def _start(

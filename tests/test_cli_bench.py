@@ -109,6 +109,15 @@ def test_killed_and_resumed_with_other_numbers_of_processes(task: Path, finished
     assert shown == files(finished, "images")
 
 
+def test_processes_of_the_command_itself_change_nothing(task: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "patches", tmp_path / "patches")
+    arguments = ["bench", "run", str(task), "--method", "uce", "--method", "rece", "--processes", "2"]
+    assert run([*arguments, "--out", str(tmp_path)]) == 0
+    assert files(tmp_path, "tiny@1") == files(finished, "tiny@1")
+    # Both worked: each has a journal of its own.
+    assert len(files(tmp_path, "verdicts")) == 2
+
+
 def test_results_verify_until_a_number_is_changed(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
