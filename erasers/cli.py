@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from erasers import cli_input
+from erasers import cli_input, cli_processes
 from erasers.cli_bench import bench
 from erasers.cli_generate import generate
 from erasers.cli_input import load_model
@@ -156,6 +156,7 @@ def _erase(job: _Job) -> None:
         cli_input.check_report_folder(job.report)
     if job.out_file:
         cli_input.check_out_file(job.out_file)
+    main = cli_processes.join(job.device)
     with err.status("reading"):
         from erasers.evaluation.profile import is_shapes
 
@@ -165,8 +166,8 @@ def _erase(job: _Job) -> None:
         if job.checkpoint:
             cli_input.check_checkpoint(job.checkpoint, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
-        pipe = load_model(job.model, job.device, job.dtype)
-    if note:
+        pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype)
+    if note and main:
         err.print(escape(note))
     if job.dry_run:
         show_cost(eraser, pipe, concepts)
@@ -174,9 +175,12 @@ def _erase(job: _Job) -> None:
     started = time.perf_counter()
     patch = _fit(eraser, pipe, concepts, job)
     edit_seconds = round(time.perf_counter() - started, 4)
-    patch.save(target)
+    if main:
+        patch.save(target)
     if job.checkpoint:
-        job.checkpoint.unlink(missing_ok=True)
+        cli_processes.own_file(job.checkpoint).unlink(missing_ok=True)
+    if not main:
+        return
     summary = _report(job, pipe, patch, concepts, edit_seconds, target.stat().st_size) if job.report else None
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
 

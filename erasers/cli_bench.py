@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from erasers import cli_input
+from erasers import cli_input, cli_processes
 from erasers.cli_options import Device, Dtype
 from erasers.cli_output import err, out, plain
 from erasers.eraser import list_erasers
@@ -248,7 +248,7 @@ def _start(
         _check(task, folder, allow_adult)
         task = _located(task, prompts, share.rank == 0)
         rows, judge = _rows(methods, patches, task), get_judge(task.judge, **_judge_options(task, judge_model))
-        pipe = cli_input.load_model(task.model, _own_device(device), dtype)
+        pipe = cli_input.load_model(task.model, cli_processes.own_device(device), dtype)
         job = Run(task, pipe, judge, folder, rows, share)
     _check_prompts(job)
     return job
@@ -319,10 +319,3 @@ def _rows(methods: Sequence[str], patches: Sequence[Path], task: Task) -> list[R
         patch = Patch.load(path)
         rows.append(Row(path.stem, "patch", patch.meta["method"], patch=patch))
     return rows
-
-
-def _own_device(device: str) -> str:
-    """Of several processes on one machine, each has an accelerator of its own."""
-    local = os.environ.get("LOCAL_RANK", "")
-    found = cli_input.pick_device(device) if device == "auto" else device
-    return f"{found}:{local}" if device == "auto" and local.isdigit() and found in ("cuda", "xpu") else found

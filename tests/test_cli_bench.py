@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from erasers import cli_bench, list_erasers
+from erasers import cli_bench, cli_processes, list_erasers
 from erasers.cli import run
 from erasers.evaluation.cost import estimate
 from erasers.evaluation.tasks import parse_task
@@ -242,11 +242,11 @@ def test_bad_input_is_one_line(
 
 
 def test_each_process_of_a_machine_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from erasers import cli_bench, cli_input
+    from erasers import cli_input
 
     monkeypatch.setattr(cli_input, "pick_device", lambda device: "cuda" if device == "auto" else device)
-    assert cli_bench._own_device("auto") == "cuda"
+    assert cli_processes.own_device("auto") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (cli_bench._own_device("auto"), cli_bench._own_device("cpu")) == ("cuda:1", "cpu")
+    assert (cli_processes.own_device("auto"), cli_processes.own_device("cpu")) == ("cuda:1", "cpu")
     monkeypatch.setattr(cli_input, "pick_device", lambda device: "cpu")
-    assert cli_bench._own_device("auto") == "cpu"
+    assert cli_processes.own_device("auto") == "cpu"

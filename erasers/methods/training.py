@@ -22,6 +22,7 @@ from erasers.concept import Concept, Concepts, as_concepts
 from erasers.eraser import Eraser
 from erasers.methods.counting import Calls, Counter
 from erasers.methods.latent_bank import conditions, latent_shape, predict
+from erasers.methods.processes import agreed, own_draws, own_file, place, shared_gradients
 from erasers.methods.student import Student
 from erasers.patch import Patch
 from erasers.patch_file import KEY, write_tensors
@@ -110,6 +111,9 @@ class TrainedEraser(Eraser):
     ) -> Patch:
         """Train a patch; see `Eraser.fit`.
 
+        In several processes of `torch.distributed` (one for each GPU: `accelerate launch`), each trains on pictures and
+        attacks of its own and all take the mean of the gradients, so that they end with the same patch.
+
         Args:
             pipe: A pipeline that `check_pipe` takes.
             concepts: What is erased.
@@ -129,12 +133,16 @@ class TrainedEraser(Eraser):
             "seed": _digest({"": generator.get_state()}),
             "concepts": [concept_meta(one) for one in found],
         }
-        console = Console(stderr=True) if progress else None
+        console = Console(stderr=True) if progress and place()[0] == 0 else None
         with _quiet(pipe), frozen(pipe), Counter(pipe) as counter, _memory(pipe, self.gradient_checkpointing):
             training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
-            saved = None if checkpoint is None else _Checkpoint(Path(checkpoint), json.dumps(identity, sort_keys=True))
-            with _precision(pipe):
+            saved = None
+            if checkpoint is not None:
+                # Every process has draws, attacks and optimizers of its own.
+                saved = _Checkpoint(own_file(checkpoint), json.dumps(identity, sort_keys=True))
+            own_draws(generator)
+            with _precision(pipe), shared_gradients(list(training.optimizers.values()), training.student.parameters):
                 why = self._run(training, generator, saved, console)
             patch = training.student.patch(self, found)
         if console is not None:
@@ -167,7 +175,8 @@ class TrainedEraser(Eraser):
                 shown = training.step(len(losses))
                 losses.append(next(iter(shown.values())))
                 advance(1, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-                if why := training.stop() or self._stalled(losses):
+                why = agreed(training.stop() or self._stalled(losses), training.student.parameters[0].device)
+                if why:
                     return f"stopped after {len(losses)} iterations: {why}"
                 if saved is not None:
                     saved.save(training, generator, losses)

@@ -1,0 +1,67 @@
+"""Several processes that train one patch: each on draws of its own, with the mean of their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+
+def place() -> tuple[int, int]:
+    """(number of this process, how many there are), as `torch.distributed` says it."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def own_file(path: str | Path) -> Path:
+    """A file of this process, where all were told of one."""
+    number, world = place()
+    return Path(path) if world == 1 else Path(f"{path}.{number}-of-{world}")
+
+
+def own_draws(generator: torch.Generator) -> None:
+    """Give each process random numbers of its own, where all had the same so far."""
+    number, world = place()
+    if world > 1:
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        generator.manual_seed(seed + number)
+
+
+@contextmanager
+def shared_gradients(
+    optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[torch.nn.Parameter]
+) -> Iterator[None]:
+    """Inside, a step of an optimizer that has one of these parameters takes the mean gradient of all processes."""
+    if place()[1] == 1:
+        yield
+        return
+    wanted = {id(parameter) for parameter in parameters}
+
+    def average(*_: object) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= place()[1]
+
+    mine = [
+        one for one in optimizers if any(id(each) in wanted for group in one.param_groups for each in group["params"])
+    ]
+    handles = [one.register_step_pre_hook(average) for one in mine]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def agreed(why: str, device: torch.device) -> str:
+    """Why training stops: "" as long as no process wants to; all of them get an answer."""
+    if place()[1] == 1:
+        return why
+    wish = torch.tensor([int(bool(why))], device=device)
+    distributed.all_reduce(wish, op=distributed.ReduceOp.MAX)
+    return why or ("another process stopped" if int(wish) else "")

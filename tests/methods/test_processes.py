@@ -1,0 +1,127 @@
+"""One training in several processes: the same patch in all of them, from draws of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import make_pipe
+
+from erasers import Concept, Patch, get_eraser
+from erasers.cli import run
+from erasers.methods.processes import agreed, own_draws, own_file, place
+
+TESTS = Path(__file__).parent.parent
+STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle"])
+OPTIONS: dict[str, Any] = {"iterations": 3, "lr": 1e-2, "steps": 2, "pictures": 2}
+
+_ONE = """
+import json, os, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+folder, number = Path(sys.argv[2]), int(os.environ["RANK"])
+torch.set_num_threads(1)
+from accelerate import PartialState
+state = PartialState(cpu=True)
+from methods.test_processes import OPTIONS, STAR
+from tiny import make_pipe
+from erasers import get_eraser
+from erasers.methods import processes
+weight = torch.nn.Parameter(torch.ones(2))
+free = torch.nn.Parameter(torch.ones(1))
+mine, other = torch.optim.SGD([weight], lr=1.0), torch.optim.SGD([free], lr=1.0)
+with processes.shared_gradients([mine, other], [weight]):
+    for optimizer, parameter in ((mine, weight), (other, free)):
+        parameter.grad = torch.full_like(parameter, float(number))
+        optimizer.step()
+generator = torch.Generator().manual_seed(0)
+processes.own_draws(generator)
+pipe = make_pipe("sd1", folder / f"pipe-{number}")
+patch = get_eraser("esd", **OPTIONS).fit(pipe, STAR, progress=True, checkpoint=folder / "checkpoint")
+facts = {
+    "digest": patch.digest,
+    "weight": weight.tolist(),
+    "free": free.tolist(),
+    "draw": float(torch.rand(1, generator=generator)),
+    "agreed": processes.agreed("enough" if number else "", torch.device("cpu")),
+    "nobody": processes.agreed("", torch.device("cpu")),
+}
+(folder / f"{number}.json").write_text(json.dumps(facts))
+state.destroy_process_group()
+"""
+
+
+def environment(number: int, port: int) -> dict[str, str]:
+    facts = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return os.environ | {name: str(value) for name, value in facts.items()} | {"OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def both(command: list[str], **options: Any) -> list[str]:
+    """What two processes write to stderr."""
+    port = free_port()
+    running = [
+        subprocess.Popen(command, env=environment(number, port), stderr=subprocess.PIPE, text=True, **options)
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    return said
+
+
+def test_two_processes_end_with_one_patch(tmp_path):
+    said = both([sys.executable, "-W", "ignore", "-c", _ONE, str(TESTS), str(tmp_path)])
+    first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
+    assert first["digest"] == second["digest"]
+    alone = get_eraser("esd", **OPTIONS).fit(make_pipe("sd1", tmp_path / "alone"), STAR, progress=False)
+    assert alone.digest != first["digest"]
+    # The mean of 0 and 1, where an optimizer has the shared parameter, and their own where not.
+    assert first["weight"] == second["weight"] == [0.5, 0.5]
+    assert (first["free"], second["free"]) == ([1.0], [0.0])
+    assert first["draw"] != second["draw"]
+    assert (first["agreed"], second["agreed"]) == ("another process stopped", "enough")
+    assert first["nobody"] == second["nobody"] == ""
+    assert "esd: 3 iterations" in said[0]
+    assert "esd" not in said[1]
+
+
+def test_from_the_command(tmp_path):
+    arguments = [
+        "--concept",
+        "star",
+        "--method",
+        "esd",
+        "--model",
+        "shapes",
+        "--device",
+        "cpu",
+        "--out",
+        "x.safetensors",
+    ]
+    arguments += ["--set", "iterations=1", "--set", "pictures=1", "--set", "steps=1", "--checkpoint", "half"]
+    both([sys.executable, "-m", "erasers.cli", *arguments], cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    assert Patch.load(tmp_path / "x.safetensors").meta["method"] == "esd"
+
+
+def test_one_process_draws_as_before(monkeypatch, tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    own_draws(generator)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
+    assert (place(), own_file("x"), agreed("why", torch.device("cpu"))) == ((0, 1), Path("x"), "why")
+    for name, value in {"RANK": "2", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert run(["--concept", "star", "--method", "uce", "--model", "shapes", "--out", str(tmp_path / "x")]) == 2
+    assert "expected RANK below WORLD_SIZE" in capsys.readouterr().err
