@@ -18,7 +18,9 @@ def check_supported(pipe: Any) -> None:
         TypeError: Names what is supported.
         ValueError: Of a supported class, with a noise schedule or a prediction that is not.
     """
-    parts = {name: type(getattr(pipe, name, None)).__name__ for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    found = {name: getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    # Seen through `torch.compile`.
+    parts = {name: type(getattr(part, "_orig_mod", part)).__name__ for name, part in found.items()}
     known = parts["unet"] == "UNet2DConditionModel" and parts["text_encoder"] == "CLIPTextModel"
     if not known or parts["vae"] != "AutoencoderKL" or getattr(pipe, "text_encoder_2", None) is not None:
         raise TypeError(

@@ -10,6 +10,7 @@ from tiny import draw, same, weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
+from erasers.attacks.soft import check_supported
 from erasers.methods import training
 from erasers.methods.contexts import contexts, kept_prompts
 from erasers.methods.latent_bank import (
@@ -227,3 +228,14 @@ def test_gradient_checkpointing_changes_nothing_and_is_switched_off_again(pipe):
     assert not pipe.unet.is_gradient_checkpointing
     for name, tensor in patches[0].tensors.items():
         torch.testing.assert_close(tensor, patches[1].tensors[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at weights that stand in for parameters
+def test_compiled_models_train_to_the_same_patch(pipes):
+    pipe, compiled = pipes("sd1"), pipes("sd1")
+    options = ESD | {"iterations": 2}
+    plain = get_eraser("esd", **options).fit(pipe, STAR, progress=False)
+    compiled.unet.mid_block.compile(backend="eager")
+    compiled.unet = torch.compile(compiled.unet, backend="eager", disable=True)
+    check_supported(compiled)
+    assert get_eraser("esd", **options).fit(compiled, STAR, progress=False).digest == plain.digest
