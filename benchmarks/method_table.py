@@ -74,13 +74,13 @@ METHODS: Mapping[str, About] = {
         "[ESD](https://arxiv.org/abs/2303.07345)",
         "trained, denoiser",
         "no pictures needed",
-        "found by attacks it was not trained on",
+        "the style stays; found by attacks it was not trained on",
     ),
     "adv_unlearn": About(
         "[AdvUnlearn](https://arxiv.org/abs/2405.15234)",
         "trained, text encoder, against attacks",
-        "holds against prompts",
-        "the denoiser is untouched",
+        "holds against prompts on objects and colours",
+        "not on the style; neighbours suffer; the denoiser is untouched",
     ),
     "doco": About(
         "[DoCo](https://arxiv.org/abs/2405.15304)",
@@ -96,7 +96,7 @@ METHODS: Mapping[str, About] = {
     ),
     "itd": About(
         "[ItD](https://arxiv.org/abs/2503.09446)",
-        "runtime hook, text encoder",
+        "runtime hook, text encoder or denoiser",
         "other prompts stay bit for bit",
         "can be switched off; needs this library to load",
     ),
