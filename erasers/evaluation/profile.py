@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,7 +91,6 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
     return Profile(None, None, 1, prompts, note=note)
 
 
-@lru_cache
 def is_shapes(model: str | Path) -> bool:
     """Whether a model is the embedded one or an edited copy of it: their tokenizers have one vocabulary."""
     if str(model) == EMBEDDED:
