@@ -178,7 +178,9 @@ def _erase(job: _Job) -> None:
     if main:
         patch.save(target)
     if job.checkpoint:
-        cli_processes.own_file(job.checkpoint).unlink(missing_ok=True)
+        from erasers.methods.processes import own_file
+
+        own_file(job.checkpoint).unlink(missing_ok=True)
     if not main:
         return
     summary = _report(job, pipe, patch, concepts, edit_seconds, target.stat().st_size) if job.report else None

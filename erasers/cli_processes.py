@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from pathlib import Path
 
 from erasers import cli_input
 
@@ -25,13 +24,6 @@ def join(device: str) -> bool:
     state = PartialState(cpu=(cli_input.pick_device(device) if device == "auto" else device) == "cpu")
     atexit.register(state.destroy_process_group)
     return share.rank == 0
-
-
-def own_file(path: Path) -> Path:
-    """The checkpoint of this process."""
-    from erasers.methods.processes import own_file as found
-
-    return found(path)
 
 
 def own_device(device: str) -> str:

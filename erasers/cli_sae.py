@@ -97,9 +97,8 @@ def train(
         if prompts is None and not shapes:
             raise ValueError("no --prompts; name a text file of captions, one a line, for a model of your own")
         texts = shapes_prompts(_SHAPES_PROMPTS) if prompts is None else read_prompts(prompts)
-        way = Way(
-            sampling_steps or (20 if shapes else 50), guidance if guidance is not None else 4.0 if shapes else 9.0
-        )
+        usual = Way(*(_SHAPES_WAY if shapes else _WAY))
+        way = Way(sampling_steps or usual.steps, usual.guidance if guidance is None else guidance)
         path = block if block or not (shapes and unet) else _SHAPES_BLOCK
         rows = _rows(cli_input.load_model(model, device, dtype), component, path, texts, training, way)
     started = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from erasers.hooks import Hook
+from erasers.hooks import Hook, on_device, precise, shape_or_type
 from erasers.patch_file import PatchError
 
 
@@ -64,10 +64,9 @@ class _FeatureGate:
         rows = first_output(output)
         width = self.parts["encoder"].shape[1]
         if not isinstance(rows, torch.Tensor) or rows.ndim != 3 or rows.shape[-1] != width:
-            got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
+            got = shape_or_type(rows)
             raise PatchError(f"expected {self.target} to return a tensor [prompts, T, {width}], got {got}")
-        if self.parts["encoder"].device != rows.device:
-            self.parts = {name: part.to(rows.device) for name, part in self.parts.items()}
+        self.parts = on_device(self.parts, rows.device)
         edited = gated(rows, self.parts, self.strength)
         return edited if rows is output else (edited, *output[1:])
 
@@ -96,7 +95,7 @@ def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
     """
     if strength == 0:
         return rows
-    x = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    x = precise(rows)
     part = {name: tensor.to(x.dtype) for name, tensor in parts.items()}
     a = torch.relu(x @ part["encoder"].T + part["bias"])
     counted = torch.arange(rows.shape[1], device=rows.device)[:, None] > 0
@@ -164,12 +163,10 @@ class _StepFeatures:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         found, width = first_output(output), self.parts["encoder"].shape[1]
         if not isinstance(found, torch.Tensor) or found.ndim != 4 or found.shape[1] != width:
-            got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-            raise PatchError(f"expected {self.target} to return a map [n, {width}, h, w], got {got}")
+            raise PatchError(f"expected {self.target} to return a map [n, {width}, h, w], got {shape_or_type(found)}")
         if self.time is None:
             raise PatchError(f"expected {self.target} to run inside of its denoiser, got a call without a time step")
-        if self.parts["encoder"].device != found.device:
-            self.parts = {name: part.to(found.device) for name, part in self.parts.items()}
+        self.parts = on_device(self.parts, found.device)
         times = torch.as_tensor(self.time, device=found.device).reshape(-1)
         edited = stepped(found, times, self.parts, self.strength)
         return edited if found is output else (edited, *output[1:])
@@ -212,7 +209,7 @@ def stepped(
     """
     if strength == 0:
         return maps
-    x = maps.movedim(1, -1).to(torch.float64 if maps.dtype == torch.float64 else torch.float32)
+    x = precise(maps.movedim(1, -1))
     part = {name: tensor.to(x.dtype) for name, tensor in parts.items()}
     nearest = (times[:, None].to(x.dtype) - part["times"]).abs().argmin(dim=1)
     gate, scale = (part[name][nearest][:, None, None] for name in ("gate", "scale"))

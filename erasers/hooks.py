@@ -128,11 +128,28 @@ class _PromptTransform:
         if rows is None:  # a call without text
             return None
         if not isinstance(rows, torch.Tensor) or rows.shape[-1] != self.width:
-            got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
-            raise PatchError(f"expected {self.argument} of {self.target} as a tensor [..., {self.width}], got {got}")
-        if next(iter(self.parts.values())).device != rows.device:
-            self.parts = {name: part.to(rows.device) for name, part in self.parts.items()}
+            raise PatchError(
+                f"expected {self.argument} of {self.target} as a tensor [..., {self.width}], got {shape_or_type(rows)}"
+            )
+        self.parts = on_device(self.parts, rows.device)
         return transform_rows(rows, self.parts, self.strength)
+
+
+def shape_or_type(value: Any) -> Any:
+    """What an error says of something that should have been a tensor of another shape."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def on_device(parts: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of a hook on a device; the same dict when they are there."""
+    if next(iter(parts.values())).device == device:
+        return parts
+    return {name: part.to(device) for name, part in parts.items()}
+
+
+def precise(x: torch.Tensor) -> torch.Tensor:
+    """In the dtype in which hooks compute: float64 as it is, all else in float32."""
+    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def transform_rows(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
@@ -148,7 +165,7 @@ def transform_rows(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], streng
     """
     if strength == 0:
         return rows
-    x = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    x = precise(rows)
     if "T" in parts:
         shift = x @ parts["T"].to(x.dtype).T - x
     else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,44 +20,21 @@ _HELD_OUT = 20
 _MEASURED_DRAWINGS = 4
 
 
-class Rows(Protocol):
-    """Where rows `[N, d]` come from; a step has the same rows whenever it is asked for."""
-
-    @property
-    def target(self) -> str:
-        """The module that makes them, `<component>.<module path>`."""
-
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of weights that make them, by parameter name."""
-
-    def identity(self) -> list[Any]:
-        """JSON-able: all that they depend on beside these weights."""
-
-    def first(self) -> torch.Tensor:
-        """Rows from which a training starts."""
-
-    def step(self, number: int) -> torch.Tensor:
-        """Rows of a step, as many in every one."""
-
-    def held(self) -> Iterator[torch.Tensor]:
-        """Rows of prompts that are in no step."""
-
-
 @dataclass
-class TextRows:
-    """Tokens of prompts behind a block of a text encoder, without the first, which is the same in every prompt.
+class Rows(ABC):
+    """Where rows `[N, d]` come from; a step has the same rows whenever it is asked for.
 
     Args:
-        block: The block.
+        block: What makes them.
         prompts: Distinct prompts.
-        size: Prompts a step.
+        size: Prompts a batch.
         seed: Of their order.
 
     Raises:
         ValueError: Fewer than two prompts.
     """
 
-    block: Block
+    block: Any
     prompts: Sequence[str]
     size: int
     seed: int
@@ -66,16 +44,36 @@ class TextRows:
 
     @property
     def target(self) -> str:
-        """See `Rows`."""
-        return self.block.target
+        """The module that makes them, `<component>.<module path>`."""
+        return str(self.block.target)
 
     def fingerprints(self) -> dict[str, str]:
-        """See `Rows`."""
-        return self.block.fingerprints()
+        """Fingerprints of weights that make them, by parameter name."""
+        found: dict[str, str] = self.block.fingerprints()
+        return found
 
     def identity(self) -> list[Any]:
-        """See `Rows`."""
+        """JSON-able: all that they depend on beside these weights."""
         return [list(self.prompts), self.size, self.seed]
+
+    @abstractmethod
+    def first(self) -> torch.Tensor:
+        """Rows from which a training starts."""
+
+    @abstractmethod
+    def step(self, number: int) -> torch.Tensor:
+        """Rows of a step, as many in every one."""
+
+    @abstractmethod
+    def held(self) -> Iterator[torch.Tensor]:
+        """Rows of prompts that are in no step."""
+
+
+@dataclass
+class TextRows(Rows):
+    """Tokens of prompts behind a block of a text encoder, without the first, which is the same in every prompt."""
+
+    block: Block
 
     def first(self) -> torch.Tensor:
         """See `Rows`."""
@@ -91,45 +89,23 @@ class TextRows:
 
 
 @dataclass
-class DenoiserRows:
+class DenoiserRows(Rows):
     """Places of the maps that a block of a denoiser returns, with a prompt and without, at all steps of drawings.
 
     A drawing of `size` pictures lasts for as many steps of training as it has of sampling, its rows shuffled over all
-    of them.
+    of them; the seed is that of its noise, too.
 
     Args:
-        block: The block.
-        prompts: Distinct prompts.
-        size: Pictures a drawing.
-        seed: Of their order and noise.
-        way: How they are drawn.
-
-    Raises:
-        ValueError: Fewer than two prompts.
+        way: How pictures are drawn.
     """
 
     block: DenoiserBlock
-    prompts: Sequence[str]
-    size: int
-    seed: int
     way: Way
     _last: tuple[int, torch.Tensor] | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self._kept, self._held = split(self.prompts)
-
-    @property
-    def target(self) -> str:
-        """See `Rows`."""
-        return self.block.target
-
-    def fingerprints(self) -> dict[str, str]:
-        """See `Rows`."""
-        return self.block.fingerprints()
-
     def identity(self) -> list[Any]:
         """See `Rows`."""
-        return [list(self.prompts), self.size, self.seed, asdict(self.way)]
+        return [*super().identity(), asdict(self.way)]
 
     def first(self) -> torch.Tensor:
         """See `Rows`."""

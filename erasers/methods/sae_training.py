@@ -117,14 +117,14 @@ def train_sae(
     Raises:
         ValueError: Too few rows for these settings, or a checkpoint of another training.
     """
-    first = rows.first()
-    count, width = training.steps * len(rows.step(0)), first.shape[1]
+    a_step, width = rows.step(0).shape
+    count = training.steps * a_step
     if training.auxiliary and training.dead_after >= count:
         raise ValueError(f"expected dead_after below the {count} rows of the training, got {training.dead_after}")
     run = _Run(training, width)
     saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(rows, training))
     if saved is None or not saved.load(run):
-        run.sae.b_pre.data.copy_(geometric_median(first))
+        run.sae.b_pre.data.copy_(geometric_median(rows.first()))
     tell(run.done, "")
     while run.done < training.steps:
         tell(1, run.step(rows.step(run.done)))
