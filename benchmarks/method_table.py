@@ -1,4 +1,4 @@
-"""The table of methods in README.md, from the committed results of shapes-standard.
+"""The table of methods in README.md, from the committed results of shapes-standard and of `cost.py`.
 
 python benchmarks/method_table.py            # write it
 python benchmarks/method_table.py --check    # exit 1 if it is not what the results say
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from erasers import list_erasers
@@ -19,13 +20,15 @@ from erasers.atomic import write_atomically
 
 ROOT = Path(__file__).parent.parent
 TASK = "shapes-standard@2"
+COST = "shapes-cost.json"
 START, END = "<!-- methods: benchmarks/method_table.py -->", "<!-- end of methods -->"
 
 
 NOTE = f"""\
 Figures of `{TASK}`, between 0 and 1, higher is better: how much less often the concept is drawn when it is
 asked for, how often the worst attack by text fails, how often unrelated concepts are still drawn; means over four
-concepts. Seconds on one core of a CPU, and the size of the patch, are of the embedded model; - is not measured yet."""
+concepts, and so is the size of the patch. Seconds are those of one core of a CPU for one concept of the embedded
+model; - is not measured."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,12 @@ METHODS: Mapping[str, About] = {
 }
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def table(results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown: every registered method in the order above, "-" where there is no result yet.
+
+    Args:
+        results: Result files of the task, by row.
+        costs: What `cost.py` found, by method.
 
     Raises:
         ValueError: A method without a row above.
@@ -114,31 +121,36 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     if lacking := [name for name in list_erasers() if name not in METHODS]:
         raise ValueError(f"expected a row of METHODS for {', '.join(lacking)}, got none")
     for name, about in ((name, about) for name, about in METHODS.items() if name in list_erasers()):
-        facts = _facts(results[name]) if name in results else ("-",) * 5
+        result = results.get(name)
+        facts = [_pillar(result, pillar) for pillar in ("erasure", "robustness", "specificity")]
+        facts += [_seconds(costs.get(name)), _size(result)]
         cells = (f"`{name}`", about.paper, about.family, *facts, about.strengths, about.limits)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", NOTE])
 
 
-def _facts(result: Mapping[str, Any]) -> tuple[str, ...]:
-    return (*(_pillar(result, name) for name in ("erasure", "robustness", "specificity")), *_cost(result))
+def _pillar(result: Mapping[str, Any] | None, name: str) -> str:
+    found = result and result["scores"]["all"]["pillars"].get(name)
+    return f"{found['value']:.2f}" if found and found["value"] is not None else "-"
 
 
-def _pillar(result: Mapping[str, Any], name: str) -> str:
-    found = result["scores"]["all"]["pillars"].get(name)
-    return "-" if found is None or found["value"] is None else f"{found['value']:.2f}"
+def _seconds(cost: Mapping[str, Any] | None) -> str:
+    if cost is None:
+        return "-"
+    seconds = cost["cpu_seconds"]
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2f}"
 
 
-def _cost(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Seconds and size of the patch, means over the cases."""
-    patches = [case["patch"] for case in result["cases"].values()]
-    seconds = [patch["edit_seconds"] for patch in patches if patch["edit_seconds"] is not None]
-    size = sum(patch["bytes"] for patch in patches) / len(patches)
-    time = f"{sum(seconds) / len(seconds):.2g}" if len(seconds) == len(patches) else "-"
-    return time, f"{size / 1024:.0f} KiB"
+def _size(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "-"
+    sizes = [case["patch"]["bytes"] for case in result["cases"].values()]
+    return f"{sum(sizes) / len(sizes) / 1024:.0f} KiB"
 
 
-def written(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+def written(
+    text: str, results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> str:
     """The README with the table between its marks.
 
     Raises:
@@ -147,7 +159,7 @@ def written(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"expected {START} and {END} once each in README.md")
     before, _, rest = text.partition(START)
-    return f"{before}{START}\n{table(results)}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n{table(results, costs)}\n{END}{rest.partition(END)[2]}"
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -157,8 +169,10 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     readme = root / "README.md"
     folder = root / "benchmarks" / "results" / TASK
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    cost = folder.parent / COST
+    costs = json.loads(cost.read_text(encoding="utf-8"))["methods"] if cost.is_file() else {}
     text = readme.read_text(encoding="utf-8")
-    new = written(text, results)
+    new = written(text, results, costs)
     if options.check:
         if new != text:
             print(

@@ -237,5 +237,9 @@ def test_the_table_of_methods_is_what_the_results_say(tmp_path: Path, capsys: py
     assert "| 0.12 |" in text
     # What has no result is not measured, never zero.
     assert "| `rece` | [RECE](https://arxiv.org/abs/2407.12383) | closed form, text maps | - | - | - | - | - |" in text
+    (results.parent / METHODS.COST).write_text(json.dumps({"methods": {"rece": {"cpu_seconds": 12.3}}}))
+    assert METHODS.main([], tmp_path) == 0
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| closed form, text maps | - | - | - | 12 | - |" in text
     with pytest.raises(ValueError, match="once each"):
         METHODS.written("no marks", {})

@@ -1,0 +1,57 @@
+"""Seconds that every method takes to fit a patch for the embedded model, on one core.
+
+    python benchmarks/cost.py --out benchmarks/results/shapes-cost.json
+    python benchmarks/cost.py --methods uce,esd
+
+Rows of the tasks take committed patches of the methods that train, so their seconds are measured here. CPU seconds
+count what the process did and not what else the machine was doing; where both are far apart, it was not idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasers import get_eraser, list_erasers, load_pipeline
+from erasers.atomic import write_atomically
+from erasers.eraser import shapes_options
+from erasers.shapes.prompts import concept_for
+
+
+def cost(method: str, concept: str, pipe: Any) -> dict[str, float | int]:
+    """One fit of a method with its settings for the embedded model: seconds and bytes of the patch."""
+    eraser = get_eraser(method, **shapes_options(method))
+    start, busy = time.perf_counter(), time.process_time()
+    patch = eraser.fit(pipe, concept_for(concept), generator=torch.Generator().manual_seed(0))
+    return {
+        "seconds": round(time.perf_counter() - start, 3),
+        "cpu_seconds": round(time.process_time() - busy, 3),
+        "bytes": patch.nbytes,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(list_erasers()))
+    parser.add_argument("--concept", default="star")
+    parser.add_argument("--out", type=Path, default=None, help="a JSON file for the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pipe = load_pipeline("shapes")
+    get_eraser("uce").fit(pipe, concept_for(options.concept))
+    found = {}
+    for method in options.methods:
+        found[method] = cost(method, options.concept, pipe)
+        print(f"{method}: {found[method]['seconds']} s, {found[method]['cpu_seconds']} s of CPU", flush=True)
+    if options.out:
+        text = json.dumps({"concept": options.concept, "threads": 1, "methods": found}, indent=1) + "\n"
+        write_atomically(options.out, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
