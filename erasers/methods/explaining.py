@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from erasers.atomic import write_atomically
 from erasers.concept import Concept
 from erasers.methods.contexts import kept_prompts
 from erasers.methods.itd import ItD, read_saes
@@ -152,4 +153,4 @@ def draw_explanation(found: Explanation, path: Path, features: int = 12) -> None
     axis.axvline(found.asked - 0.5, color="black", linewidth=1.5)
     axis.set_title(f"{found.concept}: prompts with it, and kept ones | features of {found.target}", fontsize=10)
     figure.colorbar(picture, ax=axis, label="activity / gate")
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
