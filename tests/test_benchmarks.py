@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
 from made_results import PILLARS, write_results  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from erasers.eraser import get_eraser, shapes_options  # noqa: E402
 from erasers.evaluation.leaderboard import shown_images, write_leaderboard  # noqa: E402
 from erasers.evaluation.scoring import compare as compare_rows  # noqa: E402
 from erasers.evaluation.statistics import holm  # noqa: E402
@@ -36,6 +37,7 @@ def script(name: str) -> ModuleType:
 
 
 LEADERBOARD, COMPARE, METHODS = script("leaderboard"), script("compare"), script("method_table")
+ABLATION = script("ablation")
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +245,25 @@ def test_the_table_of_methods_is_what_the_results_say(tmp_path: Path, capsys: py
     assert "| closed form, text maps | - | - | - | 12 | - |" in text
     with pytest.raises(ValueError, match="once each"):
         METHODS.written("no marks", {})
+
+
+def test_each_ablation_changes_what_its_name_says_and_nothing_else() -> None:
+    for method, variants in ABLATION.VARIANTS.items():
+        whole = get_eraser(method, **shapes_options(method)).config()
+        names = [ABLATION.name_of(method, variant) for variant in variants]
+        assert len(set(names)) == len(names)
+        for variant, changed in variants.items():
+            config = get_eraser(method, **{**shapes_options(method), **changed}).config()
+            assert {key for key in config if config[key] != whole[key]} == set(changed), variant
+
+
+def test_the_table_of_ablations_has_every_interval_and_says_what_is_missing() -> None:
+    score = {"value": 0.25, "low": 0.1, "high": 0.456}
+    rows = {"unedited": {"explicit": score}, "dense": {"explicit": score, "probe/cce": {"value": None}}}
+    found = {"robust_ablation": {"settings": {"dense": {"rank": 0}}, "rows": rows}}
+    title, _, head, _, first, second, _ = ABLATION.table(found)
+    assert title == "## `robust_ablation`"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, first, second)]
+    assert cells[1] == ["unedited", "0.25 (0.10 to 0.46)", *["-"] * (len(ABLATION.SCORES) - 1)]
+    assert cells[2][0] == "dense (`rank=0`)"
+    assert cells[2][cells[0].index("CCE")] == "-"
