@@ -1,0 +1,148 @@
+"""Which ingredient of a method does what: its settings for the embedded model with one thing changed at a time.
+
+    python benchmarks/ablation.py                      # robust_ablation
+    python benchmarks/ablation.py --method adv_unlearn
+    python benchmarks/ablation.py --table              # ablation.md, from what both have written
+
+The task is `ablation.yaml`: zorblat, for which the settings were not chosen. What the runs found goes to
+`results/shapes-ablation-METHOD.json`; patches, pictures and whole result files stay in `--work`, and a run that is
+stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasers import get_eraser, load_pipeline
+from erasers.atomic import write_atomically
+from erasers.eraser import shapes_options
+from erasers.shapes.prompts import concept_for
+
+HERE = Path(__file__).parent
+TASK = HERE / "ablation.yaml"
+RESULTS = HERE / "results"
+TABLE = HERE / "ablation.md"
+CONCEPT = "zorblat"
+FULL = "full"
+
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "robust_ablation": {
+        FULL: {},
+        "without soft tokens": {"attack_scale": 0.0},
+        "without relearned weights": {"relearn_scale": 0.0},
+        "without both": {"attack_scale": 0.0, "relearn_scale": 0.0},
+        "a quarter of the drift": {"drift": 0.0005},
+        "dense": {"rank": 0},
+        "twice as long": {"iterations": 600},
+    },
+    "adv_unlearn": {
+        FULL: {},
+        "without attacks": {"attack_steps": 0},
+        "three soft tokens in front": {"placement": "prefix", "tokens": 3},
+        "eight soft tokens": {"tokens": 8},
+        "three times as long, half the rate": {"iterations": 300, "lr": 5e-4},
+    },
+}
+SCORES: Mapping[str, str] = {
+    "explicit": "explicit",
+    "synonym": "synonym",
+    "neighbour": "neighbour",
+    "unrelated": "unrelated",
+    "drift/unrelated": "drift, unrelated",
+    "attack/unlearn_diff_atk": "UnlearnDiffAtk",
+    "probe/cce": "CCE",
+    "probe/relearning": "relearning",
+    "control/unlearn_diff_atk": "random prefixes",
+    "control/cce": "random words",
+}
+
+
+def name_of(method: str, variant: str) -> str:
+    """File name of a variant."""
+    return f"{method}-{variant.replace(' ', '-').replace(',', '')}"
+
+
+def fitted(method: str, variant: str, work: Path) -> Path:
+    """The patch of a variant, fitted unless it lies there."""
+    path = work / "patches" / f"{name_of(method, variant)}.safetensors"
+    if not path.is_file():
+        torch.set_num_threads(1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        eraser = get_eraser(method, **{**shapes_options(method), **VARIANTS[method][variant]})
+        patch = eraser.fit(load_pipeline("shapes"), concept_for(CONCEPT), generator=torch.Generator().manual_seed(0))
+        patch.save(path)
+    return path
+
+
+def figures(path: Path) -> dict[str, Any]:
+    """What a result file says: value, interval and number of pictures of each score; a score that is absent is too."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    details = result["scores"]["cases"][CONCEPT]["details"]
+    return {name: details[name] for name in SCORES if name in details}
+
+
+def measure(method: str, work: Path, processes: int) -> dict[str, Any]:
+    """Fit all variants, draw and attack them beside the unedited and the retrained model."""
+    variants = list(VARIANTS[method])
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        paths = list(pool.map(fitted, [method] * len(variants), variants, [work] * len(variants)))
+    command = [sys.executable, "-m", "erasers.cli", "bench", "run", str(TASK), "--out", str(work)]
+    subprocess.run([*command, *(word for path in paths for word in ("--patch", str(path)))], check=True)
+    names = {"unedited": "unedited", "retrained": "reference"} | {one: name_of(method, one) for one in variants}
+    folder = work / "shapes-ablation@1"
+    return {
+        "settings": {one: VARIANTS[method][one] for one in variants},
+        "rows": {label: figures(folder / f"{name}.json") for label, name in names.items()},
+    }
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Lines of Markdown: a table for each method, every score with its 95 % interval."""
+    for method, facts in found.items():
+        yield f"## `{method}`"
+        yield ""
+        yield f"| what is changed | {' | '.join(SCORES.values())} |"
+        yield "|---" * (len(SCORES) + 1) + "|"
+        for label, scores in facts["rows"].items():
+            settings = facts["settings"].get(label) or {}
+            title = ", ".join(f"`{key}={value}`" for key, value in settings.items())
+            yield f"| {label}{title and f' ({title})'} | {' | '.join(_cell(scores.get(name)) for name in SCORES)} |"
+        yield ""
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None or score["value"] is None:
+        return "-"
+    return f"{score['value']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--method", choices=list(VARIANTS), default="robust_ablation")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "ablation")
+    parser.add_argument("--processes", type=int, default=2, help="that fit side by side, one core each")
+    parser.add_argument("--table", action="store_true", help="measure nothing; write ablation.md")
+    options = parser.parse_args(arguments)
+    if options.table:
+        files = {method: RESULTS / f"shapes-ablation-{method}.json" for method in VARIANTS}
+        found = {method: json.loads(path.read_text(encoding="utf-8")) for method, path in files.items()}
+        text = "\n".join(["# Which ingredient does what", "", *table(found)])
+        write_atomically(TABLE, lambda part: part.write_text(text, encoding="utf-8"))
+        return
+    text = json.dumps(measure(options.method, options.work, options.processes), indent=1) + "\n"
+    out = RESULTS / f"shapes-ablation-{options.method}.json"
+    write_atomically(out, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
