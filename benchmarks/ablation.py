@@ -26,18 +26,19 @@ import torch
 from erasers import get_eraser, load_pipeline
 from erasers.atomic import write_atomically
 from erasers.eraser import shapes_options
+from erasers.evaluation.states import Row, find_patch
 from erasers.shapes.prompts import concept_for
 
 HERE = Path(__file__).parent
 TASK = HERE / "ablation.yaml"
 RESULTS = HERE / "results"
 TABLE = HERE / "ablation.md"
+PATCHES = "benchmarks/patches"
 CONCEPT = "zorblat"
-FULL = "full"
 
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "robust_ablation": {
-        FULL: {},
+        "full": {},
         "without soft tokens": {"attack_scale": 0.0},
         "without relearned weights": {"relearn_scale": 0.0},
         "without both": {"attack_scale": 0.0, "relearn_scale": 0.0},
@@ -46,7 +47,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "twice as long": {"iterations": 600},
     },
     "adv_unlearn": {
-        FULL: {},
+        "full": {},
         "without attacks": {"attack_steps": 0},
         "three soft tokens in front": {"placement": "prefix", "tokens": 3},
         "eight soft tokens": {"tokens": 8},
@@ -73,13 +74,16 @@ def name_of(method: str, variant: str) -> str:
 
 
 def fitted(method: str, variant: str, work: Path) -> Path:
-    """The patch of a variant, fitted unless it lies there."""
+    """The patch of a variant, fitted unless it lies there or among the committed ones."""
     path = work / "patches" / f"{name_of(method, variant)}.safetensors"
     if not path.is_file():
         torch.set_num_threads(1)
         path.parent.mkdir(parents=True, exist_ok=True)
         eraser = get_eraser(method, **{**shapes_options(method), **VARIANTS[method][variant]})
-        patch = eraser.fit(load_pipeline("shapes"), concept_for(CONCEPT), generator=torch.Generator().manual_seed(0))
+        concept, row = concept_for(CONCEPT), Row(method, "method", method, eraser=eraser)
+        patch = find_patch(PATCHES, row, CONCEPT, [concept])
+        if patch is None:
+            patch = eraser.fit(load_pipeline("shapes"), concept, generator=torch.Generator().manual_seed(0))
         patch.save(path)
     return path
 

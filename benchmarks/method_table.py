@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from erasers import list_erasers
@@ -148,9 +147,7 @@ def _size(result: Mapping[str, Any] | None) -> str:
     return f"{sum(sizes) / len(sizes) / 1024:.0f} KiB"
 
 
-def written(
-    text: str, results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-) -> str:
+def written(text: str, results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> str:
     """The README with the table between its marks.
 
     Raises:

@@ -244,7 +244,7 @@ def test_the_table_of_methods_is_what_the_results_say(tmp_path: Path, capsys: py
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| closed form, text maps | - | - | - | 12 | - |" in text
     with pytest.raises(ValueError, match="once each"):
-        METHODS.written("no marks", {})
+        METHODS.written("no marks", {}, {})
 
 
 def test_each_ablation_changes_what_its_name_says_and_nothing_else() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from erasers.atomic import write_atomically
 from erasers.eraser import check_fields
 from erasers.methods.sae_rows import Rows
 from erasers.patch_file import KEY, write_tensors
@@ -271,4 +272,4 @@ def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
         axis.set(title=name, xlabel="step")
         if name == "unexplained" and values and min(values) > 0:
             axis.set_yscale("log")
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
