@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from erasers import cli_input
+from erasers.atomic import write_atomically
 from erasers.cli_options import DEFAULT_MODEL, Device, Dtype, Model
 from erasers.cli_output import err, out, plain
 
@@ -218,7 +219,8 @@ def _write(path: Path, rows: Rows, trained: Trained, facts: dict[str, Any]) -> N
     about = {key: facts[key] for key in ("model", "prompts", "training", "quality")}
     save_sae(path, trained.sae, target=rows.target, base=rows.fingerprints(), about=about)
     curves = {name: [round(value, 5) for value in values] for name, values in trained.curves.items()}
-    path.with_suffix(".json").write_text(json.dumps({**facts, "curves": curves}) + "\n", encoding="utf-8")
+    text = json.dumps({**facts, "curves": curves}) + "\n"
+    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
     draw_curves(trained.curves, path.with_suffix(".png"))
 
 

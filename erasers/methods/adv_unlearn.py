@@ -72,7 +72,8 @@ class AdvUnlearn(TrainedEraser):
         clean: Unlearn the prompt without soft tokens as well, in every iteration; otherwise only in the warm-up.
         attack_steps: Steps of the attack; 0 is ESD for the text encoder.
         attack_lr: Of its Adam.
-        attack_init: Soft tokens start as `random` tokens, or as the `latest` ones of that prompt.
+        attack_init: Soft tokens start as `random` tokens, as the `latest` ones of that prompt, or as the concept's own
+            `words`, said again and again.
         attack_batch: Latents for a step of the attack.
         fast: Steps of the attack along the sign of the gradient.
         warm_up: Iterations before the first attack.
@@ -124,7 +125,7 @@ class AdvUnlearn(TrainedEraser):
     clean: bool = False
     attack_steps: int = 30
     attack_lr: float = 1e-3
-    attack_init: Literal["random", "latest"] = "random"
+    attack_init: Literal["random", "latest", "words"] = "random"
     attack_batch: int = 1
     fast: bool = False
     warm_up: int = 200
@@ -158,7 +159,7 @@ class AdvUnlearn(TrainedEraser):
                 for pattern in templates_for(concept, self.templates):
                     text, anchor = fill(pattern, term).text, fill(pattern, concept.anchor).text
                     soft = attacked(text, fill(pattern, SOFT).text, self.placement)
-                    found.setdefault(text, Ask(text, soft, anchor))
+                    found.setdefault(text, Ask(text, soft, anchor, term))
         return list(found.values())
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
@@ -200,11 +201,12 @@ class AdvUnlearn(TrainedEraser):
 
 
 class Ask(NamedTuple):
-    """A prompt with the concept, that under attack with `SOFT` in it, and that with the anchor."""
+    """A prompt with the concept, that under attack with `SOFT` in it, that with the anchor, and the concept's words."""
 
     text: str
     soft: str
     anchor: str
+    term: str
 
 
 class Duel:
@@ -238,7 +240,8 @@ class Duel:
         self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}) for ask in asks]
         self.kept = tokenise(pipe, kept) if kept else torch.empty(0)
         self.table = token_table(pipe).float()
-        self.latest = torch.stack([self._random() for _ in asks])
+        self.words = [pipe.tokenizer(ask.term, add_special_tokens=False).input_ids for ask in asks]
+        self.latest = torch.stack([self._random(number) for number in range(len(asks))])
         self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
 
     def step(self, number: int) -> dict[str, float]:
@@ -265,7 +268,7 @@ class Duel:
             some = self.banks[turn].draw(options.attack_batch, self.generator)
             return self._distance(some, prompt.states({SOFT: tokens}), some.conditional)
 
-        start = self.latest[turn] if options.attack_init == "latest" else self._random()
+        start = self.latest[turn] if options.attack_init == "latest" else self._random(turn)
         kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}
         found = search(loss, start, options.attack_steps, options.attack_lr, **kind)
         self.latest[turn] = found
@@ -288,9 +291,14 @@ class Duel:
         condition = Condition(states.expand(len(some.times), -1, -1))
         return functional.mse_loss(predict(self.pipe, some.latents, some.times, condition), goal)
 
-    def _random(self) -> torch.Tensor:
-        """Embeddings `[k, d]` of random tokens."""
-        return self.table[picks(len(self.table), self.options.tokens, self.generator).to(self.table.device)]
+    def _random(self, turn: int) -> torch.Tensor:
+        """Embeddings `[k, d]` of random tokens, or of the words of that prompt's concept from a random one on."""
+        count, words = self.options.tokens, torch.tensor(self.words[turn])
+        if self.options.attack_init == "words":
+            ids = words[(picks(len(words), 1, self.generator) + torch.arange(count)) % len(words)]
+        else:
+            ids = picks(len(self.table), count, self.generator)
+        return self.table[ids.to(self.table.device)]
 
 
 def search(

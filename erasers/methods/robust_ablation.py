@@ -81,8 +81,8 @@ class RobustAblation(TrainedEraser):
     lr: float = 2e-4
     rank: int = 16
     pictures: int = 48
-    kept: int = 96
-    noises: int = 16
+    kept: int = 192
+    noises: int = 8
     steps: int = 30
     guidance: float = 5.0
     batch: int = 6

@@ -93,6 +93,17 @@ def test_an_attack_starts_at_random_tokens_or_the_latest(pipe):
     assert not torch.allclose(starts["random"][1], starts["random"][2])
 
 
+def test_an_attack_starts_at_the_words_of_the_concept_again_and_again(pipe):
+    concept = Concept("red star", kind="object", anchor="circle")
+    options = {"attack_init": "words", "tokens": 3, "attack_lr": 1e-12, "attack_steps": 1}
+    red, star = pipe.tokenizer("red star", add_special_tokens=False).input_ids
+    with prepared(pipe, concept, **options) as (found, duel), found.student.placed():
+        begun = [duel.attack(0) for _ in range(8)]
+    orders = [[red, star, red], [star, red, star]]
+    seen = [order for one in begun for order in orders if torch.allclose(one, duel.table[order], atol=1e-6)]
+    assert len(seen) == len(begun) and all(order in seen for order in orders)
+
+
 def test_without_attacks_and_kept_prompts_a_step_is_that_of_esd_through_the_text_encoder(pipe):
     with prepared(pipe, attack_steps=0, gamma=0.0, warm_up=0, batch=2, lr=1e-4) as (found, _):
         found.step(0)
