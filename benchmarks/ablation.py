@@ -1,8 +1,8 @@
 """Which ingredient of a method does what: its settings for the embedded model with one thing changed at a time.
 
     python benchmarks/ablation.py                      # robust_ablation
-    python benchmarks/ablation.py --method adv_unlearn
-    python benchmarks/ablation.py --table              # ablation.md, from what both have written
+    python benchmarks/ablation.py --method adv_unlearn # or esd
+    python benchmarks/ablation.py --table              # ablation.md, from what these have written
 
 The task is `ablation.yaml`: zorblat, for which the settings were not chosen. What the runs found goes to
 `results/shapes-ablation-METHOD.json`; patches, pictures and whole result files stay in `--work`, and a run that is
@@ -54,6 +54,11 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "three in front that start as its words": {"placement": "prefix", "tokens": 3, "attack_init": "words"},
         "eight soft tokens": {"tokens": 8},
         "three times as long, half the rate": {"iterations": 300, "lr": 5e-4},
+    },
+    "esd": {
+        "full": {},
+        "all but cross-attention": {"train_method": "u"},
+        "all": {"train_method": "all"},
     },
 }
 SCORES: Mapping[str, str] = {
