@@ -45,7 +45,6 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "half as many kept prompts, twice the noises": {"kept": 96, "noises": 16},
         "a quarter of the drift": {"drift": 0.0005},
         "dense": {"rank": 0},
-        "twice as long": {"iterations": 600},
     },
     "adv_unlearn": {
         "full": {},
