@@ -3,10 +3,11 @@ Models", NeurIPS 2024, arXiv 2405.15234."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -24,7 +25,8 @@ from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
 
 SOFT = "<soft>"
-Placement = Literal["prefix", "suffix", "replace"]
+Place = Literal["prefix", "suffix", "replace"]
+Placement = Literal[Place, "mixed"]
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _FINAL = re.compile(r"(?:^|\.)final_layer_norm$")
 _DRAW = 53
@@ -68,7 +70,8 @@ class AdvUnlearn(TrainedEraser):
         kept: Kept prompts at most: those about neighbours and anchors, preserved ones, and the empty one; photos of
             everyday things where nothing is preserved.
         tokens: Soft tokens.
-        placement: Where they are: in front of the prompt, behind it, or in place of the concept.
+        placement: Where they are: in front of the prompt, behind it, or in place of the concept; `mixed` has one prompt
+            after the other take these in turn.
         clean: Unlearn the prompt without soft tokens as well, in every iteration; otherwise only in the warm-up.
         attack_steps: Steps of the attack; 0 is ESD for the text encoder.
         attack_lr: Of its Adam.
@@ -154,12 +157,14 @@ class AdvUnlearn(TrainedEraser):
     def asks(self, concepts: Sequence[Concept]) -> list[Ask]:
         """The distinct prompts that are unlearned."""
         found: dict[str, Ask] = {}
+        places = itertools.cycle(get_args(Place) if self.placement == "mixed" else (self.placement,))
         for concept in concepts:
             for term in concept.terms(aliases=self.aliases):
                 for pattern in templates_for(concept, self.templates):
                     text, anchor = fill(pattern, term).text, fill(pattern, concept.anchor).text
-                    soft = attacked(text, fill(pattern, SOFT).text, self.placement)
-                    found.setdefault(text, Ask(text, soft, anchor, term))
+                    if text not in found:
+                        soft = attacked(text, fill(pattern, SOFT).text, next(places))
+                        found[text] = Ask(text, soft, anchor, term)
         return list(found.values())
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
@@ -334,9 +339,9 @@ def search(
     return before if upstream else tokens.detach()
 
 
-def attacked(text: str, replaced: str, placement: Placement) -> str:
+def attacked(text: str, replaced: str, place: Place) -> str:
     """The prompt with `SOFT` in front of it, behind it, or in the place of the concept, as `replaced` has it."""
-    return {"prefix": f"{SOFT} {text}", "suffix": f"{text} {SOFT}", "replace": replaced}[placement]
+    return {"prefix": f"{SOFT} {text}", "suffix": f"{text} {SOFT}", "replace": replaced}[place]
 
 
 def retained(concepts: Sequence[Concept]) -> tuple[list[str], list[str]]:

@@ -104,6 +104,11 @@ def test_an_attack_starts_at_the_words_of_the_concept_again_and_again(pipe):
     assert len(seen) == len(begun) and all(order in seen for order in orders)
 
 
+def test_mixed_soft_tokens_stand_in_front_behind_and_in_place_of_the_concept_in_turn():
+    asks = get_eraser("adv_unlearn", placement="mixed", templates=("{}", "a {}", "a red {}", "a blue {}")).asks([STAR])
+    assert [ask.soft for ask in asks] == [f"{SOFT} star", f"a star {SOFT}", f"a red {SOFT}", f"{SOFT} a blue star"]
+
+
 def test_without_attacks_and_kept_prompts_a_step_is_that_of_esd_through_the_text_encoder(pipe):
     with prepared(pipe, attack_steps=0, gamma=0.0, warm_up=0, batch=2, lr=1e-4) as (found, _):
         found.step(0)
