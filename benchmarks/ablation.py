@@ -4,7 +4,7 @@
     python benchmarks/ablation.py --method adv_unlearn # or esd
     python benchmarks/ablation.py --table              # ablation.md, from what these have written
 
-The task is `ablation.yaml`: zorblat, for which the settings were not chosen. What the runs found goes to
+The task is `ablation.yaml`: zorblat, for which no settings were chosen. What the runs found goes to
 `results/shapes-ablation-METHOD.json`; patches, pictures and whole result files stay in `--work`, and a run that is
 stopped goes on.
 """
@@ -49,10 +49,9 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "adv_unlearn": {
         "full": {},
         "without attacks": {"attack_steps": 0},
-        "three soft tokens in front": {"placement": "prefix", "tokens": 3},
-        "three in front that start as its words": {"placement": "prefix", "tokens": 3, "attack_init": "words"},
-        "eight soft tokens": {"tokens": 8},
-        "three times as long, half the rate": {"iterations": 300, "lr": 5e-4},
+        "attacks from random tokens": {"attack_init": "random"},
+        "soft tokens in front alone": {"placement": "prefix"},
+        "two from random tokens in the place": {"placement": "replace", "tokens": 2, "attack_init": "random"},
     },
     "esd": {
         "full": {},
