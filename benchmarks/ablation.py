@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.table:
         files = {method: RESULTS / f"shapes-ablation-{method}.json" for method in VARIANTS}
-        found = {method: json.loads(path.read_text(encoding="utf-8")) for method, path in files.items()}
+        found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
         text = "\n".join(["# Which ingredient does what", "", *table(found)])
         write_atomically(TABLE, lambda part: part.write_text(text, encoding="utf-8"))
         return

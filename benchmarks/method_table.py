@@ -94,7 +94,7 @@ METHODS: Mapping[str, About] = {
         "of this library",
         "trained, denoiser, against attacks",
         "the denoiser forgets how to draw it",
-        "minutes; fine-tuning brings it back",
+        "minutes; fine-tuning brings some of it back",
     ),
     "itd": About(
         "[ItD](https://arxiv.org/abs/2503.09446)",
