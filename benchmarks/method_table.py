@@ -81,8 +81,8 @@ METHODS: Mapping[str, About] = {
     "adv_unlearn": About(
         "[AdvUnlearn](https://arxiv.org/abs/2405.15234)",
         "trained, text encoder, against attacks",
-        "holds against prompts on objects and colours",
-        "not on the style; neighbours suffer; the denoiser is untouched",
+        "holds against most prompts; neighbours mostly stay",
+        "the concept's words again and again; the denoiser is untouched",
     ),
     "doco": About(
         "[DoCo](https://arxiv.org/abs/2405.15304)",
