@@ -101,7 +101,8 @@ def test_an_attack_starts_at_the_words_of_the_concept_again_and_again(pipe):
         begun = [duel.attack(0) for _ in range(8)]
     orders = [[red, star, red], [star, red, star]]
     seen = [order for one in begun for order in orders if torch.allclose(one, duel.table[order], atol=1e-6)]
-    assert len(seen) == len(begun) and all(order in seen for order in orders)
+    assert len(seen) == len(begun)
+    assert all(order in seen for order in orders)
 
 
 def test_mixed_soft_tokens_stand_in_front_behind_and_in_place_of_the_concept_in_turn():
