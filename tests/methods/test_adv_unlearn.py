@@ -290,7 +290,7 @@ def test_a_killed_training_goes_on_from_the_latest_attack(pipe, tmp_path, monkey
         ({"tokens": 0}, "tokens of at least 1, got 0"),
         ({"attack_lr": 0.0}, "attack_lr above 0"),
         ({"gamma": -1.0}, "gamma of at least 0"),
-        ({"placement": "middle"}, "prefix or suffix or replace, got 'middle'"),
+        ({"placement": "middle"}, "prefix or suffix or replace or mixed, got 'middle'"),
         ({"templates": ("a star",)}, "one {} each"),
     ],
 )
