@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.table:
         files = {method: RESULTS / f"shapes-ablation-{method}.json" for method in VARIANTS}
-        found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
+        found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
         text = "\n".join(["# Which ingredient does what", "", *table(found)])
         write_atomically(TABLE, lambda part: part.write_text(text, encoding="utf-8"))
         return
