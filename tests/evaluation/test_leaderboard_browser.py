@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,11 +67,18 @@ def _call(port: str, path: str, data: Any, method: str = "POST") -> Any:
 def run(browser: Call, page: Path) -> Iterator[Call]:
     """Runs a script in the page, which is fresh; afterwards nothing may have been logged, such as a refused request."""
     browser("goog/cdp/execute", cmd="Emulation.clearDeviceMetricsOverride", params={})
+    browser("url", url="about:blank")
     browser("url", url=page.as_uri())
+    # The driver may answer before the page is whole.
+    end = time.monotonic() + 60
+    while not browser("execute/sync", script=LOADED, args=[page.as_uri()]):
+        assert time.monotonic() < end, "the page was not loaded within a minute"
+        time.sleep(0.05)
     yield lambda script: browser("execute/sync", script=script, args=[])
     assert browser("se/log", type="browser") == []
 
 
+LOADED = "return document.readyState === 'complete' && location.href === arguments[0]"
 ORDER = "[...document.querySelector('.board').tBodies[{}].rows].map(row => row.querySelector('.name').dataset.key)"
 
 
