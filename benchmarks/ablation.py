@@ -57,6 +57,9 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "full": {},
         "all but cross-attention": {"train_method": "u"},
         "all": {"train_method": "all"},
+        "cross-attention, ten times the rate": {"lr": 3e-3},
+        "all but cross-attention, three times the rate": {"train_method": "u", "lr": 1e-3},
+        "all but cross-attention, ten times the rate": {"train_method": "u", "lr": 3e-3},
     },
 }
 SCORES: Mapping[str, str] = {

@@ -1,4 +1,4 @@
-"""The table of methods in README.md, from the committed results of shapes-standard and of `cost.py`.
+"""The table of methods in README.md, from the committed results of shapes-standard, of `cost.py` and of `reversal.py`.
 
 python benchmarks/method_table.py            # write it
 python benchmarks/method_table.py --check    # exit 1 if it is not what the results say
@@ -20,6 +20,7 @@ from erasers.atomic import write_atomically
 ROOT = Path(__file__).parent.parent
 TASK = "shapes-standard@2"
 COST = "shapes-cost.json"
+REVERSAL = "shapes-reversal.json"
 START, END = "<!-- methods: benchmarks/method_table.py -->", "<!-- end of methods -->"
 
 
@@ -27,7 +28,8 @@ NOTE = f"""\
 Figures of `{TASK}`, between 0 and 1, higher is better: how much less often the concept is drawn when it is
 asked for, how often the worst attack by text fails, how often unrelated concepts are still drawn; means over four
 concepts, and so is the size of the patch. Seconds are those of one core of a CPU for one concept of the embedded
-model; - is not measured."""
+model. Bit for bit: with the patch the pipeline draws another picture, and once it is off all weights and the picture
+are those from before (`python benchmarks/reversal.py`). - is not measured."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +107,29 @@ METHODS: Mapping[str, About] = {
 }
 
 
-def table(results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> str:
+Facts = Mapping[str, Mapping[str, Any]]
+"""What is known, by method."""
+
+
+def table(results: Facts, costs: Facts, reversals: Facts) -> str:
     """The table in Markdown: every registered method in the order above, "-" where there is no result yet.
 
     Args:
         results: Result files of the task, by row.
         costs: What `cost.py` found, by method.
+        reversals: What `reversal.py` found, by method.
 
     Raises:
         ValueError: A method without a row above.
     """
-    head = "| name | paper | family | erasure | robustness | kept | seconds | patch | strengths | limits |"
-    lines = [head, "|---" * 10 + "|"]
+    head = "| name | paper | family | erasure | robustness | kept | seconds | patch | reversible | strengths | limits |"
+    lines = [head, "|---" * 11 + "|"]
     if lacking := [name for name in list_erasers() if name not in METHODS]:
         raise ValueError(f"expected a row of METHODS for {', '.join(lacking)}, got none")
     for name, about in ((name, about) for name, about in METHODS.items() if name in list_erasers()):
         result = results.get(name)
         facts = [_pillar(result, pillar) for pillar in ("erasure", "robustness", "specificity")]
-        facts += [_seconds(costs.get(name)), _size(result)]
+        facts += [_seconds(costs.get(name)), _size(result), _reversible(reversals.get(name))]
         cells = (f"`{name}`", about.paper, about.family, *facts, about.strengths, about.limits)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", NOTE])
@@ -147,7 +154,14 @@ def _size(result: Mapping[str, Any] | None) -> str:
     return f"{sum(sizes) / len(sizes) / 1024:.0f} KiB"
 
 
-def written(text: str, results: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> str:
+def _reversible(found: Mapping[str, Any] | None) -> str:
+    """A patch that did not change the picture shows nothing by coming off."""
+    if found is None or not found["picture"]:
+        return "-"
+    return "no" if found["tensors_left"] or found["hooks_left"] or found["picture_left"] else "bit for bit"
+
+
+def written(text: str, results: Facts, costs: Facts, reversals: Facts) -> str:
     """The README with the table between its marks.
 
     Raises:
@@ -156,7 +170,11 @@ def written(text: str, results: Mapping[str, Mapping[str, Any]], costs: Mapping[
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"expected {START} and {END} once each in README.md")
     before, _, rest = text.partition(START)
-    return f"{before}{START}\n{table(results, costs)}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n{table(results, costs, reversals)}\n{END}{rest.partition(END)[2]}"
+
+
+def _methods(path: Path) -> Facts:
+    return json.loads(path.read_text(encoding="utf-8"))["methods"] if path.is_file() else {}
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -166,10 +184,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     readme = root / "README.md"
     folder = root / "benchmarks" / "results" / TASK
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    cost = folder.parent / COST
-    costs = json.loads(cost.read_text(encoding="utf-8"))["methods"] if cost.is_file() else {}
+    costs, reversals = (_methods(folder.parent / name) for name in (COST, REVERSAL))
     text = readme.read_text(encoding="utf-8")
-    new = written(text, results, costs)
+    new = written(text, results, costs, reversals)
     if options.check:
         if new != text:
             print(

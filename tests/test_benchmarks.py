@@ -6,6 +6,8 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
 from made_results import PILLARS, write_results  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from erasers import load_pipeline  # noqa: E402
 from erasers.eraser import get_eraser, shapes_options  # noqa: E402
 from erasers.evaluation.leaderboard import shown_images, write_leaderboard  # noqa: E402
 from erasers.evaluation.scoring import compare as compare_rows  # noqa: E402
@@ -37,7 +40,7 @@ def script(name: str) -> ModuleType:
 
 
 LEADERBOARD, COMPARE, METHODS = script("leaderboard"), script("compare"), script("method_table")
-ABLATION = script("ablation")
+ABLATION, REVERSAL = script("ablation"), script("reversal")
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +241,63 @@ def test_the_table_of_methods_is_what_the_results_say(tmp_path: Path, capsys: py
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| 0.12 |" in text
     # What has no result is not measured, never zero.
-    assert "| `rece` | [RECE](https://arxiv.org/abs/2407.12383) | closed form, text maps | - | - | - | - | - |" in text
+    assert (
+        "| `rece` | [RECE](https://arxiv.org/abs/2407.12383) | closed form, text maps | - | - | - | - | - | - |" in text
+    )
     (results.parent / METHODS.COST).write_text(json.dumps({"methods": {"rece": {"cpu_seconds": 12.3}}}))
     assert METHODS.main([], tmp_path) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| closed form, text maps | - | - | - | 12 | - |" in text
     with pytest.raises(ValueError, match="once each"):
-        METHODS.written("no marks", {}, {})
+        METHODS.written("no marks", {}, {}, {})
+
+
+CLEAN = {"tensors": 14, "hooks": 0, "picture": True, "tensors_left": 0, "hooks_left": 0, "picture_left": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "bit for bit"),
+        ({"tensors_left": 1}, "no"),
+        ({"hooks_left": 1}, "no"),
+        ({"picture_left": True}, "no"),
+        ({"picture": False}, "-"),
+    ],
+)
+def test_a_patch_that_changed_no_picture_or_left_a_trace_is_not_called_reversible(
+    change: dict[str, Any], said: str
+) -> None:
+    head, _, first, *_ = METHODS.table({}, {}, {"uce": {**CLEAN, **change}}).splitlines()
+    names, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (head, first))
+    assert cells[names.index("reversible")] == said
+
+
+def test_reversal_counts_what_a_patch_changes_and_what_it_leaves() -> None:
+    class Careless:
+        """Leaves a weight and a hook behind."""
+
+        @contextmanager
+        def applied(self, pipe: Any) -> Iterator[None]:
+            pipe.unet.conv_in.weight.data += 1
+            pipe.unet.conv_out.weight.data += 1
+            yield
+            pipe.unet.conv_out.weight.data -= 2
+            pipe.unet.register_forward_hook(lambda *_: None)
+
+    pipe = load_pipeline("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    patch = REVERSAL.patch_of("uce", "star", pipe)
+    found = REVERSAL.reversal(patch, pipe, "a star")
+    assert found == {**CLEAN, "tensors": len(patch.parameters)}
+    assert REVERSAL.reversal(Careless(), pipe, "a star") == {
+        "tensors": 2,
+        "hooks": 0,
+        "picture": True,
+        "tensors_left": 2,
+        "hooks_left": 1,
+        "picture_left": True,
+    }
 
 
 def test_each_ablation_changes_what_its_name_says_and_nothing_else() -> None:
