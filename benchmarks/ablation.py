@@ -26,7 +26,7 @@ import torch
 from erasers import get_eraser, load_pipeline
 from erasers.atomic import write_atomically
 from erasers.eraser import shapes_options
-from erasers.evaluation.states import Row, find_patch
+from erasers.evaluation.states import find_patch
 from erasers.shapes.prompts import concept_for
 
 HERE = Path(__file__).parent
@@ -88,8 +88,8 @@ def fitted(method: str, variant: str, work: Path) -> Path:
         torch.set_num_threads(1)
         path.parent.mkdir(parents=True, exist_ok=True)
         eraser = get_eraser(method, **{**shapes_options(method), **VARIANTS[method][variant]})
-        concept, row = concept_for(CONCEPT), Row(method, "method", method, eraser=eraser)
-        patch = find_patch(PATCHES, row, CONCEPT, [concept])
+        concept = concept_for(CONCEPT)
+        patch = find_patch(PATCHES, method, eraser, CONCEPT, [concept])
         if patch is None:
             patch = eraser.fit(load_pipeline("shapes"), concept, generator=torch.Generator().manual_seed(0))
         patch.save(path)

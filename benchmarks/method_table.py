@@ -123,7 +123,7 @@ def table(results: Facts, costs: Facts, reversals: Facts) -> str:
         ValueError: A method without a row above.
     """
     head = "| name | paper | family | erasure | robustness | kept | seconds | patch | reversible | strengths | limits |"
-    lines = [head, "|---" * 11 + "|"]
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
     if lacking := [name for name in list_erasers() if name not in METHODS]:
         raise ValueError(f"expected a row of METHODS for {', '.join(lacking)}, got none")
     for name, about in ((name, about) for name, about in METHODS.items() if name in list_erasers()):

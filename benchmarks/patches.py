@@ -16,7 +16,7 @@ import torch
 from erasers import get_eraser, list_erasers, load_pipeline
 from erasers.concept import as_concepts
 from erasers.eraser import eraser_class, shapes_options
-from erasers.evaluation.states import Row, find_patch
+from erasers.evaluation.states import find_patch
 from erasers.evaluation.tasks import read_task
 from erasers.methods.training import TrainedEraser
 
@@ -38,7 +38,7 @@ def main() -> None:
         eraser = get_eraser(method, **shapes_options(method))
         for case in options.cases or task.named_cases:
             concepts = as_concepts(task.concepts(case))
-            if find_patch(str(FOLDER), Row(method, "method", method, eraser=eraser), case, concepts):
+            if find_patch(str(FOLDER), method, eraser, case, concepts):
                 print(f"{method} {case}: there already")
                 continue
             if not isinstance(eraser, TrainedEraser):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,16 @@ import torch
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
 from erasers.atomic import write_atomically
 from erasers.eraser import shapes_options
-from erasers.evaluation.states import Row, find_patch
+from erasers.evaluation.states import find_patch
+from erasers.hashing import raw_bytes
 from erasers.shapes.prompts import concept_for
 
 PATCHES = "benchmarks/patches"
+
+Bits = tuple[tuple[int, ...], bytes]
+"""Shape and content of a tensor."""
+Look = tuple[dict[str, Bits], int, Bits]
+"""All weights by name, the number of hooks, and a picture."""
 
 
 def patch_of(method: str, concept: str, pipe: Any) -> Patch:
@@ -32,7 +37,7 @@ def patch_of(method: str, concept: str, pipe: Any) -> Patch:
         FileNotFoundError: A method that trains has none for its present settings.
     """
     eraser, words = get_eraser(method, **shapes_options(method)), concept_for(concept)
-    patch = find_patch(PATCHES, Row(method, "method", method, eraser=eraser), concept, [words])
+    patch = find_patch(PATCHES, method, eraser, concept, [words])
     if patch is None and eraser.trains:
         raise FileNotFoundError(
             f"expected a patch of {method} for {concept} in {PATCHES}; run python benchmarks/patches.py"
@@ -47,41 +52,34 @@ def reversal(patch: Patch, pipe: Any, prompt: str) -> dict[str, int | bool]:
         `tensors` and `hooks`, changed while applied; `tensors_left` and `hooks_left`, changed afterwards; `picture` and
         `picture_left`, whether a picture differs in any bit.
     """
-    before = _state(pipe, prompt)
+    before = _look(pipe, prompt)
     with patch.applied(pipe):
-        during = _state(pipe, prompt)
-    after = _state(pipe, prompt)
-    return {
-        "tensors": _differ(before[0], during[0]),
-        "hooks": during[1] - before[1],
-        "picture": not _same(before[2], during[2]),
-        "tensors_left": _differ(before[0], after[0]),
-        "hooks_left": after[1] - before[1],
-        "picture_left": not _same(before[2], after[2]),
-    }
+        applied = _changes(before, _look(pipe, prompt))
+    left = _changes(before, _look(pipe, prompt))
+    return {**applied, **{f"{name}_left": value for name, value in left.items()}}
 
 
-def _state(pipe: Any, prompt: str) -> tuple[dict[str, torch.Tensor], int, torch.Tensor]:
-    """Copies of all weights by name, the number of hooks, and a picture."""
+def _look(pipe: Any, prompt: str) -> Look:
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     weights = {
-        f"{name}.{key}": value.clone() for name, part in modules.items() for key, value in part.state_dict().items()
+        f"{name}.{key}": _bits(value) for name, part in modules.items() for key, value in part.state_dict().items()
     }
     layers = [layer for part in modules.values() for layer in part.modules()]
     hooks = sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in layers)
     options = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "pt"}
-    return weights, hooks, pipe(prompt, generator=torch.Generator().manual_seed(0), **options).images
+    picture = pipe(prompt, generator=torch.Generator().manual_seed(0), **options).images
+    return weights, hooks, _bits(picture)
 
 
-def _differ(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> int:
-    """Tensors that differ in any bit, or that one of both lacks."""
-    same = [name for name in first.keys() & second.keys() if _same(first[name], second[name])]
-    return len(first.keys() | second.keys()) - len(same)
+def _bits(tensor: torch.Tensor) -> Bits:
+    return tuple(tensor.shape), raw_bytes(tensor).tobytes()
 
 
-def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors have the same bits."""
-    return first.shape == second.shape and first.numpy().tobytes() == second.numpy().tobytes()
+def _changes(before: Look, now: Look) -> dict[str, int | bool]:
+    """How many tensors differ in any bit or are in one alone, how many hooks came, and whether the picture differs."""
+    (weights, hooks, picture), (weights_now, hooks_now, picture_now) = before, now
+    names = {name for name, _ in weights.items() ^ weights_now.items()}
+    return {"tensors": len(names), "hooks": hooks_now - hooks, "picture": picture_now != picture}
 
 
 def main() -> None:

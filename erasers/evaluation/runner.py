@@ -249,7 +249,7 @@ class Run:
         if row.eraser is None:
             return
         concepts, started = as_concepts(self.task.concepts(case)), time.perf_counter()
-        if fitted := find_patch(self.task.patches, row, case, concepts):
+        if fitted := find_patch(self.task.patches, row.method, row.eraser, case, concepts):
             fitted.base_weights(self.pipe)
             self.store.add_patch(self._patch_key(row, case), fitted, None)
             return

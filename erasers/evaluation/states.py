@@ -100,20 +100,21 @@ def case_of(task: Task, patch: Patch) -> str:
     raise ValueError(f"expected a patch for one of {', '.join(task.named_cases)}, got one for {', '.join(erased)}")
 
 
-def find_patch(folder: str, row: Row, case: str, concepts: Sequence[Concept]) -> Patch | None:
+def find_patch(folder: str, method: str | None, eraser: Eraser, case: str, concepts: Sequence[Concept]) -> Patch | None:
     """The patch that a folder has of a method that trains, fitted with the same options for the same concepts.
 
     Args:
         folder: From here, or from the repository; "" for none.
-        row: Of the method.
+        method: Its name, or that of the preset.
+        eraser: The method with its options.
         case: Name of the case.
         concepts: Its concepts.
     """
-    if not folder or row.eraser is None or not row.eraser.trains:
+    if not folder or not eraser.trains:
         return None
-    wanted = json.loads(json.dumps([row.eraser.config(), [concept_meta(concept) for concept in concepts]]))
+    wanted = json.loads(json.dumps([eraser.config(), [concept_meta(concept) for concept in concepts]]))
     for root in (Path(), _ROOT):
-        path = root / folder / f"{row.method}-{case}.safetensors"
+        path = root / folder / f"{method}-{case}.safetensors"
         if path.is_file():
             patch = Patch.load(path)
             if [patch.meta["config"], patch.meta["concepts"]] == wanted:
