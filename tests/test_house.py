@@ -1,4 +1,4 @@
-"""The habits of the house: the same commands as the pre-commit hooks, and the sizes that keep files readable."""
+"""The habits of the house: the same commands as the pre-commit hooks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ def test_hook_passes(hook: str) -> None:
     environment = {**os.environ, "NO_COLOR": "1"}
     done = subprocess.run([found, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "erasers").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_readable(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_metadata_is_in_setup_cfg_alone() -> None:
