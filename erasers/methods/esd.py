@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,11 +14,12 @@ from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.counting import Calls
-from erasers.methods.latent_bank import Way, ask_again, conditions, predict, sample_bank
+from erasers.methods.latent_bank import Condition, LatentBank, Way, ask_again, conditions, predict, sample_bank
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_unet
 from erasers.methods.training import Stage, TrainedEraser, Training
+from erasers.methods.uce import require_above, require_templates
 
 Method = Literal["auto", "x", "x-strict", "u", "all"]
 _STRICT = re.compile(r"\.attn2\.(to_k|to_v)$")
@@ -32,18 +34,18 @@ class ESD(TrainedEraser):
 
     Differs from the official code: `eta` is the paper's (the option `negative_guidance` of the diffusers code is
     eta + 1 for Stable Diffusion, and its default for SDXL trains toward eps*("") alone); latents have the noise of the
-    time that the denoiser is told, under any scheduler; pictures have the model's own size; latents come from
-    `pictures` whole ways, drawn anew every `refresh` iterations, in place of a part of a fresh way every iteration.
+    time that the denoiser is told, under any scheduler; pictures have the model's own size; a whole way is drawn every
+    `refresh` iterations and learned from in all of them, in place of a part of a fresh way every iteration.
 
     Args:
         train_method: `x` cross-attention, `x-strict` its keys and values, `u` everything else, `all` both; norms are
             never trained. "auto" is `x` for styles and identities, and `u` if any concept is of another kind.
         eta: Negative guidance, as in the paper.
         drawn_by: Who draws the latents: the `student` as in the paper, or the `frozen` model as in the diffusers code.
-        refresh: Iterations after which the student draws anew.
+        refresh: Iterations after which latents are drawn anew; those of `pictures` ways only by the student.
         guidance: With which the latents are drawn.
         steps: Of their sampler.
-        pictures: Ways for each name of a concept.
+        pictures: Ways for each name of a concept at a time; 0: one for each latent of an iteration, names taking turns.
         batch: Latents an iteration; the paper has 1.
         templates: Patterns with one `{}` for the concept; the paper has the bare name. "auto": those of its kind.
         aliases: Erase the concept's aliases, too.
@@ -59,6 +61,7 @@ class ESD(TrainedEraser):
             "steps": 20,
             "batch": 8,
             "pictures": 4,
+            "refresh": 50,
             "templates": "auto",
             # Latents of the student soon wander off, and take what is kept with them.
             "train_method": "x",
@@ -69,13 +72,19 @@ class ESD(TrainedEraser):
     train_method: Method = "auto"
     eta: float = 1.0
     drawn_by: Literal["student", "frozen"] = "student"
-    refresh: int = 50
+    refresh: int = 10
     guidance: float = 3.0
     steps: int = 50
-    pictures: int = 16
+    pictures: int = 0
     batch: int = 1
     templates: tuple[str, ...] | Literal["auto"] = ("{}",)
     aliases: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"refresh": 1, "steps": 1, "pictures": 0, "batch": 1}.items():
+            require_above(name, getattr(self, name), least, equal=True)
+        require_templates("templates", self.templates)
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
@@ -94,29 +103,35 @@ class ESD(TrainedEraser):
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
         prompts = len(self.prompts(as_concepts(concepts)))
-        again = (self.iterations - 1) // self.refresh if self.drawn_by == "student" else 0
-        ways = Calls(denoiser=2 * self.steps * (1 + 2 * again)) * (prompts * self.pictures)
-        return ways + Calls(gradients=self.batch) * self.iterations + Calls(texts=prompts + 1)
+        draws = 1 + (self.iterations - 1) // self.refresh if self._draws_anew else 1
+        ways = Calls(denoiser=2 * self.steps) * (draws * (prompts * self.pictures or self.batch))
+        asked = max(0, self.iterations - self.refresh) if self.drawn_by == "student" else 0
+        each = Calls(gradients=self.batch) * self.iterations
+        return ways + each + Calls(denoiser=2 * self.batch * asked, texts=prompts + 1)
+
+    @property
+    def _draws_anew(self) -> bool:
+        return self.drawn_by == "student" or not self.pictures
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         prompts = self.prompts(concepts)
         asked, empty = conditions(pipe, prompts), conditions(pipe, [""])
-        options: dict[str, Any] = {"rounds": self.pictures, "generator": generator}
-        way = Way(self.steps, self.guidance)
-        with stage("drawing what is unlearned", self.pictures * len(prompts)) as advance:
-            bank = sample_bank(pipe, asked, empty, way, advance=advance, **options)
+        with stage("drawing what is unlearned", len(self._turn(len(prompts), 0))) as advance:
+            bank = self._draw(pipe, asked, empty, 0, generator, advance)
         student = Student(
             pipe, names_of(pipe, "unet", selector(self.method_for(concepts))), rank=self.rank, generator=generator
         )
         adam = torch.optim.Adam(student.parameters, lr=self.lr)
 
         def step(number: int) -> dict[str, float]:
-            if self.drawn_by == "student" and number and number % self.refresh == 0:
-                with student.placed():
-                    fresh = sample_bank(pipe, asked, empty, way, **options)
-                bank.take(ask_again(pipe, fresh, asked, empty))
+            by_student = self.drawn_by == "student" and number >= self.refresh
+            if self._draws_anew and number and number % self.refresh == 0:
+                with student.placed() if by_student else nullcontext():
+                    bank.take(self._draw(pipe, asked, empty, number // self.refresh, generator))
             some = bank.draw(self.batch, generator)
+            if by_student:
+                some = ask_again(pipe, some, asked, empty)
             goal = target(some.empty, some.conditional, self.eta)
             with student.placed():
                 guess = predict(pipe, some.latents, some.times, asked.rows(some.prompts))
@@ -126,6 +141,27 @@ class ESD(TrainedEraser):
             return {"loss": float(loss.detach())}
 
         return Training(student, step, {"adam": adam}, bank.tensors())
+
+    def _turn(self, prompts: int, number: int) -> torch.Tensor:
+        """The prompts `[n]` of whose ways the latents of a draw are, by its number."""
+        if self.pictures:
+            return torch.arange(prompts).repeat(self.pictures)
+        return torch.arange(number * self.batch, (number + 1) * self.batch) % prompts
+
+    def _draw(
+        self,
+        pipe: Any,
+        asked: Condition,
+        empty: Condition,
+        number: int,
+        generator: torch.Generator,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> LatentBank:
+        """Latents of whole ways, drawn by the pipeline as it now is."""
+        turn = self._turn(len(asked.states), number)
+        options: dict[str, Any] = {"rounds": 1, "generator": generator, "advance": advance}
+        bank = sample_bank(pipe, asked.rows(turn), empty, Way(self.steps, self.guidance), **options)
+        return replace(bank, prompts=turn[bank.prompts], prompts_of_pictures=turn)
 
     def method_for(self, concepts: Sequence[Concept]) -> str:
         """`train_method`, with "auto" worked out."""

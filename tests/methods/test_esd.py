@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import weights
 from torch.nn import functional
 
-from erasers import Concept, get_eraser
+from erasers import Concept, Patch, get_eraser, list_erasers
+from erasers.eraser import shapes_options
+from erasers.methods import esd
+from erasers.methods.counting import Counter
 from erasers.methods.esd import target
 from erasers.methods.latent_bank import Way, ask_again, conditions, predict, sample_bank
 
 STAR = Concept("star", anchor="circle")
+MANY = Concept("star", anchor="circle", aliases=["ring", "moon"])
+PATCHES = Path(__file__).parent.parent.parent / "benchmarks" / "patches"
 QUICK = {"iterations": 60, "lr": 1e-3, "steps": 4, "pictures": 2, "batch": 4}
 
 
@@ -85,3 +92,63 @@ def test_the_student_draws_anew_and_the_frozen_model_says_what_it_is_to_learn(pi
     with torch.no_grad():
         torch.testing.assert_close(again.conditional, predict(pipe, bank.latents, bank.times, asked.rows(bank.prompts)))
         torch.testing.assert_close(again.empty, predict(pipe, bank.latents, bank.times, empty.rows(bank.prompts * 0)))
+
+
+@pytest.mark.parametrize("drawn_by", ["student", "frozen"])
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_it_spends_what_it_foretells(pipe, drawn_by, pictures):
+    options = {"iterations": 7, "steps": 3, "batch": 2, "refresh": 3, "drawn_by": drawn_by, "pictures": pictures}
+    eraser = get_eraser("esd", **options)
+    with Counter(pipe) as counter:
+        eraser.fit(pipe, MANY, progress=False)
+    assert counter.calls == eraser.cost(pipe, [MANY])
+
+
+def test_a_training_of_full_size_takes_few_calls(pipe):
+    for name in ("nudity", "van gogh", "church"):
+        calls = get_eraser("esd").cost(pipe, [Concept.of(name)])
+        assert 1000 <= calls.denoiser + calls.gradients <= 15_000
+
+
+def test_the_prompts_take_turns_in_fresh_ways(pipe, monkeypatch):
+    seen = []
+
+    def watch(pipe, condition, empty, way, **options):
+        bank = sample_bank(pipe, condition, empty, way, **options)
+        # The first one becomes the others, in place.
+        seen.append(replace(bank, **{name: value.clone() for name, value in bank.tensors().items()}))
+        return bank
+
+    monkeypatch.setattr(esd, "sample_bank", watch)
+    eraser = get_eraser("esd", iterations=6, steps=3, batch=2, refresh=2, drawn_by="frozen")
+    prompts = eraser.prompts([MANY])
+    assert len(prompts) == 3
+    eraser.fit(pipe, MANY, progress=False)
+    first, second, _ = seen
+    assert len(first) == 6
+    assert not torch.allclose(first.latents, second.latents)
+    asked = conditions(pipe, prompts)
+    for bank, turn in ((first, [0, 1]), (second, [2, 0])):
+        own = asked.rows(torch.tensor(turn)[bank.prompts])
+        with torch.no_grad():
+            drawn = predict(pipe, bank.latents, bank.times, own)
+        torch.testing.assert_close(bank.conditional, drawn)
+    with torch.no_grad():
+        other = predict(pipe, first.latents, first.times, asked.rows(torch.tensor([1, 0])[first.prompts]))
+    assert not torch.allclose(first.conditional, other, atol=1e-4)
+
+
+def test_the_settings_of_the_embedded_model_are_those_of_its_committed_patches():
+    for name in list_erasers():
+        for path in PATCHES.glob(f"{name}-*.safetensors"):
+            assert Patch.load(path).meta["config"] == json.loads(json.dumps(shapes_eraser(name).config()))
+
+
+def shapes_eraser(name):
+    return get_eraser(name, **shapes_options(name))
+
+
+@pytest.mark.parametrize("option", [{"refresh": 0}, {"steps": 0}, {"pictures": -1}, {"batch": 0}])
+def test_bad_options_are_refused(option):
+    with pytest.raises(ValueError, match=f"expected {next(iter(option))} of at least"):
+        get_eraser("esd", **option)
