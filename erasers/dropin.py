@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from erasers import folders
+from erasers.folder_record import check_folder, read_hooks
 from erasers.patch import Patch, PatchError, applied_patches
 from erasers.pipeline import as_patches
 
@@ -30,7 +31,8 @@ class Erasure:
             FileNotFoundError: A file of it is missing.
             PatchError: A file of it is not the one that was saved.
         """
-        return cls(folders.read_patches(Path(folder)))
+        check_folder(Path(folder).parent, whole=False)
+        return cls(read_hooks(Path(folder)))
 
 
 class Erased:

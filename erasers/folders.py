@@ -28,18 +28,15 @@ from typing import Any
 
 import torch
 
-from erasers import stack
+from erasers import patch_file, stack
+from erasers.folder_record import COMPONENT, PATCHES, STRENGTH, entry_of, write_record
 from erasers.hashing import tensor_hashes
 from erasers.hooks import Hook
 from erasers.patch import Patch, PatchError, applied_patches
 from erasers.ports import component, find_parameter
-from erasers.version import library_version
 
-RECORD = "erasure.json"
-COMPONENT = "erasure"
 VARIANT = "unerased"
 _MODULE = "erasers_patches"
-_PATCHES = "patches.d"
 _PREFIX = "Erased"
 _COMPONENT_SOURCE = '''"""The patches of this folder, read by the library erasers."""
 
@@ -83,42 +80,6 @@ def save(pipe: Any, folder: str | Path, patches: Sequence[Patch] = ()) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
-
-
-def recorded(folder: Path) -> set[str]:
-    """Digests of the patches that a folder carries, by its record; none where there is no record."""
-    found: set[str] = set()
-    for path in (folder / RECORD, folder / COMPONENT / RECORD):
-        try:
-            found |= {str(entry["sha256"]) for entry in json.loads(path.read_text(encoding="utf-8"))["patches"]}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return found
-
-
-def read_patches(folder: Path) -> list[tuple[Patch, float]]:
-    """Patches with their strengths out of the folder `erasure` of a pipeline, in order.
-
-    Raises:
-        FileNotFoundError: There is no record, or a patch of it is missing.
-        PatchError: What is there is not what the record says.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"expected the record of an erasure, got no {path}; fetch the whole folder again")
-    try:
-        entries = [entry for entry in json.loads(path.read_text(encoding="utf-8"))["patches"] if "hooks" in entry]
-        wanted = [(str(entry["hooks"]), float(entry["strength"])) for entry in entries]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise PatchError(f"{path} is damaged ({type(error).__name__}); fetch the whole folder again") from None
-    if not wanted:
-        raise PatchError(f"expected patches in {path}, got none; fetch the whole folder again")
-    # Files are found by their number: no path is taken from the record.
-    loaded = [Patch.load(folder / _PATCHES / f"{i}.safetensors") for i in range(len(wanted))]
-    for i, (patch, (digest, _)) in enumerate(zip(loaded, wanted, strict=True)):
-        if patch.digest != digest:
-            raise PatchError(f"{folder / _PATCHES / f'{i}.safetensors'} is not the patch of the record; fetch it again")
-    return [(patch, strength) for patch, (_, strength) in zip(loaded, wanted, strict=True)]
 
 
 def stock_class(cls: type) -> type:
@@ -210,26 +171,28 @@ def _write(pipe: Any, folder: Path, carried: Sequence[tuple[Patch, float]]) -> N
     if extended:
         # diffusers has just struck out a component that it does not know how to save.
         pipe.register_modules(**{COMPONENT: getattr(pipe, COMPONENT)})
-    entries = [_record(patch, strength) for patch, strength in carried]
+    entries = [entry_of(patch, strength) for patch, strength in carried]
     if running:
         _write_hooks(folder, stock, running, entries)
         return
     if extended:
         _edit_index(folder, stock.__name__, None)
-    _write_record(folder, entries)
+    write_record(folder, folder, entries)
 
 
 def _write_hooks(folder: Path, stock: type, running: dict[str, Patch], entries: Sequence[dict[str, Any]]) -> None:
     name, source = pipeline_file(stock)
     (folder / name).write_text(source, encoding="utf-8")
     _edit_index(folder, [name.removesuffix(".py"), _PREFIX + stock.__name__], [_MODULE, "Erasure"])
-    parts = folder / COMPONENT / _PATCHES
+    parts = folder / COMPONENT / PATCHES
     parts.mkdir(parents=True)
-    for i, (digest, patch) in enumerate(running.items()):
-        patch.save(parts / f"{i}.safetensors")
-        next(entry for entry in entries if entry["sha256"] == digest)["hooks"] = patch.digest
+    for number, (digest, patch) in enumerate(running.items()):
+        entry = next(entry for entry in entries if entry["sha256"] == digest)
+        header = {STRENGTH: repr(float(entry["strength"]))}
+        patch_file.write(parts / f"{number}.safetensors", patch.tensors, patch.meta, header)
+        entry["hooks"] = patch.digest
     (folder / COMPONENT / f"{_MODULE}.py").write_text(_COMPONENT_SOURCE, encoding="utf-8")
-    _write_record(folder / COMPONENT, entries)
+    write_record(folder, folder / COMPONENT, entries)
 
 
 def _carried(pipe: Any, patches: Sequence[Patch]) -> list[tuple[Patch, float]]:
@@ -300,16 +263,6 @@ def _edit_index(folder: Path, name: str | list[str], component: list[str] | None
     if component is None:
         del index[COMPONENT]
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_record(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
-    record = {"library": library_version(), "patches": list(entries)}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _record(patch: Patch, strength: float) -> dict[str, Any]:
-    kept = ("method", "config", "concepts", "library", "base")
-    return {"sha256": patch.digest, "strength": strength} | {key: patch.meta[key] for key in kept if key in patch.meta}
 
 
 def _refuse_adapters(pipe: Any) -> None:

@@ -32,8 +32,16 @@ class PatchError(ValueError):
     """A patch that cannot be used: damaged, foreign or not for this pipeline; the message says which."""
 
 
-def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+def write(
+    path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], header: Mapping[str, str] | None = None
+) -> None:
     """Write a patch to a temporary file beside `path`, then rename it.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        meta: The patch's metadata.
+        header: More texts for the header of the file, which are no part of the patch.
 
     Raises:
         FileNotFoundError: The folder of `path` does not exist.
@@ -43,7 +51,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, An
         raise PatchError(f"expected a file to write the patch to, got the folder {path}")
     text = json.dumps(dict(meta), sort_keys=True, allow_nan=False, separators=(",", ":"))
     _parse(text, "the metadata")
-    write_tensors(path, tensors, {KEY: text})
+    write_tensors(path, tensors, {**(header or {}), KEY: text})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> None:
@@ -95,6 +103,18 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         meta = _find_meta(header.pop("__metadata__", None), path.name)
         entries = [_find_entry(name, entry, room, path.name) for name, entry in header.items()]
         return {entry.name: _read_tensor(file, entry, path.name) for entry in _in_order(entries, room, path.name)}, meta
+
+
+def read_header_text(path: Path, key: str) -> str | None:
+    """A text of the header of a patch file that is no part of the patch; None where it has none.
+
+    Raises:
+        PatchError: Truncated, damaged or foreign.
+    """
+    with open(path, "rb") as file:
+        metadata = _read_header(file, path.name)[0].get("__metadata__")
+    text = metadata.get(key) if isinstance(metadata, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _read_header(file: BufferedReader, source: str) -> tuple[dict[str, Any], int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers import folders
+from erasers.folder_record import COMPONENT, RECORD, check_folder, read_hooks, recorded
 from erasers.hub import find_patch, reason
 from erasers.patch import Patch, PatchError
 
@@ -143,10 +144,10 @@ def refuse_twice(base: str | Path, patches: Sequence[Patch]) -> None:
         PatchError: Names the patch.
         ModelNotFound: No such folder.
     """
-    carried = folders.recorded(Path(_locate(base)))
+    carried = recorded(Path(_locate(base)))
     for patch in patches:
         if patch.digest in carried:
-            raise PatchError(f"{base} carries {patch!r} already (see {folders.RECORD}); load it without that patch")
+            raise PatchError(f"{base} carries {patch!r} already (see {RECORD}); load it without that patch")
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -165,10 +166,11 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _load(source: str, **options: Any) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
+    check_folder(Path(source))
     stock = folders.erased_stock(Path(source))
     if stock is None:
         return DiffusionPipeline.from_pretrained(source, **options)
-    patches = folders.read_patches(Path(source) / folders.COMPONENT)
+    patches = read_hooks(Path(source) / COMPONENT)
     pipe = folders.stand_in(stock).from_pretrained(source, **{**options, "variant": folders.VARIANT})
     pipe.__class__ = stock
     for patch, strength in patches:

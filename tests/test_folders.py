@@ -168,6 +168,29 @@ def damage(folder: Path, how: str) -> None:
         index.write_text(index.read_text().replace("ErasedStableDiffusionPipeline", "ErasedDiffusionModel"))
 
 
+def as_before(folder: Path) -> None:
+    """Make a folder like those that were saved without sha256 of its files."""
+    record = folder / "erasure" / "erasure.json"
+    entries = json.loads(record.read_text())
+    del entries["files"]
+    record.write_text(json.dumps(entries))
+    for path in (folder / "erasure" / "patches.d").glob("*.safetensors"):
+        Patch.load(path).save(path)
+
+
+def edit_record(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "erasure" / "erasure.json"
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+
+
+def refused(folder: Path, words: str) -> None:
+    with pytest.raises(ModelNotFound, match=words) as caught:
+        load_pipeline(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
@@ -182,14 +205,97 @@ def damage(folder: Path, how: str) -> None:
         ("unknown class", "does not have; upgrade it"),
     ],
 )
+def test_a_damaged_folder_of_before_is_refused(how: str, words: str, save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    as_before(saved.folder)
+    assert same(picture(load_pipeline(saved.folder), "sd1"), saved.erased)
+    damage(saved.folder, how)
+    refused(saved.folder, words)
+    with pytest.raises((ValueError, OSError, AttributeError)):
+        saved.load()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no record", "got no .*erasure.json; fetch the whole folder again"),
+        ("no patches", "expected sha256 of all files in .*erasure.json, got none"),
+        ("bad record", "expected sha256 of all files in .*erasure.json, got none"),
+        ("deep record", "erasure.json is damaged"),
+        ("huge strength", "expected sha256 of all files in .*erasure.json, got none"),
+        ("lost patch", "expected 'erasure/patches.d/0.safetensors' in .*got no such file"),
+        ("other patch", "'erasure/patches.d/0.safetensors' in .* is not the file that was saved"),
+        ("other weights", "'unet/.*unerased.safetensors' in .* is not the file that was saved"),
+        ("unknown class", "'model_index.json' in .* is not the file that was saved"),
+    ],
+)
 def test_a_damaged_folder_is_refused(how: str, words: str, save: Callable[[str], Saved]) -> None:
     saved = save("sd1")
     damage(saved.folder, how)
-    with pytest.raises(ModelNotFound, match=words) as caught:
-        load_pipeline(saved.folder)
-    assert "\n" not in str(caught.value)
+    refused(saved.folder, words)
     with pytest.raises((ValueError, OSError, AttributeError)):
         saved.load()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "erased_stable_diffusion.py",
+        "erasure/erasers_patches.py",
+        "text_encoder/model.unerased.safetensors",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)
+def test_one_byte_in_any_file_is_noticed(name: str, save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    path = saved.folder / name
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    refused(saved.folder, f"'{name}' in .* is not the file that was saved")
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "more.py", "unet/pytorch_model.bin"])
+def test_a_file_that_was_added_is_noticed(name: str, save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    (saved.folder / name).write_bytes(b"")
+    refused(saved.folder, f"was saved without '{name}'; remove that file")
+    with pytest.raises(PatchError, match="was saved without"):
+        saved.load()
+
+
+def test_notes_may_be_added(save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    (saved.folder / ".cache" / "huggingface").mkdir(parents=True)
+    for name in ("README.md", ".gitattributes", ".cache/huggingface/more.json"):
+        (saved.folder / name).write_text("{}")
+    assert same(picture(load_pipeline(saved.folder), "sd1"), saved.erased)
+    assert same(picture(saved.load(), "sd1"), saved.erased)
+
+
+@pytest.mark.parametrize("strength", [0, -1, 0.5, 1e300])
+def test_a_strength_that_was_turned_is_named(strength: float, save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    edit_record(saved.folder, lambda record: record["patches"][0].update(strength=strength))
+    refused(saved.folder, f"expected strength 1.0 of .*, got {float(strength)} in .*erasure.json".replace("+", r"\+"))
+    with pytest.raises(PatchError, match="expected strength 1.0"):
+        saved.load()
+
+
+def test_hashes_that_were_cut_out_are_missed(save: Callable[[str], Saved]) -> None:
+    saved = save("sd1")
+    edit_record(saved.folder, lambda record: record.pop("files"))
+    refused(saved.folder, "expected sha256 of all files in .*, got none; it was changed")
+    edit_record(saved.folder, lambda record: record.update(files=[]))
+    refused(saved.folder, "erasure.json is damaged")
+
+
+def test_weights_beside_a_record_are_checked(build: Callable[[str], Any], tmp_path: Path) -> None:
+    pipe = build("sd1")
+    weight_patch(pipe).apply(pipe)
+    saved = ErasedPipeline.save_pretrained(pipe, tmp_path / "erased")
+    assert type(load_pipeline(saved)) is diffusers.StableDiffusionPipeline
+    build("sd1").unet.save_pretrained(saved / "unet")
+    refused(saved, "'unet/diffusion_pytorch_model.safetensors' in .* is not the file that was saved")
 
 
 def test_what_is_saved_is_what_the_pipeline_carries(build: Callable[[str], Any], tmp_path: Path) -> None:
@@ -235,7 +341,7 @@ def test_a_folder_appears_whole_or_not_at_all(
         raise OSError("disk full")
 
     (tmp_path / "mine").mkdir()
-    monkeypatch.setattr(Patch, "save", fail)
+    monkeypatch.setattr("erasers.patch_file.write", fail)
     with pytest.raises(OSError, match="disk full"):
         ErasedPipeline.save_pretrained(pipe, tmp_path / "mine" / "erased", [patch])
     assert list((tmp_path / "mine").iterdir()) == []
