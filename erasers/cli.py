@@ -97,7 +97,8 @@ def erase(
         typer.Option("--out", help="The patch; its folder must exist. [dim]<concept>-<method>.safetensors[/dim]"),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for grid.png (before/after) and summary.json; created.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder for grid.png (before/after) and summary.json; created."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Pictures a split in the report.")] = 50,
     size: Size = None,
@@ -124,7 +125,19 @@ def erase(
     concepts = partial(
         cli_input.build_concepts, concept or [], anchors=anchor or [], aliases=alias or [], preserve=preserve or []
     )
-    shared = (model, out_file, report, samples, size, unsafe, device, dtype, seed, checkpoint, dry_run)
+    shared = (
+        model,
+        out_file,
+        cli_input.report_folder(report),
+        samples,
+        size,
+        unsafe,
+        device,
+        dtype,
+        seed,
+        checkpoint,
+        dry_run,
+    )
     _erase(_Job(concepts, method, setting or [], *shared))
 
 
@@ -152,8 +165,6 @@ def _erase(job: _Job) -> None:
     cli_input.check_method(job.method)
     cli_input.check_device(job.device)
     cli_input.check_dtype(job.dtype)
-    if job.report:
-        cli_input.check_report_folder(job.report)
     if job.out_file:
         cli_input.check_out_file(job.out_file)
     main = cli_processes.join(job.device)
@@ -322,10 +333,11 @@ def _report(
 ) -> dict[str, Any]:
     from erasers.evaluation.profile import profile_for
     from erasers.evaluation.report import make_report
+    from erasers.report_folder import check_report_folder
 
     facts = {"edit_seconds": edit_seconds, "patch_bytes": size, "model": job.model}
     profile = replace(profile_for(job.model, unsafe=job.unsafe), size=job.size)
-    folder = cli_input.check_report_folder(job.report or Path())
+    folder = check_report_folder(job.report or Path())
     return make_report(pipe, patch, concepts, folder, profile=profile, samples=job.samples, facts=facts, console=err)
 
 

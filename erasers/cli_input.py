@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from erasers.cli_output import show_warning
 from erasers.concept import Concept, as_concepts, preset_options
 from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options, shapes_options
+from erasers.report_folder import check_report_folder
 
 if TYPE_CHECKING:
     from erasers.eraser import Eraser
@@ -204,20 +205,18 @@ def check_out_file(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def check_report_folder(path: Path) -> Path:
-    """A folder that exists or can be created.
+def report_folder(given: str | None) -> Path | None:
+    """The folder of `--report`, which a report may write to; None when there is no such option.
 
     Raises:
-        FileExistsError: It, or a folder above it, is a file.
+        ValueError: An empty text.
+        FileExistsError: From `check_report_folder`.
     """
-    nearest = path.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise FileExistsError(f"--report {path}: {nearest} is a file; expected a folder")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"--report {path}: {nearest} cannot be written")
-    return path
+    if given is None:
+        return None
+    if not given.strip():
+        raise ValueError("an empty --report; give the folder of the report, e.g. --report report")
+    return check_report_folder(Path(given))
 
 
 def default_out(concepts: Sequence[Concept], method: str) -> Path:

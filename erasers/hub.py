@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from erasers.card import model_card
 from erasers.patch_file import KEY, PatchError
+from erasers.report_folder import PICTURE, SUMMARY, read_picture, read_summary
 
 if TYPE_CHECKING:
     from erasers.patch import Patch
 
 PATCH_FILE = "patch.safetensors"
-PICTURE = "grid.png"
-SUMMARY = "summary.json"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _REFERENCE = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<file>(/\w[^/@]*)+\.safetensors)?(@(?P<revision>[^@]+))?", re.ASCII
@@ -82,13 +80,14 @@ def push_patch(
     if not _REPOSITORY.fullmatch(repo_id):
         raise ValueError(f"expected a repository as user/name, got {repo_id!r}")
     summary = None if report is None else read_report(patch, Path(report))
-    picture = None if report is None else Path(report) / PICTURE
+    picture = None if report is None else read_picture(Path(report))
     with TemporaryDirectory() as name:
         folder = Path(name)
         patch.save(folder / PATCH_FILE)
-        if picture and picture.is_file():
-            shutil.copyfile(picture, folder / PICTURE)
-        shown = PICTURE if (folder / PICTURE).is_file() else None
+        if picture:
+            # Written anew from its pixels: whatever else is in the file stays here.
+            picture.save(folder / PICTURE)
+        shown = PICTURE if picture else None
         card = model_card(
             patch, repo_id=repo_id, base_model=base_model, license=license, summary=summary, picture=shown
         )
@@ -112,17 +111,9 @@ def read_report(patch: Patch, folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It cannot be read, or it is about another erasure.
+        ValueError: It cannot be read, is a link, or is about another erasure.
     """
-    path = folder / SUMMARY
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a folder written by erase --report, got {folder}, without {SUMMARY}")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected {path} as JSON, got something else ({error})") from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("concepts", {}), dict):
-        raise ValueError(f"expected {path} as written by erase --report, got something else")
+    summary, path = read_summary(folder), folder / SUMMARY
     names = {str(concept.get("name")) for concept in patch.meta["concepts"]}
     about = summary.get("method"), set(summary.get("concepts", {}))
     if about[0] != patch.meta["method"] or not about[1] <= names:
@@ -130,6 +121,8 @@ def read_report(patch: Patch, folder: Path) -> dict[str, Any]:
             f"expected a report on {', '.join(sorted(names))} with {patch.meta['method']}, got {path} on "
             f"{', '.join(sorted(about[1])) or 'other concepts'} with {about[0]}; give the report of this patch"
         )
+    if summary.get("patch_sha256", patch.digest) != patch.digest:
+        raise ValueError(f"expected a report on this very patch, got {path} on another fit of it; report on this one")
     return summary
 
 

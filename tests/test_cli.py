@@ -281,6 +281,22 @@ def test_a_bug_is_not_taken_for_bad_input(
         cli.run(["inspect", str(star_patch)])
 
 
+def test_a_report_overwrites_reports_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = ("--method", "uce", "--out", "p.safetensors", "--report")
+    assert "an empty --report; give the folder" in refused(capsys, *STAR, *before, "")
+    assert "an empty --report" in refused(capsys, *STAR, *before, "  ")
+    Path("site").mkdir()
+    for name, content in (("index.html", "<h1>mine</h1>"), ("grid.png", "mine"), ("summary.json", '{"mine": 1}')):
+        Path("site", name).write_text(content)
+        assert f"--report site holds {name} that no report wrote" in refused(capsys, *STAR, *before, "site")
+        assert Path("site", name).read_text() == content
+        Path("site", name).unlink()
+    Path("site/notes.txt").write_text("mine")
+    for _ in range(2):
+        assert cli.run([*STAR, *before, "site", "--samples", "1"]) == 0
+    assert Path("site/notes.txt").read_text() == "mine"
+
+
 def test_interrupting_leaves_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, star_patch: Path
 ) -> None:

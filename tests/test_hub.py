@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import errors
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from erasers import Concept, ErasedPipeline, Patch, PatchError, cli, get_eraser
 from erasers.card import model_card
@@ -287,19 +290,84 @@ def test_push(patch: Patch, pipe: Any, tmp_path: Path, monkeypatch: pytest.Monke
     report = tmp_path / "report"
     report.mkdir()
     (report / "summary.json").write_text(json.dumps(SUMMARY))
-    (report / "grid.png").write_bytes(b"picture")
+    Image.new("RGB", (7, 5), (1, 2, 3)).save(report / "grid.png", pnginfo=secret_text())
+    with (report / "grid.png").open("ab") as file:
+        file.write(b"SECRET behind the picture")
     hub = FakeHub(monkeypatch, tmp_path / "hub")
     url = patch.push_to_hub("me/star", private=True, token="t", report=report, license="mit")
     assert url == "https://hub/me/star"
     assert hub.created == [("me/star", True, True)]
     assert hub.token == "t"
     assert hub.files("me/star") == ["README.md", "grid.png", "patch.safetensors"]
+    pushed = tmp_path / "hub/me/star/grid.png"
+    assert b"SECRET" not in pushed.read_bytes()
+    with Image.open(pushed, formats=["PNG"]) as picture:
+        assert (picture.size, picture.getpixel((6, 4))) == ((7, 5), (1, 2, 3))
     card = (tmp_path / "hub/me/star/README.md").read_text(encoding="utf-8")
     assert card == model_card(patch, repo_id="me/star", license="mit", summary=SUMMARY, picture="grid.png")
     pipe.save_pretrained(tmp_path / "base")
     erased = ErasedPipeline.from_pretrained(tmp_path / "base", patches=["me/star"])
     expected = patch.apply(pipe).unet.state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in erased.unet.state_dict().items())
+
+
+def secret_text() -> PngInfo:
+    info = PngInfo()
+    info.add_text("comment", "SECRET")
+    return info
+
+
+def plant(report: Path, what: str, name: str) -> None:
+    """Put something in the place of a file of a report that is not that file."""
+    secret, place = report.parent / "secret", report / name
+    secret.write_text(json.dumps(SUMMARY))
+    place.unlink(missing_ok=True)
+    if what == "link":
+        place.symlink_to(secret)
+    elif what == "dangling":
+        place.symlink_to(report / "nothing")
+    elif what == "pipe":
+        os.mkfifo(place)
+    elif what == "folder":
+        place.mkdir()
+    elif what == "text":
+        place.write_text("SECRET")
+    else:
+        Image.new("RGB", (8, 8)).save(place, format=what)
+
+
+@pytest.mark.parametrize("name", ["grid.png", "summary.json"])
+@pytest.mark.parametrize("what", ["link", "dangling", "pipe", "folder", "text", "JPEG", "GIF", "EPS", "TIFF"])
+def test_only_a_reports_own_files_are_pushed(
+    what: str, name: str, patch: Patch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "summary.json").write_text(json.dumps(SUMMARY))
+    plant(report, what, name)
+    hub = FakeHub(monkeypatch, tmp_path / "hub")
+    with pytest.raises(ValueError, match=re.escape(name)) as caught:
+        patch.push_to_hub("me/star", report=report)
+    assert "\n" not in str(caught.value)
+    assert hub.created == []
+
+
+def test_a_cut_picture_is_not_pushed(patch: Patch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    Image.effect_noise((64, 64), 50).save(tmp_path / "grid.png")
+    (tmp_path / "grid.png").write_bytes((tmp_path / "grid.png").read_bytes()[:-900])
+    hub = FakeHub(monkeypatch, tmp_path / "hub")
+    with pytest.raises(ValueError, match="whole PNG picture"):
+        patch.push_to_hub("me/star", report=tmp_path)
+    assert hub.created == []
+
+
+def test_a_report_on_another_fit_is_refused(patch: Patch, pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "patch_sha256": patch.digest}))
+    assert read_report(patch, tmp_path)["method"] == "uce"
+    other = get_eraser("uce", ridge=0.25).fit(pipe, "star")
+    with pytest.raises(ValueError, match="another fit"):
+        read_report(other, tmp_path)
 
 
 def test_a_push_that_fails_is_one_line(patch: Patch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
