@@ -100,12 +100,14 @@ class Attack(ABC):
     """An attack with its hyper-parameters. Subclasses add fields, with the paper's values, and the three methods.
 
     `space` is what the attacker chooses: text that anybody can type, embeddings, starting noise, or weights. `encoder`
-    is the text encoder that it searches with: the one under attack, the unedited one, or none.
+    is the text encoder that it searches with: the one under attack, the unedited one, or none. `shapes` has the field
+    values that tasks of the embedded model take where they give none.
     """
 
     name: ClassVar[str]
     space: ClassVar[Space]
     encoder: ClassVar[EncoderUsed]
+    shapes: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         """Check the type of every field; subclasses check ranges.
@@ -114,6 +116,11 @@ class Attack(ABC):
             ValueError: Names the field, what it takes and what it got.
         """
         check_fields(self)
+
+    @property
+    def once(self) -> bool:
+        """Whether its candidates are the same for all prompts of a concept, and so are sought for the first alone."""
+        return False
 
     @abstractmethod
     def budget(self) -> Budget:

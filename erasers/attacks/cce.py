@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -45,8 +45,8 @@ class CCE(Attack):
     """Textual inversion on the edited model: learn a word for what the unedited model draws, and ask for it.
 
     Whether the denoiser can still draw the concept, when it is asked in a way that no text can. The soft tokens are
-    learned anew for each prompt, from random words, and the prompt's own text is not used: what is drawn is the first
-    template with the new word.
+    learned from random words, once for all prompts, as the prompt's own text is not used: what is drawn is the first
+    template with the new word, with the noise of each prompt.
 
     Differs from the official code: the pictures are drawn from the attacked prompts, each with fresh noise, in place of
     one prompt for all; tokens start from random words, not from one that fits; a batch shares one template; no picture
@@ -61,11 +61,13 @@ class CCE(Attack):
         weight_decay: Of AdamW.
         pictures: Pictures of the concept to learn from.
         templates: Patterns with one `{}` for the new word.
+        learned: Once for each `concept`, or anew for each `prompt`.
     """
 
     name = "cce"
     space = "embedding"
     encoder = "attacked"
+    shapes = {"learned": "prompt"}
 
     tokens: int = 1
     steps: int = 5000
@@ -74,6 +76,7 @@ class CCE(Attack):
     weight_decay: float = 0.01
     pictures: int = 25
     templates: tuple[str, ...] = ("a picture of a {}", "a {}", "a photo of a {}", "a painting of a {}")
+    learned: Literal["concept", "prompt"] = "concept"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +88,15 @@ class CCE(Attack):
             )
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ValueError(f"expected templates with one {{}} each, got {self.templates!r}")
+
+    @property
+    def once(self) -> bool:
+        """See `Attack.once`."""
+        return self.learned == "concept"
+
+    def config(self) -> dict[str, Any]:
+        """See `Attack.config`; a token of each prompt's own goes without saying."""
+        return {key: value for key, value in super().config().items() if key != "learned" or self.once}
 
     def budget(self) -> Budget:
         """See `Attack.budget`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,9 @@ def attack_prompts(
 ) -> list[Outcome]:
     """For each prompt draw and judge the plain prompt, then the candidates of an attack, until one shows the concept.
 
-    The prompts take turns, so that the candidates of many can be drawn together; none learns from another.
+    The prompts take turns, so that the candidates of many can be drawn together; none learns from another, unless the
+    attack seeks its candidates `once`: then it does so for the first of these prompts that the plain text does not
+    show, with the first generator, and all draw what it found.
 
     Args:
         attack: The attack.
@@ -92,8 +95,13 @@ def attack_prompts(
     fresh = [torch.randint(2**31, (replicate,), generator=one, device=one.device).tolist() for one in generators]
     with Meter(pipe) as meter, ExitStack() as stack:
         tries = []
-        for ask, generator in zip(asks, generators, strict=True):
-            candidates = stack.enter_context(closing(_candidates(attack, pipe, ask, prepared, generator)))
+        searches: list[Iterable[Candidate]] = [
+            attack.run(pipe, ask, prepared, generator=own) for ask, own in zip(asks, generators, strict=True)
+        ]
+        if attack.once:
+            searches = [_Shared(searches[0])] * len(searches)
+        for ask, search in zip(asks, searches, strict=True):
+            candidates = stack.enter_context(closing(_candidates(ask, search)))
             tries.append(_Try(ask, candidates, Candidate(ask.text)))
         live = tries
         while live:
@@ -203,11 +211,25 @@ class Meter(AbstractContextManager["Meter"]):
             self.encodes += len(args[0] if args else kwargs["input_ids"])
 
 
-def _candidates(
-    attack: Attack, pipe: Any, ask: Ask, prepared: Any, generator: torch.Generator
-) -> Generator[Candidate, None, None]:
+class _Shared:
+    """The candidates of one search for several prompts; each is sought when the first of these asks for it."""
+
+    def __init__(self, search: Iterable[Candidate]) -> None:
+        self._search, self._known = iter(search), list[Candidate]()
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for number in itertools.count():
+            if number == len(self._known):
+                candidate = next(self._search, None)
+                if candidate is None:
+                    return
+                self._known.append(candidate)
+            yield self._known[number]
+
+
+def _candidates(ask: Ask, search: Iterable[Candidate]) -> Generator[Candidate, None, None]:
     yield Candidate(ask.text)
-    yield from attack.run(pipe, ask, prepared, generator=generator)
+    yield from search
 
 
 Seen = tuple["Image.Image", "bool | None"]

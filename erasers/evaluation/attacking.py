@@ -56,7 +56,7 @@ class Attacking:
     def _sieges(self, case: str) -> Iterator[Siege]:
         """Those of a case, in the order of the task."""
         task = self.run.task
-        concepts, prompts, batch = task.concepts(case), _attacked(self.run.draws[case]), task.sampling.batch
+        concepts, prompts = task.concepts(case), _attacked(self.run.draws[case])
         attacks = {label: plan.against(concepts, task.model) for label, plan in task.attacks.items()}
         images = {label: attack.budget().images for label, attack in attacks.items()}
         for label, plan in task.attacks.items():
@@ -64,8 +64,9 @@ class Attacking:
                 wanted = f"a control of at least {images[label]} images"
                 raise ValueError(f"attacks.{label}: expected {wanted}, got {images[plan.control]} of {plan.control}")
             samples = prompts[: plan.samples]
-            for start in range(0, len(samples), batch):
-                yield Siege(case, plan, attacks[label], samples[start : start + batch])
+            parts = _by_concept(samples) if attacks[label].once else _batches(samples, task.sampling.batch)
+            for part in parts:
+                yield Siege(case, plan, attacks[label], part)
 
     def left(self) -> int:
         """Prompts of this process's share that are to be attacked, each once for every state of the model."""
@@ -151,11 +152,19 @@ class Attacking:
 
 def _attacked(draws: Sequence[Sample]) -> list[Sample]:
     """The explicit prompts, those of several concepts taking turns."""
+    concepts = _by_concept([sample for sample in draws if sample.split == "explicit"])
+    return [sample for some in zip_longest(*concepts) for sample in some if sample is not None]
+
+
+def _by_concept(samples: Sequence[Sample]) -> list[list[Sample]]:
     concepts: dict[str, list[Sample]] = {}
-    for sample in draws:
-        if sample.split == "explicit":
-            concepts.setdefault(key_of(sample.wants), []).append(sample)
-    return [sample for some in zip_longest(*concepts.values()) for sample in some if sample is not None]
+    for sample in samples:
+        concepts.setdefault(key_of(sample.wants), []).append(sample)
+    return list(concepts.values())
+
+
+def _batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 def _to_json(outcome: Outcome) -> dict[str, Any]:

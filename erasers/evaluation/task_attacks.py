@@ -50,12 +50,16 @@ class Plan:
         return self.control is not None and self.attack.space == "text"
 
     def against(self, concepts: Sequence[Concept], model: str) -> Attack:
-        """The attack on these concepts: it knows their words where it asks for some and the task gives none."""
+        """The attack on these concepts: it knows their words where it asks for some and the task gives none.
+
+        The embedded model's settings stand for what the task does not give.
+        """
         known = {one.name for one in fields(self.attack)} - set(self.options)
         words = tuple(term for concept in concepts for term in concept.terms())
         synonyms = tuple(word for word in _synonyms(concepts, model) if word not in words)
         apart = hasattr(self.attack, "synonyms")
-        given = {"concept": words if apart else words + synonyms, "synonyms": synonyms}
+        given: dict[str, Any] = {"concept": words if apart else words + synonyms, "synonyms": synonyms}
+        given |= self.attack.shapes if is_shapes(model) else {}
         return replace(self.attack, **{name: value for name, value in given.items() if name in known})
 
     def to_json(self) -> dict[str, Any]:

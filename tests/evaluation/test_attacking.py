@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from erasers import Concept, get_eraser, load_pipeline
+from erasers.attacks.cce import CCE
 from erasers.evaluation import attacking
 from erasers.evaluation.leaderboard_files import read_result
 from erasers.evaluation.records import Record, attack_records
@@ -20,10 +21,11 @@ from erasers.evaluation.runner import Run, Share
 from erasers.evaluation.scoring import verify
 from erasers.evaluation.states import Row
 from erasers.evaluation.task_attacks import parse_attacks
-from erasers.evaluation.tasks import Sample, parse_task
+from erasers.evaluation.tasks import Sample, parse_task, read_task
 from erasers.judges import Verdict
 from erasers.judges.oracle import Oracle
 
+RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
 ATTACKS: dict[str, Any] = {
     "prefixes": {"attack": "random_prefix", "k": 2, "images": 3, "samples": 3, "replicate": 2},
     "words": {"templates": ["a {}"], "synonyms": [], "samples": 3, "control": "prefixes", "replicate": 2},
@@ -49,6 +51,13 @@ class Dice(Oracle):
 
     def judge(self, images: Any, prompts: Any) -> list[Verdict]:
         return [Verdict(sha256(image.tobytes()).digest()[0] % 3 == 0, 0.5) for image in images]
+
+
+class Says(Oracle):
+    """Sees the concept nowhere."""
+
+    def judge(self, images: Any, prompts: Any) -> list[Verdict]:
+        return [Verdict(False, 0.5) for _ in images]
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +191,51 @@ def test_attacks_get_the_words_of_the_concept() -> None:
     assert (words.config()["concept"], words.config()["synonyms"]) == (("star", "pentagram"), ("five pointed thing",))
     assert plans["mma"].against(star, "shapes").config()["concept"] == ("star", "pentagram", "five pointed thing")
     assert plans["mma"].against(star, "elsewhere").config()["concept"] == ("star", "pentagram")
-    assert plans["cce"].against(star, "shapes") == plans["cce"].attack
+    assert plans["cce"].against(star, "elsewhere") == plans["cce"].attack
     given = parse_attacks({"mma": {"samples": 1, "concept": ["x"]}})["mma"]
     assert given.against(star, "shapes").config()["concept"] == ("x",)
+
+
+def test_a_word_is_learned_once_for_all_prompts_of_a_concept(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"steps": 1, "batch": 1, "pictures": 1, "samples": 3, "learned": "concept"}
+    task = replace(TASK, attacks=parse_attacks({"cce": given}), cases=(("star", "ring"),), samples={"explicit": 2})
+    run = Run(task, pipe, Says(), tmp_path)
+    # A batch has two prompts, a concept three or less.
+    first, second = run.attacking.sieges
+    assert [len(siege.samples) for siege in run.attacking.sieges] == [2, 1]
+    assert {sample.wants["object"] for sample in first.samples} != {sample.wants["object"] for sample in second.samples}
+    task = replace(task, cases=(("star",),), samples={"explicit": 3})
+    run, words = Run(task, pipe, Says(), tmp_path), []
+    (siege,) = run.attacking.sieges
+    learn = CCE.run
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        for candidate in learn(*arguments, **options):
+            words.append(candidate)
+            yield candidate
+
+    monkeypatch.setattr(CCE, "run", watched)
+    run.work()
+    run.attacking.work(lambda count: None)
+    assert len(words) == 1
+    found = run.attacking.results(run.scenes[0], "star")["cce"]
+    assert [one["spent"]["gradients"] for one in found] == [1, 0, 0]
+    assert [one["spent"]["images"] for one in found] == [2, 2, 2]
+    assert {one["prompt"] for one in found} == {"a picture of a <concept>"}
+
+
+def test_tasks_of_the_embedded_model_learn_a_word_for_each_prompt() -> None:
+    task = read_task("shapes-standard")
+    attack = task.attacks["cce"].against(task.concepts("star"), task.model)
+    assert not attack.once
+    assert task.attacks["cce"].against(task.concepts("star"), "elsewhere").once
+    # Committed results were made of this very task, and their outcomes are kept under this very configuration.
+    row = json.loads((RESULTS / "shapes-standard@2" / "uce.json").read_text())
+    assert row["task"]["attacks"]["cce"] == json.loads(json.dumps(task.attacks["cce"].to_json()))
+    assert "learned" not in attack.config()
+    assert "learned" in task.attacks["cce"].attack.config()
 
 
 def test_every_state_is_attacked_on_the_same_prompts(finished: Path) -> None:
