@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from erasers.concept import Concept
     from erasers.eraser import Eraser, get_eraser, list_erasers
+    from erasers.families import UnsupportedPipeline
     from erasers.forms import load_lora
     from erasers.patch import Patch, PatchError
     from erasers.pipeline import ErasedPipeline, ModelNotFound, load_pipeline
@@ -25,6 +26,7 @@ _HOME = {
     "ModelNotFound": "pipeline",
     "Patch": "patch",
     "PatchError": "patch",
+    "UnsupportedPipeline": "families",
     "get_eraser": "eraser",
     "list_erasers": "eraser",
     "load_lora": "forms",
@@ -38,6 +40,7 @@ __all__ = [
     "ModelNotFound",
     "Patch",
     "PatchError",
+    "UnsupportedPipeline",
     "__version__",
     "get_eraser",
     "list_erasers",

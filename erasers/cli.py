@@ -35,6 +35,7 @@ from erasers.cli_options import (
 )
 from erasers.cli_output import err, fail, out, show_cost, show_patch, show_result
 from erasers.cli_sae import explain, sae
+from erasers.families import UnsupportedPipeline
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
@@ -60,13 +61,13 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("ERASERS_DEBUG"):
             raise
-        # Usage errors of the argument parser carry `format_message`; ValueError and OSError are the library's refusals.
+        # Usage errors of the argument parser carry `format_message`; the types below are the library's refusals.
         usage = getattr(error, "format_message", None)
         if usage is not None:
             text = str(usage())
             hint = " (a concept is given as --concept TEXT)" if text.startswith("No such command") else ""
             return fail(text + hint, 2)
-        if isinstance(error, (ValueError, OSError)):
+        if isinstance(error, (ValueError, OSError, UnsupportedPipeline)):
             return fail(as_options(str(error)) or type(error).__name__, 2)
         return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
 
@@ -319,13 +320,9 @@ def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job) -> P
     generator, more = torch.Generator().manual_seed(job.seed), {}
     if eraser.trains and job.checkpoint:
         more = {"checkpoint": job.checkpoint}
-    try:
-        # A training shows bars of its own.
-        with nullcontext() if eraser.trains else err.status("erasing"):
-            return eraser.fit(pipe, list(concepts), generator=generator, progress=True, **more)
-    except TypeError as error:
-        # A pipeline of a class that the library does not know.
-        raise ValueError(str(error)) from error
+    # A training shows bars of its own.
+    with nullcontext() if eraser.trains else err.status("erasing"):
+        return eraser.fit(pipe, list(concepts), generator=generator, progress=True, **more)
 
 
 def _report(

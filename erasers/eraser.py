@@ -59,7 +59,7 @@ class Eraser(ABC):
             progress: Show progress where the method takes long.
 
         Raises:
-            TypeError: A pipeline whose class the library does not know; the message lists the known ones.
+            UnsupportedPipeline: A class that the library does not know; the message lists the known ones.
             ValueError: Concepts that cannot be erased with these hyper-parameters.
         """
 

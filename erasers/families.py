@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+class UnsupportedPipeline(TypeError):
+    """A pipeline, or a state of one, that is not supported; the message names what is, and the way out."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One sequence of text states.

@@ -11,14 +11,18 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from erasers.families import FAMILIES, Family, supported
+from erasers.families import FAMILIES, Family, UnsupportedPipeline, supported
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Kind: TypeAlias = Literal["text", "pooled", "joint"]
 KINDS: tuple[Kind, ...] = ("text", "pooled", "joint")
 
-# Parts of a pipeline that read the prompt beside the denoiser.
-_OTHER_READERS = ("controlnet", "prior")
+# Parts of a pipeline that read text beside the ports, and what they read.
+_OTHER_READERS = {
+    "controlnet": "the prompt also reaches",
+    "prior": "the prompt also reaches",
+    "unet.position_net": "phrases for boxes (GLIGEN) reach",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def port_groups(pipe: Any, kinds: Sequence[Kind] | Literal["auto"] = "auto") -> 
         kinds: Which ports; "auto" takes `text`, and `pooled` where there is no cross-attention.
 
     Raises:
-        TypeError: An unsupported pipeline; the message lists the supported ones.
+        UnsupportedPipeline: The message lists the supported ones.
         ValueError: A supported pipeline in a state that cannot be edited (fused, quantised, wrapped, offloaded), or one
             without such ports.
     """
@@ -91,7 +95,7 @@ def port_groups(pipe: Any, kinds: Sequence[Kind] | Literal["auto"] = "auto") -> 
                 raise ValueError(f"expected ports among those of {family.title}, got {kind!r}, which it does not have")
             groups += found
     if not groups:
-        raise TypeError(f"expected ports for text in {type(pipe).__name__}.{family.components[0]}, got none")
+        raise UnsupportedPipeline(f"expected ports for text in {type(pipe).__name__}.{family.components[0]}, got none")
     for group in groups:
         for port in group.ports:
             check_editable(port.name, port.module)
@@ -107,9 +111,10 @@ def find_family(pipe: Any) -> tuple[Family, list[tuple[str, nn.Module]]]:
     """The family of a pipeline, and its denoisers by the name of the component.
 
     Raises:
-        TypeError: An unsupported pipeline.
+        UnsupportedPipeline: The message lists the supported ones, or names the way out.
         ValueError: A denoiser whose weights diffusers swaps in and out.
     """
+    refuse_wrapped(pipe)
     for family in FAMILIES:
         parts = [(name, getattr(pipe, name, None)) for name in family.components]
         live = [(name, getattr(part, "_orig_mod", part)) for name, part in parts]
@@ -119,12 +124,41 @@ def find_family(pipe: Any) -> tuple[Family, list[tuple[str, nn.Module]]]:
         for name, part in found:
             refuse_streaming(name, part)
             if getattr(part, "encoder_hid_proj", None) is not None:
-                raise TypeError(
+                raise UnsupportedPipeline(
                     f"expected text to reach the {family.denoiser} unchanged, got a projection (encoder_hid_proj) in "
                     f"between; unload IP-Adapter weights, or use one of: {supported()}"
                 )
         return family, found
-    raise TypeError(f"expected a pipeline of a supported family ({supported()}), got {type(pipe).__name__}")
+    raise UnsupportedPipeline(f"expected a pipeline of a supported family ({supported()}), got {type(pipe).__name__}")
+
+
+def refuse_wrapped(pipe: Any) -> None:
+    """Refuse a denoiser or text encoder inside of another module: peft's, one for several devices, the user's own.
+
+    Raises:
+        UnsupportedPipeline: Names the component, what is around it, and the way out.
+    """
+    names = [name for family in FAMILIES for name in family.components]
+    names += [name for family in FAMILIES for source in family.sources for name in source.encoders]
+    for name in dict.fromkeys(names):
+        part = getattr(pipe, name, None)
+        part = getattr(part, "_orig_mod", part)
+        path = _path_of_the_model(part) if isinstance(part, nn.Module) else ""
+        if path:
+            way = "merge_and_unload()" if hasattr(part, "merge_and_unload") else path
+            raise UnsupportedPipeline(
+                f"expected a plain model as pipe.{name}, got a {type(part).__name__} around it; take it off first: "
+                f"pipe.{name} = pipe.{name}.{way}"
+            )
+
+
+def _path_of_the_model(part: nn.Module) -> str:
+    """Where in a wrapper the model is: a denoiser of the table, or all that it holds; "" in what is no wrapper."""
+    if hasattr(part, "merge_and_unload") or list(part._modules) == ["module"]:
+        return "module"
+    denoisers = [family.denoiser for family in FAMILIES]
+    paths = (path for path, module in part.named_modules() if any(_is_a(module, name) for name in denoisers))
+    return next(paths, "")
 
 
 def find_parameter(pipe: Any, name: str, *, linear: bool, edit: bool = True) -> nn.Parameter:
@@ -205,11 +239,14 @@ def refuse_streaming(name: str, root: nn.Module) -> None:
 
 
 def warn_of_other_readers(pipe: Any) -> None:
-    """Warn of what reads the prompt beside the denoiser and is not edited, such as a ControlNet."""
-    for name in _OTHER_READERS:
-        if getattr(pipe, name, None) is not None:
+    """Warn of what reads text beside the ports and is not edited, such as a ControlNet."""
+    for name, reads in _OTHER_READERS.items():
+        part = pipe
+        for step in name.split("."):
+            part = getattr(part, step, None)
+        if part is not None:
             warnings.warn(
-                f"the prompt also reaches pipe.{name}, which has layers for text of its own; they are not edited, and "
+                f"{reads} pipe.{name}, which has layers for text of its own; they are not edited, and "
                 "what is erased may still come through them",
                 UserWarning,
                 stacklevel=4,

@@ -137,7 +137,7 @@ class Attack(ABC):
             generator: Source of every random number.
 
         Raises:
-            TypeError: A pipeline that the attack does not support; the message lists those that it does.
+            UnsupportedPipeline: The attack does not support it; the message lists those that it does.
         """
 
     @abstractmethod

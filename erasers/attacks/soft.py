@@ -10,23 +10,29 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from erasers.families import UnsupportedPipeline
+from erasers.ports import refuse_wrapped
+from erasers.unet_inputs import refuse_more_inputs
+
 
 def check_supported(pipe: Any) -> None:
     """Refuse a pipeline that gradient attacks do not know how to call.
 
     Raises:
-        TypeError: Names what is supported.
+        UnsupportedPipeline: Names what is supported.
         ValueError: Of a supported class, with a noise schedule or a prediction that is not.
     """
+    refuse_wrapped(pipe)
     found = {name: getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder", "tokenizer")}
     # Seen through `torch.compile`.
     parts = {name: type(getattr(part, "_orig_mod", part)).__name__ for name, part in found.items()}
     known = parts["unet"] == "UNet2DConditionModel" and parts["text_encoder"] == "CLIPTextModel"
     if not known or parts["vae"] != "AutoencoderKL" or getattr(pipe, "text_encoder_2", None) is not None:
-        raise TypeError(
+        raise UnsupportedPipeline(
             "expected a Stable Diffusion 1 or 2 pipeline (UNet2DConditionModel, AutoencoderKL and one CLIPTextModel), "
             f"got {type(pipe).__name__} with {', '.join(f'{name} {kind}' for name, kind in parts.items())}"
         )
+    refuse_more_inputs(pipe)
     kind = pipe.scheduler.config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction") or not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise ValueError(

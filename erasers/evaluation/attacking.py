@@ -43,7 +43,7 @@ class Attacking:
         run: The task, with its pipeline, judge, store and states.
 
     Raises:
-        TypeError: A pipeline that the task's attacks do not support.
+        UnsupportedPipeline: A pipeline that the task's attacks do not support.
         ValueError: An attack that draws more pictures than its control.
     """
 

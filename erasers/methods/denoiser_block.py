@@ -12,7 +12,7 @@ from torch import nn
 from erasers.feature_hooks import first_output
 from erasers.hashing import tensor_hashes
 from erasers.methods.latent_bank import Way, conditions, draw_pictures
-from erasers.methods.supported import check_unet
+from erasers.methods.supported import check_drawable
 from erasers.ports import component, submodule
 
 _PUBLISHED = "up_blocks.1.attentions.1"
@@ -84,10 +84,10 @@ def find_denoiser_block(pipe: Any, path: str | None = None) -> DenoiserBlock:
         path: Module path inside of the UNet; None: `up_blocks.1.attentions.1`, as published for Stable Diffusion 1.
 
     Raises:
-        TypeError: Another pipeline.
+        UnsupportedPipeline: Another pipeline.
         ValueError: No such block.
     """
-    check_unet(pipe)
+    check_drawable(pipe)
     unet, path = component(pipe, "unet"), path or _PUBLISHED
     module = submodule(unet, path)
     if module is None or getattr(module, "out_channels", None) is None:

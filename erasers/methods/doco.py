@@ -32,7 +32,7 @@ from erasers.methods.latent_bank import (
     predicts_velocity,
 )
 from erasers.methods.student import Student, names_of
-from erasers.methods.supported import check_unet
+from erasers.methods.supported import check_drawable
 from erasers.methods.training import Stage, TrainedEraser, Training
 
 _CLIP = 1.0
@@ -135,7 +135,7 @@ class DoCo(TrainedEraser):
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
-        check_unet(pipe)
+        check_drawable(pipe)
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""

@@ -52,7 +52,7 @@ class Reader:
         """States of every distinct prompt.
 
         Raises:
-            TypeError: An unsupported pipeline.
+            UnsupportedPipeline: The message lists the supported ones.
             ValueError: A pipeline without its text encoder.
         """
         distinct = list(dict.fromkeys(prompts))
@@ -85,7 +85,7 @@ def text_parts(pipe: Any) -> list[tuple[str, Any, Any]]:
     """(name, tokenizer, text encoder) of every text encoder that the pipeline has.
 
     Raises:
-        TypeError: An unsupported pipeline.
+        UnsupportedPipeline: The message lists the supported ones.
         ValueError: The pipeline was loaded without its text encoder or tokenizer.
     """
     _check_encoders(pipe, find_family(pipe)[0])

@@ -17,7 +17,7 @@ from erasers.methods.counting import Calls
 from erasers.methods.latent_bank import Condition, LatentBank, Way, ask_again, conditions, predict, sample_bank
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
-from erasers.methods.supported import check_unet
+from erasers.methods.supported import check_drawable
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
 
@@ -88,7 +88,7 @@ class ESD(TrainedEraser):
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
-        check_unet(pipe)
+        check_drawable(pipe)
 
     def prompts(self, concepts: Sequence[Concept]) -> list[str]:
         """The prompts that are unlearned."""

@@ -282,7 +282,7 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
     One for each text encoder, or else those of blocks of the denoiser.
 
     Raises:
-        TypeError: An unsupported pipeline.
+        UnsupportedPipeline: The message lists the supported ones.
         FileNotFoundError: No such file.
         ValueError: An autoencoder of another model, or a text encoder without one.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -254,7 +255,15 @@ def _time_ids(pipe: Any, noisy: torch.Tensor) -> torch.Tensor:
     side = int(noisy.shape[-1] * pipe.vae_scale_factor), int(noisy.shape[-2] * pipe.vae_scale_factor)
     width = getattr(getattr(pipe, "text_encoder_2", None), "config", None)
     dim = None if width is None else int(width.projection_dim)
-    ids = pipe._get_add_time_ids(side[::-1], (0, 0), side[::-1], dtype=pipe.unet.dtype, text_encoder_projection_dim=dim)
+    more = {"dtype": pipe.unet.dtype, "text_encoder_projection_dim": dim}
+    if "aesthetic_score" in inspect.signature(pipe._get_add_time_ids).parameters:
+        # Pipelines that draw from pictures return a pair, with the ids of the negative prompt behind.
+        called = inspect.signature(type(pipe).__call__).parameters
+        more |= {name: called[name].default for name in ("aesthetic_score", "negative_aesthetic_score")}
+        more |= {"negative_original_size": side[::-1], "negative_target_size": side[::-1]}
+        more |= {"negative_crops_coords_top_left": (0, 0)}
+    ids = pipe._get_add_time_ids(side[::-1], (0, 0), side[::-1], **more)
+    ids = ids[0] if isinstance(ids, tuple) else ids
     return torch.as_tensor(ids).to(noisy.device).expand(len(noisy), -1)
 
 

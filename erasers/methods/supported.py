@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from erasers.families import UnsupportedPipeline
+from erasers.ports import refuse_wrapped
+from erasers.unet_inputs import refuse_more_inputs
+
 
 def check_unet(pipe: Any) -> None:
     """Refuse what is not Stable Diffusion 1, 2 or XL.
 
     Raises:
-        TypeError: Names what is supported.
+        UnsupportedPipeline: Names what is supported.
         ValueError: A prediction or a noise schedule that is not.
     """
-    kind = type(getattr(pipe, "unet", None)).__name__
+    refuse_wrapped(pipe)
     unet = getattr(pipe, "unet", None)
     unet = getattr(unet, "_orig_mod", unet)
     kind, added = type(unet).__name__, getattr(getattr(unet, "config", None), "addition_embed_type", None)
     if kind != "UNet2DConditionModel" or added not in (None, "text_time") or not hasattr(pipe, "text_encoder"):
-        raise TypeError(
+        raise UnsupportedPipeline(
             "expected a Stable Diffusion 1, 2 or XL pipeline (UNet2DConditionModel with CLIP text encoders), got "
             f"{type(pipe).__name__}"
         )
@@ -29,3 +33,14 @@ def check_unet(pipe: Any) -> None:
             "expected a scheduler with alphas_cumprod that predicts epsilon or v_prediction, got "
             f"{type(pipe.scheduler).__name__} that predicts {prediction}"
         )
+
+
+def check_drawable(pipe: Any) -> None:
+    """Refuse what `check_unet` does, and a UNet that draws from more than a prompt.
+
+    Raises:
+        UnsupportedPipeline: Names what is supported.
+        ValueError: From `check_unet`.
+    """
+    check_unet(pipe)
+    refuse_more_inputs(pipe)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.families import UnsupportedPipeline
 from erasers.feature_hooks import first_output
 from erasers.hashing import tensor_hashes
 from erasers.methods.supported import check_unet
@@ -114,7 +115,7 @@ def find_blocks(pipe: Any, index: int | None = None) -> list[Block]:
             Diffusion 1, as published.
 
     Raises:
-        TypeError: Another pipeline.
+        UnsupportedPipeline: Another pipeline.
         ValueError: No such block, or one behind what the pipeline reads.
     """
     check_unet(pipe)
@@ -129,7 +130,7 @@ def find_block(pipe: Any, target: str) -> Block:
     """The block of that name, `<component>.<module path>`.
 
     Raises:
-        TypeError: Another pipeline.
+        UnsupportedPipeline: Another pipeline.
         ValueError: The pipeline has no such block.
     """
     name, _, path = target.partition(".")
@@ -144,7 +145,9 @@ def _find(pipe: Any, name: str, index: int | None) -> Block:
     model = component(pipe, name)
     matches = [match for path, _ in model.named_modules() if (match := _BLOCK.fullmatch(path))]
     if not matches:
-        raise TypeError(f"expected {name} as a CLIP text encoder with encoder.layers, got {type(model).__name__}")
+        raise UnsupportedPipeline(
+            f"expected {name} as a CLIP text encoder with encoder.layers, got {type(model).__name__}"
+        )
     depth = max(int(match["number"]) for match in matches) + 1
     # SDXL reads the states before the last block.
     last = depth - 2 if hasattr(pipe, "text_encoder_2") else depth - 1

@@ -97,7 +97,7 @@ class TrainedEraser(Eraser):
         """Refuse a pipeline that the method cannot train.
 
         Raises:
-            TypeError: Lists those that it can.
+            UnsupportedPipeline: Lists those that it can.
         """
 
     def fit(
