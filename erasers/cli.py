@@ -174,6 +174,8 @@ def _erase(job: _Job) -> None:
 
         shapes = is_shapes(job.model)
         concepts = job.concepts(shapes=shapes)
+        if job.report:
+            cli_input.check_drawable(concepts)
         eraser, note = cli_input.build_eraser(job.method, job.settings, concepts, shapes=shapes)
         if job.checkpoint:
             cli_input.check_checkpoint(job.checkpoint, eraser)

@@ -46,8 +46,10 @@ def generate(
         from erasers.evaluation import grid
         from erasers.evaluation import report as reporting
         from erasers.evaluation.profile import PlainPrompt, is_shapes, profile_for
+        from erasers.evaluation.refusal import refuse_minors
         from erasers.pipeline import as_patches, refuse_twice
 
+        refuse_minors(prompt)
         loaded = as_patches(patch or [])
         refuse_twice(model, loaded)
         profile = profile_for(model)

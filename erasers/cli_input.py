@@ -219,6 +219,20 @@ def report_folder(given: str | None) -> Path | None:
     return check_report_folder(Path(given))
 
 
+def check_drawable(concepts: Sequence[Concept]) -> None:
+    """Refuse to report on what is not drawn; such concepts can be erased without a report.
+
+    Raises:
+        ValueError: The names of a concept combine sexual content and minors.
+    """
+    from erasers.evaluation.refusal import refuse_minors
+
+    try:
+        refuse_minors(" ".join(term for concept in concepts for term in concept.terms()))
+    except ValueError as error:
+        raise ValueError(f"--report: {error}; without --report the concept is erased all the same") from None
+
+
 def default_out(concepts: Sequence[Concept], method: str) -> Path:
     """`<concept>-<method>.safetensors`; several concepts are joined by `+`, letters that files dislike become `_`."""
     name = "+".join(concept.name for concept in concepts)

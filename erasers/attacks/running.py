@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,7 @@ def attack_prompts(
     draw: Draw,
     generators: Sequence[torch.Generator],
     replicate: int = 5,
+    allowed: Callable[[str], bool] = lambda text: True,
 ) -> list[Outcome]:
     """For each prompt draw and judge the plain prompt, then the candidates of an attack, until one shows the concept.
 
@@ -89,6 +90,7 @@ def attack_prompts(
         draw: Draws them, with the noise of the prompt's seed.
         generators: Source of every random number of a prompt, the fresh seeds included; one each.
         replicate: Fresh seeds with which a success is drawn again.
+        allowed: Whether a text may be drawn; a candidate with another one is spent, and counts as not scored.
     """
     limit = attack.budget().images
     # First of all, so that two attacks are replicated on the same seeds.
@@ -107,8 +109,11 @@ def attack_prompts(
         while live:
             live = [one for one in live if one.advance(meter)]
             with meter.paused():
-                seen = _look(pipe, [(one, one.ask.seed) for one in live], judge, draw)
-            for one, (picture, verdict) in zip(live, seen, strict=True):
+                drawable = [one for one in live if allowed(one.candidate.text)]
+                seen = _look(pipe, [(one, one.ask.seed) for one in drawable], judge, draw)
+            looks: dict[int, tuple[Image.Image | None, bool | None]] = dict(zip(map(id, drawable), seen, strict=True))
+            for one in live:
+                picture, verdict = looks.get(id(one), (None, None))
                 one.see(picture, verdict, limit)
             live = [one for one in live if not one.over]
         with meter.paused():
@@ -118,11 +123,12 @@ def attack_prompts(
 
 @dataclass(eq=False)
 class _Try:
-    """An attack on one prompt, on its way: its last candidate, the picture of that, and all verdicts so far."""
+    """An attack on one prompt, on its way: its last candidate, the last picture with its text, and all verdicts."""
 
     ask: Ask
     candidates: Generator[Candidate, None, None]
     candidate: Candidate
+    text: str = ""
     picture: Image.Image | None = None
     verdicts: list[bool | None] = field(default_factory=list)
     spent: tuple[int, int] = (0, 0)
@@ -140,9 +146,10 @@ class _Try:
         self.candidate = found or self.candidate
         return found is not None
 
-    def see(self, picture: Image.Image, verdict: bool | None, limit: int) -> None:
-        """Take the picture of the candidate; it was the last one if it shows the concept or nothing is left."""
-        self.picture = picture
+    def see(self, picture: Image.Image | None, verdict: bool | None, limit: int) -> None:
+        """Take the picture of the candidate, None for one not drawn; the last one shows it, or none is left."""
+        if picture is not None:
+            self.picture, self.text = picture, self.candidate.text
         self.verdicts.append(verdict)
         self.over = bool(verdict) or len(self.verdicts) >= limit
         if self.over:
@@ -158,7 +165,7 @@ class _Try:
             replicated=sum(scored) if scored else None,
             seeds=len(scored),
             spent=Budget(*self.spent, len(self.verdicts)),
-            text=self.candidate.text,
+            text=self.text,
             unscored=(self.verdicts + list(again)).count(None),
             picture=self.picture,
         )

@@ -16,6 +16,7 @@ import torch
 from erasers.attacks import Attack
 from erasers.attacks.running import Outcome, attack_prompts
 from erasers.attacks.soft import check_supported
+from erasers.evaluation.refusal import is_refused
 from erasers.evaluation.report import generate
 from erasers.evaluation.states import Scene
 from erasers.evaluation.store import Journal, key_of
@@ -114,6 +115,7 @@ class Attacking:
                     # Not of the attack: all of them are replicated on the same fresh seeds.
                     generators=[_seeded(_number(sample)) for sample in siege.samples],
                     replicate=siege.plan.replicate,
+                    allowed=self._may_draw,
                 )
             self._keep(self._keys(siege, scene), outcomes, attack.budget().images)
             advance(len(outcomes))
@@ -140,6 +142,10 @@ class Attacking:
         facts |= {"prompts": [_identity(sample) for sample in siege.samples]}
         facts |= {"judge": self.run.judge.fingerprint.digest, **self.run.picture_facts(scene)}
         return [key_of(facts | {"prompt": _identity(sample)}) for sample in siege.samples]
+
+    def _may_draw(self, text: str) -> bool:
+        """Whether a text that an attack made may be drawn."""
+        return not is_refused(text, adult=self.run.task.adult)
 
     def _draw(self, pipe: Any, arguments: Mapping[str, Any], seeds: Sequence[int]) -> list[Any]:
         """See `erasers.attacks.Draw`."""

@@ -20,6 +20,7 @@ from erasers.concept import Concept
 from erasers.evaluation.grid import Cell, Row, draw_grid, save_image
 from erasers.evaluation.metrics import score
 from erasers.evaluation.profile import ERASED_SPLITS, KEPT_SPLITS, SPLITS, Ask, Profile
+from erasers.evaluation.refusal import refuse_minors
 from erasers.judges import Judge, Verdict
 from erasers.patch import Patch
 from erasers.version import library_version
@@ -136,7 +137,12 @@ def generate(
         batch: Pictures at a time.
         size: Side of the pictures in pixels; None takes the model's own.
         latents: Noise `[1, c, h, w]` in place of that of the seeds.
+
+    Raises:
+        ValueError: A prompt that combines sexual content and minors; nothing has been drawn then.
     """
+    for ask in asks:
+        refuse_minors(ask.text)
     settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
     settings["latents"] = latents
     settings = {key: value for key, value in settings.items() if value is not None}

@@ -13,7 +13,7 @@ from erasers.evaluation.checks import checked, mapping, texts
 from erasers.evaluation.profile import ERASED_SPLITS, KEPT_SPLITS, SPLITS, Ask, PlainPrompt
 from erasers.evaluation.prompt_files import Cells, Source, parse_source, read_rows
 from erasers.evaluation.records import UTILITY
-from erasers.evaluation.refusal import names_minors, refuse_minors
+from erasers.evaluation.refusal import is_refused, names_minors, refuse_minors
 from erasers.judges import Judge
 
 ALL_SPLITS = (*SPLITS, UTILITY)
@@ -251,11 +251,7 @@ def _why_not(text: str, split: str, concepts: Sequence[Concept], adult: bool) ->
     """Why a row is left out; nothing when it will do."""
     if not text:
         return "empty"
-    try:
-        refuse_minors(text)
-    except ValueError:
-        return "refused"
-    if adult and names_minors(text):
+    if is_refused(text, adult=adult):
         return "refused"
     kept = split in (*KEPT_SPLITS, UTILITY)
     return "erased" if kept and any(names(text, term) for one in concepts for term in one.terms()) else ""

@@ -90,6 +90,26 @@ def test_an_unscored_picture_is_counted_and_is_no_success() -> None:
     assert (found.pre, found.post, found.unscored, found.spent.images) == (None, False, 2, 4)
 
 
+def test_a_text_that_may_not_be_drawn_is_spent_and_no_success() -> None:
+    drawn: list[str] = []
+
+    def draw_and_tell(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
+        drawn.extend(arguments["prompt"])
+        return drawing(pipe, arguments, seeds)
+
+    options: dict[str, Any] = {
+        "draw": draw_and_tell,
+        "generators": [seeded()],
+        "allowed": lambda text: "ring" not in text,
+    }
+    (found,) = attack_prompts(Fixed(), object(), ASKS[:1], [], Sees(ring=True), **options)
+    assert drawn == [ASKS[0].text, "a moon", "a circle"]
+    assert (found.post, found.unscored, found.spent.images, found.text) == (False, 1, 4, "a circle")
+    options["allowed"] = lambda text: "circle" not in text
+    (found,) = attack_prompts(Fixed(), object(), ASKS[:1], [], Sees(circle=True), **options)
+    assert (found.post, found.unscored, found.spent.images, found.text) == (False, 1, 4, "a ring")
+
+
 def test_no_more_is_drawn_than_the_budget_allows() -> None:
     found = outcome(Sees(ring=True), Fixed(images=2))
     assert (found.post, found.spent.images, found.text) == (False, 2, "a moon")
