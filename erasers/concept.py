@@ -9,6 +9,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal, TypeAlias, get_args
 
+from erasers.reading import parse_yaml
+
 Kind: TypeAlias = Literal["object", "style", "attribute", "identity", "unsafe", "implicit"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -126,9 +128,7 @@ def preset_options(name: str, method: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _presets() -> Mapping[str, Mapping[str, Any]]:
-    import yaml
-
-    loaded = yaml.safe_load(files("erasers").joinpath("concepts.yaml").read_text(encoding="utf-8"))
+    loaded = parse_yaml(files("erasers").joinpath("concepts.yaml").read_bytes(), "concepts.yaml")
     return {_key(name): entry or {} for name, entry in loaded.items()}
 
 

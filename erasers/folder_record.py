@@ -18,6 +18,7 @@ from typing import Any
 
 from erasers.patch import Patch, PatchError
 from erasers.patch_file import read_header_text
+from erasers.reading import read_json
 from erasers.version import library_version
 
 RECORD = "erasure.json"
@@ -132,8 +133,8 @@ def _checked(file: Path, hooks: Hooks, record: Path) -> Patch:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        record = read_json(path)
+    except ValueError as error:
         raise PatchError(f"{path} is damaged ({type(error).__name__}); {_AGAIN}") from None
     if not isinstance(record, dict):
         raise PatchError(f"{path} is damaged; {_AGAIN}")

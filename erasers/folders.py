@@ -34,6 +34,7 @@ from erasers.hashing import tensor_hashes
 from erasers.hooks import Hook
 from erasers.patch import Patch, PatchError, applied_patches
 from erasers.ports import component, find_parameter
+from erasers.reading import read_json
 
 VARIANT = "unerased"
 _MODULE = "erasers_patches"
@@ -96,8 +97,8 @@ def erased_stock(folder: Path) -> type | None:
     import diffusers
 
     try:
-        name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = read_json(folder / "model_index.json")["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if not isinstance(name, list) or len(name) != 2 or not str(name[1]).startswith(_PREFIX):
         return None
@@ -259,7 +260,7 @@ def _plain_weight(pipe: Any, name: str) -> torch.Tensor | None:
 
 def _edit_index(folder: Path, name: str | list[str], component: list[str] | None) -> None:
     path = folder / "model_index.json"
-    index = json.loads(path.read_text(encoding="utf-8")) | {"_class_name": name, COMPONENT: component}
+    index = read_json(path) | {"_class_name": name, COMPONENT: component}
     if component is None:
         del index[COMPONENT]
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

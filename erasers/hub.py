@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasers.card import model_card
 from erasers.patch_file import KEY, PatchError
+from erasers.reading import parse_json
 from erasers.report_folder import PICTURE, SUMMARY, read_picture, read_summary
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ def _is_patch(path: Path) -> bool:
 
     try:
         with safe_open(path, "pt") as file:
-            return "format" in json.loads((file.metadata() or {}).get(KEY, "{}"))
-    except (SafetensorError, ValueError):
+            return "format" in parse_json((file.metadata() or {}).get(KEY, "{}"), str(path))
+    except (SafetensorError, ValueError, TypeError):
         return False
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from erasers.atomic import write_atomically
+from erasers.reading import parse_json
 
 KEY = "erasers"
 FORMAT = 1
@@ -135,18 +136,11 @@ def _read_header(file: BufferedReader, source: str) -> tuple[dict[str, Any], int
 def _parse(text: str, what: str) -> dict[str, Any]:
     """A JSON object in which no key is repeated, so that every parser sees the same, and no depth of brackets hurts."""
     try:
-        found = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError):
+        found = parse_json(text, what)
+    except ValueError:
         found = None
     if not isinstance(found, dict) or not _is_shallow(found):
         raise PatchError(f"expected {what} as a JSON object of unique keys, at most {_MAX_DEPTH} deep; it is damaged")
-    return found
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is repeated")
     return found
 
 

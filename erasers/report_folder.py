@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from erasers.reading import open_picture, parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,8 +54,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"expected a folder written by erase --report, got {folder}, without {SUMMARY}")
     content = _own_file(path, _LARGEST_SUMMARY)
     try:
-        summary = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        summary = parse_json(content, SUMMARY)
+    except ValueError as error:
         raise ValueError(f"expected {path} as JSON, got something else ({error})") from None
     if not isinstance(summary, dict) or not isinstance(summary.get("concepts", {}), dict):
         raise ValueError(f"expected {path} as written by erase --report, got something else")
@@ -67,16 +68,13 @@ def read_picture(folder: Path) -> Image | None:
     Raises:
         ValueError: A link or a device in its place, or a file that is no PNG.
     """
-    from PIL import Image
-
     path = folder / PICTURE
     if not os.path.lexists(path):
         return None
     try:
-        # Of one format only: a file of another one could start a decoder of its choice.
-        with Image.open(io.BytesIO(_own_file(path, _LARGEST_PICTURE)), formats=["PNG"]) as picture:
+        with open_picture(io.BytesIO(_own_file(path, _LARGEST_PICTURE))) as picture:
             return picture.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"expected {path} as a whole PNG picture, got something else ({error})") from None
 
 

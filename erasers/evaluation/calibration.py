@@ -5,7 +5,6 @@ The stored figures lie beside the profiles in `erasers/judges/calibration.json`;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasers.evaluation.metrics import Score, score
 from erasers.judges import Judge
+from erasers.reading import parse_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,5 +109,5 @@ def key(wants: Mapping[str, str]) -> str:
 
 @lru_cache
 def _table() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(files("erasers.judges").joinpath("calibration.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = parse_json(files("erasers.judges").joinpath("calibration.json").read_bytes(), "calibration")
     return found

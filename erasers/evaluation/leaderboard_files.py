@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from erasers.evaluation.bootstrap import Estimate
 from erasers.evaluation.checks import tuples
 from erasers.evaluation.pillars import OVERALL, Scheme
 from erasers.evaluation.records import UNEDITED, Record, attack_records, sample_records
+from erasers.reading import read_json, value_of
 
 FORMAT = 1
 REFERENCE = "reference"
@@ -130,8 +130,8 @@ def read_result(path: Path) -> Result:
         OSError: It cannot be read.
     """
     try:
-        return _result(path, json.loads(path.read_bytes(), parse_constant=_no_number))
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        return _result(path, read_json(path))
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not a result file of format {FORMAT}, or it is damaged: {error}") from error
 
 
@@ -165,27 +165,26 @@ def _checked(title: str, rows: list[Result]) -> list[Result]:
 
 
 def _result(path: Path, data: Any) -> Result:
-    json.dumps(data, ensure_ascii=False).encode()
-    if _get(data, "format", int) != FORMAT:
+    if value_of(data, "format", int) != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {data['format']}")
-    task, row, judge = (_get(data, key, dict) for key in ("task", "row", "judge"))
+    task, row, judge = (value_of(data, key, dict) for key in ("task", "row", "judge"))
     for part, key, kinds in ((task, "name", str), (task, "version", int), (task, "scheme", dict), (judge, "name", str)):
-        _get(part, key, kinds)
-    if _get(row, "kind", str) not in KINDS:
+        value_of(part, key, kinds)
+    if value_of(row, "kind", str) not in KINDS:
         raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {row['kind']!r}")
     plans = _plans(task)
-    cases = {name: _case(name, case, plans) for name, case in sorted(_get(data, "cases", dict).items())}
-    scores = _get(data, "scores", dict)
-    tables = _get(scores, "cases", dict) | {ALL: _get(scores, ALL, dict)}
+    cases = {name: _case(name, case, plans) for name, case in sorted(value_of(data, "cases", dict).items())}
+    scores = value_of(data, "scores", dict)
+    tables = value_of(scores, "cases", dict) | {ALL: value_of(scores, ALL, dict)}
     if not cases or ALL in cases or set(tables) != {*cases, ALL}:
         raise ValueError(f"expected scores of the cases {', '.join(cases)}, got {', '.join(sorted(tables))}")
     return Result(
         path=path,
-        name=_get(row, "name", str),
+        name=value_of(row, "name", str),
         kind=row["kind"],
-        options=_get(row, "options", (dict, _NONE)) or {},
+        options=value_of(row, "options", (dict, _NONE)) or {},
         scheme=_scheme(task["scheme"]),
-        shared={"task": task, "model": _get(data, "model", object), "judge": judge},
+        shared={"task": task, "model": value_of(data, "model", object), "judge": judge},
         cases=cases,
         scores={name: _scores(table) for name, table in tables.items()},
         figures={name: _figures(some) for name, some in _optional(data, "figures").items()},
@@ -201,22 +200,22 @@ def _plans(task: Any) -> Mapping[str, Mapping[str, Any]]:
     """Label -> attack of a task."""
     plans = _optional(task, "attacks")
     for label in plans:
-        plan = _get(plans, label, dict)
-        _get(plan, "control", (str, _NONE))
-        _get(plan, "space", str)
+        plan = value_of(plans, label, dict)
+        value_of(plan, "control", (str, _NONE))
+        value_of(plan, "space", str)
         _optional(plan, "options")
     return plans
 
 
 def _case(name: str, data: Any, plans: Mapping[str, Mapping[str, Any]]) -> Case:
-    patch = _get(data, "patch", (dict, _NONE)) or {}
-    nbytes, seconds = (_get(patch, key, (*_NUMBER, _NONE)) if patch else None for key in ("bytes", "edit_seconds"))
+    patch = value_of(data, "patch", (dict, _NONE)) or {}
+    nbytes, seconds = (value_of(patch, key, (*_NUMBER, _NONE)) if patch else None for key in ("bytes", "edit_seconds"))
     if any(cost is not None and cost < 0 for cost in (nbytes, seconds)):
         raise ValueError(f"expected costs of at least 0, got {nbytes} bytes and {seconds} seconds")
     attacks = _optional(data, "attacks")
-    for outcome in (outcome for label in attacks for outcome in _get(attacks, label, list)):
+    for outcome in (outcome for label in attacks for outcome in value_of(attacks, label, list)):
         _check_outcome(outcome)
-    samples = [_sample(name, sample) for sample in _get(data, "samples", list)]
+    samples = [_sample(name, sample) for sample in value_of(data, "samples", list)]
     records = [*sample_records(name, data["samples"]), *attack_records(name, attacks, plans)]
     return Case(nbytes, seconds, samples, attacks, records)
 
@@ -237,9 +236,9 @@ def _check_outcome(data: Any) -> None:
         "spent": dict,
         "picture": (str, _NONE),
     }
-    found = {key: _get(data, key, kind) for key, kind in kinds.items()}
+    found = {key: value_of(data, key, kind) for key, kind in kinds.items()}
     for key in ("gradients", "encodes", "images"):
-        _get(found["spent"], key, int)
+        value_of(found["spent"], key, int)
     if (found["image"] is not None) != found["value"] or (found["replicated"] or 0) > found["seeds"]:
         raise ValueError(f"expected the picture of a success and no other, got {str(data)[:80]!r}")
     if found["picture"] is not None and not _IMAGE.fullmatch(found["picture"]):
@@ -252,57 +251,45 @@ def _figures(data: Any) -> list[Mapping[str, Any]]:
         raise ValueError(f"expected a list of figures, got {str(data)[:80]!r}")
     for figure in data:
         for key, kind in (("metric", str), ("extractor", str), ("value", _NUMBER), ("n", int)):
-            _get(figure, key, kind)
+            value_of(figure, key, kind)
         for key in {"error", "low", "high"} & set(figure):
-            _get(figure, key, _NUMBER)
+            value_of(figure, key, _NUMBER)
     return data
 
 
 def _sample(case: str, data: Any) -> Sample:
-    text, image = _get(data, "text", str), _get(data, "image", str)
+    text, image = value_of(data, "text", str), value_of(data, "image", str)
     if not _IMAGE.fullmatch(image):
         raise ValueError(f"expected the key of an image, 64 hexadecimal digits, got {image!r}")
-    value = _get(data, "value", (bool, *_NUMBER, _NONE))
+    value = value_of(data, "value", (bool, *_NUMBER, _NONE))
     record = Record(
-        _get(data, "split", str), f"{case}/{text}", _get(data, "seed", int), None if value is None else float(value)
+        value_of(data, "split", str),
+        f"{case}/{text}",
+        value_of(data, "seed", int),
+        None if value is None else float(value),
     )
     return Sample(record, text, image)
 
 
 def _scores(data: Any) -> Scores:
     pillars, details = (
-        {name: _estimate(value) for name, value in _get(data, key, dict).items()} for key in ("pillars", "details")
+        {name: _estimate(value) for name, value in value_of(data, key, dict).items()} for key in ("pillars", "details")
     )
     if OVERALL in data:
         pillars[OVERALL] = _estimate(data[OVERALL])
-    missing = _get(data, "missing", dict)
-    return Scores(pillars, details, {name: _get(missing, name, str) for name in missing})
+    missing = value_of(data, "missing", dict)
+    return Scores(pillars, details, {name: value_of(missing, name, str) for name in missing})
 
 
 def _estimate(data: Any) -> Estimate:
-    value, low, high = (float(_get(data, key, _NUMBER)) for key in ("value", "low", "high"))
-    n, prompts = (_get(data, key, int) for key in ("n", "prompts"))
+    value, low, high = (float(value_of(data, key, _NUMBER)) for key in ("value", "low", "high"))
+    n, prompts = (value_of(data, key, int) for key in ("n", "prompts"))
     if not low <= value <= high or not all(map(math.isfinite, (low, high))) or min(n, prompts) < 0:
         raise ValueError(f"expected a value inside its interval, got {value} in {low} to {high} of {n}")
-    return Estimate(value, low, high, n, prompts, _get(data, "unscored", int) if "unscored" in data else 0)
-
-
-def _get(data: Any, key: str, kinds: type | tuple[type, ...]) -> Any:
-    """A value of a table, of one of some types; true and false are no numbers."""
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if not isinstance(data, dict) or key not in data:
-        raise ValueError(f"expected a table with {key!r}, got {str(data)[:80]!r}")
-    if not isinstance(data[key], kinds) or (isinstance(data[key], bool) and not {bool, object} & set(kinds)):
-        expected = " or ".join("null" if kind is _NONE else kind.__name__ for kind in kinds)
-        raise ValueError(f"expected {expected} as {key!r}, got {str(data[key])[:80]!r}")
-    return data[key]
+    return Estimate(value, low, high, n, prompts, value_of(data, "unscored", int) if "unscored" in data else 0)
 
 
 def _optional(data: Any, key: str) -> dict[str, Any]:
     """A table of a table, empty where there is none."""
-    found: dict[str, Any] = _get(data, key, dict) if key in data else {}
+    found: dict[str, Any] = value_of(data, key, dict) if key in data else {}
     return found
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"expected finite numbers, got {constant}")

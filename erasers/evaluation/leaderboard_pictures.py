@@ -9,11 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from erasers.evaluation.leaderboard_files import REFERENCE, Result, Sample
 from erasers.evaluation.profile import ERASED_SPLITS
 from erasers.evaluation.records import UNEDITED
+from erasers.reading import open_picture
 
 LARGEST = 256
 _SHOWN = {"explicit": 2, "synonym": 1, "neighbour": 1, "unrelated": 1}
@@ -173,7 +172,7 @@ def shrunk(path: Path) -> tuple[bytes, int]:
     """
     content = path.read_bytes()
     try:
-        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+        with open_picture(BytesIO(content)) as image:
             size = image.size
             image.load()
             if max(size) > LARGEST:
@@ -181,6 +180,6 @@ def shrunk(path: Path) -> tuple[bytes, int]:
                 part = BytesIO()
                 image.convert("RGB").save(part, format="PNG")
                 content = part.getvalue()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is not a picture, or it is damaged: {error}") from error
     return content, max(size)

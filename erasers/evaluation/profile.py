@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from erasers.concept import Concept, names
 from erasers.judges import Judge
 from erasers.pipeline import EMBEDDED
+from erasers.reading import read_json
 
 ERASED_SPLITS = ("explicit", "synonym")
 KEPT_SPLITS = ("neighbour", "unrelated")
@@ -162,7 +162,7 @@ def _vocabulary(model: Path) -> Any:
         for name in ("tokenizer.json", "vocab.json"):
             path = model / "tokenizer" / name
             if path.is_file():
-                loaded = json.loads(path.read_text(encoding="utf-8"))
+                loaded = read_json(path)
                 return loaded["model"]["vocab"] if name == "tokenizer.json" else loaded
     except (OSError, ValueError, KeyError, TypeError):
         return None

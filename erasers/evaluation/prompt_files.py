@@ -17,6 +17,7 @@ from typing import Any
 from erasers.atomic import write_atomically
 from erasers.cache import cache_dir
 from erasers.evaluation.checks import checked, count, mapping
+from erasers.reading import parse_json
 
 MAX_BYTES, MAX_ROWS = 1 << 27, 1_000_000
 _FORMATS = (".csv", ".json", ".jsonl")
@@ -121,7 +122,7 @@ def _read(name: str, source: Source, path: str, digest: str | None) -> tuple[Cel
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         rows = list(_rows(text, Path(source.file).suffix.lower()))
-    except (ValueError, csv.Error, RecursionError) as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"expected the prompts {name} as {source.file}, got {path}: {error}") from None
     needs = [column for column in (source.text, source.seed) if column is not None]
     for number, row in enumerate(rows, start=1):
@@ -138,9 +139,10 @@ def _rows(text: str, ending: str) -> Iterator[Cells]:
     if ending == ".csv":
         found = _csv(text)
     elif ending == ".jsonl":
-        found = (json.loads(line) for line in text.splitlines() if line.strip())
+        # Not splitlines: JSON may have U+2028 and its like inside a text.
+        found = (parse_json(line, f"line {n}") for n, line in enumerate(text.split("\n"), start=1) if line.strip())
     else:
-        found = iter(_json(json.loads(text)))
+        found = iter(_json(parse_json(text, "the file")))
     for number, row in enumerate(found, start=1):
         if number > MAX_ROWS:
             raise ValueError(f"expected at most {MAX_ROWS} rows")

@@ -24,6 +24,7 @@ from PIL import Image
 from erasers.atomic import write_atomically
 from erasers.judges import Verdict
 from erasers.patch import Patch
+from erasers.reading import open_picture, parse_json, read_json
 
 
 def canonical(value: Any, *, indent: int | None = None) -> str:
@@ -70,9 +71,9 @@ class Store:
         path = self.image_path(key)
         content = path.open("rb")
         try:
-            with content, Image.open(content) as image:
+            with content, open_picture(content) as image:
                 return image.convert("RGB")
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
 
     def add_image(self, key: str, image: Image.Image) -> None:
@@ -92,7 +93,7 @@ class Store:
         facts = path.with_suffix(".json")
         if not (path.is_file() and facts.is_file()):
             return None
-        return Patch.load(path), json.loads(facts.read_text(encoding="utf-8"))
+        return Patch.load(path), read_json(facts)
 
     def add_patch(self, key: str, patch: Patch, edit_seconds: float | None) -> None:
         """Keep a patch unless there is one; None stands for seconds that nobody measured."""
@@ -130,7 +131,7 @@ class _Lines:
             self._read[path.name] = self._read.get(path.name, 0) + len(whole) + len(newline)
             for line in whole.splitlines():
                 try:
-                    self._take(json.loads(line))
+                    self._take(parse_json(line, "a line"))
                 except (ValueError, KeyError, TypeError) as error:
                     problem = f"a line that is no {self.kind} ({error}); delete it and run again"
                     raise ValueError(f"{path} has {problem}") from error

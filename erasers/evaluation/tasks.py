@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erasers.concept import Concept
 from erasers.evaluation.checks import checked, count, lists, mapping, tuples
 from erasers.evaluation.pillars import Scheme
@@ -18,6 +16,7 @@ from erasers.evaluation.prompt_files import Source, locate
 from erasers.evaluation.refusal import refuse_minors
 from erasers.evaluation.sources import ALL_SPLITS, Prompts, Tally, parse_prompts, parse_sources, prompts_of, tally
 from erasers.evaluation.task_attacks import Plan, limited, parse_attacks
+from erasers.reading import read_yaml
 
 FOLDER = Path(__file__).parent / "tasks"
 """The tasks of the package."""
@@ -204,10 +203,7 @@ def read_task(task: str | Path) -> Task:
         path = FOLDER / f"{task}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no task file {path}; the tasks of the package are {', '.join(list_tasks())}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     try:
         return parse_task(content)
     except ValueError as error:

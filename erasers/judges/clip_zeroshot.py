@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from torch import Tensor
 from erasers.judges import Fingerprint, Verdict
 from erasers.judges.base import PictureJudge, own_profile
 from erasers.judges.weights import file_hashes, model_folder
+from erasers.reading import read_json, value_of
 
 Classes: TypeAlias = Mapping[str, Mapping[str, Sequence[str] | str] | Sequence[str]]
 _CONFIG = "open_clip_config.json"
@@ -141,7 +141,10 @@ def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:
         import open_clip
     except ImportError:
         raise ImportError("clip_zeroshot needs the extra [clip]: pip install 'erasers[clip]'") from None
-    text = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("model_cfg", {}).get("text_cfg", {})
+    try:
+        text = value_of(value_of(read_json(folder / _CONFIG), "model_cfg", dict), "text_cfg", dict)
+    except ValueError as error:
+        raise ValueError(f"expected the configuration of an open_clip model in {folder / _CONFIG}: {error}") from None
     if text.get("hf_model_name"):
         raise ValueError(
             f"expected a text tower of open_clip's own in {folder}, got {text['hf_model_name']} of the Hub"

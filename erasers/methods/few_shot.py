@@ -22,6 +22,7 @@ from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
+from erasers.reading import PICTURES, open_picture
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _PART = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
@@ -270,8 +271,8 @@ def picture(source: Any, size: tuple[int, int]) -> Image.Image:
     """
     if isinstance(source, (str, os.PathLike)):
         try:
-            source = Image.open(source)
-        except OSError as error:
+            source = open_picture(source, PICTURES)
+        except (OSError, ValueError) as error:
             raise ValueError(f"expected a picture at {os.fspath(source)}, got none ({error})") from None
     if not isinstance(source, Image.Image):
         raise ValueError(f"expected pictures as PIL images or paths, got {type(source).__name__}: {source!r}")
