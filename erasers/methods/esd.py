@@ -140,7 +140,7 @@ class ESD(TrainedEraser):
             adam.step()
             return {"loss": float(loss.detach())}
 
-        return Training(student, step, {"adam": adam}, bank.tensors())
+        return Training(student, step, {"adam": adam}, bank.tensors() if self._draws_anew else {})
 
     def _turn(self, prompts: int, number: int) -> torch.Tensor:
         """The prompts `[n]` of whose ways the latents of a draw are, by its number."""

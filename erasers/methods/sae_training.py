@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import torch
 
 from erasers.atomic import write_atomically
 from erasers.eraser import check_fields
+from erasers.methods.checkpoint import CheckpointFile
 from erasers.methods.sae_rows import Rows
-from erasers.patch_file import KEY, write_tensors
 from erasers.sae import ACTIVATIONS, AUXILIARY_SCALE, SAE, Activation, Quality, geometric_median, quality, unexplained
 
 Told = Callable[[int, str], None]
@@ -112,7 +111,7 @@ def train_sae(
     Args:
         rows: Where they come from.
         training: How.
-        checkpoint: A file written every few seconds; a training that finds it goes on from it, on a CPU bit for bit.
+        checkpoint: A file written now and then; a training that finds it goes on from it, on a CPU bit for bit.
         tell: Called with the steps that were done and what to show.
 
     Raises:
@@ -198,7 +197,7 @@ class _Run:
         curves = {f"curves/{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.curves.items()}
         return {**found, **curves, "silent": self.silent}
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on from such a state."""
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
@@ -215,19 +214,14 @@ class _Run:
 
 
 class _Checkpoint:
-    """One safetensors file with a training on its way."""
+    """A file with a training on its way."""
 
     def __init__(self, path: Path, identity: str) -> None:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
-        self.path, self.identity, self._last = path, identity, time.monotonic()
+        self._file = CheckpointFile(path, identity)
 
     def save(self, run: _Run) -> None:
-        """Write everything, unless that was done a moment ago."""
-        if time.monotonic() - self._last >= _SECONDS_BETWEEN_CHECKPOINTS:
-            tensors = {name: value.clone() for name, value in run.state().items()}
-            write_tensors(self.path, tensors, {KEY: self.identity})
-            self._last = time.monotonic()
+        """Write everything, unless that was done not long ago."""
+        self._file.save(run.state, _SECONDS_BETWEEN_CHECKPOINTS)
 
     def load(self, run: _Run) -> bool:
         """Set a training to what the file says; whether there was one.
@@ -235,23 +229,10 @@ class _Checkpoint:
         Raises:
             ValueError: A damaged file, or one of another training.
         """
-        if not self.path.exists():
-            return False
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                identity = (file.metadata() or {}).get(KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"expected a checkpoint in {self.path}, got a damaged file ({error}); delete it") from None
-        if identity != self.identity:
-            raise ValueError(
-                f"expected a checkpoint of this training in {self.path}, got one of another model, option or set of "
-                "prompts; delete it or name another file"
-            )
-        run.restore(tensors)
-        return True
+        with self._file.read("another model, option or set of prompts") as tensors:
+            if tensors:
+                run.restore(tensors)
+            return bool(tensors)
 
 
 def _identity(rows: Rows, training: SAETraining) -> str:

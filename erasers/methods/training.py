@@ -20,12 +20,12 @@ from erasers.attacks.soft import frozen
 from erasers.build import concept_meta
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.eraser import Eraser
+from erasers.methods.checkpoint import CheckpointFile
 from erasers.methods.counting import Calls, Counter
 from erasers.methods.latent_bank import conditions, latent_shape, predict
 from erasers.methods.processes import agreed, own_draws, own_file, place, shared_gradients
 from erasers.methods.student import Student
 from erasers.patch import Patch
-from erasers.patch_file import KEY, write_tensors
 
 Advance = Callable[[int], None]
 Stage = Callable[[str, int], Any]
@@ -119,8 +119,9 @@ class TrainedEraser(Eraser):
             concepts: What is erased.
             generator: Source of every random number; seed 0 when None.
             progress: Show bars on stderr, and what was spent in the end.
-            checkpoint: A file that is written every few seconds. If it is there, and of the same training, that goes
-                on from it; on a CPU the patch is then bit for bit that of an unbroken training.
+            checkpoint: A file that is written now and then, in at most a twentieth of the time. If it is there, and of
+                the same training, that goes on from it; on a CPU the patch is then bit for bit that of an unbroken
+                training.
 
         Raises:
             ValueError: A checkpoint of another training, or concepts that cannot be erased so.
@@ -191,21 +192,19 @@ class TrainedEraser(Eraser):
 
 
 class _Checkpoint:
-    """One safetensors file with all that a training goes on from."""
+    """A file with all that a training goes on from."""
 
     def __init__(self, path: Path, identity: str) -> None:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
-        self.path, self.identity, self._last = path, hashlib.sha256(identity.encode()).hexdigest(), time.monotonic()
+        self._file = CheckpointFile(path, hashlib.sha256(identity.encode()).hexdigest())
 
     def save(self, training: Training, generator: torch.Generator, losses: Sequence[float]) -> None:
-        """Write everything, unless that was done a moment ago."""
-        if time.monotonic() - self._last < _SECONDS_BETWEEN_CHECKPOINTS:
-            return
-        tensors = {name: value.detach().cpu() for name, value in _state(training).items()}
-        tensors |= {"generator": generator.get_state(), "losses": torch.tensor(losses, dtype=torch.float64)}
-        write_tensors(self.path, {name: value.clone() for name, value in tensors.items()}, {KEY: self.identity})
-        self._last = time.monotonic()
+        """Write everything that changes, unless that was done not long ago."""
+
+        def state() -> dict[str, torch.Tensor]:
+            facts = {"generator": generator.get_state(), "losses": torch.tensor(losses, dtype=torch.float64)}
+            return _state(training) | facts
+
+        self._file.save(state, _SECONDS_BETWEEN_CHECKPOINTS)
 
     def load(self, training: Training, generator: torch.Generator) -> list[float]:
         """Set everything to what the file says; the losses so far, none without a file.
@@ -213,26 +212,12 @@ class _Checkpoint:
         Raises:
             ValueError: A damaged file, or one of another training.
         """
-        if not self.path.exists():
-            return []
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                identity = (file.metadata() or {}).get(KEY)
-                names = file.keys() if identity == self.identity else ()
-                tensors = {name: file.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise ValueError(f"expected a checkpoint in {self.path}, got a damaged file ({error}); delete it") from None
-        if not tensors:
-            raise ValueError(
-                f"expected a checkpoint of this training in {self.path}, got one of another model, concept, method, "
-                "option or seed; delete it or name another file"
-            )
-        generator.set_state(tensors.pop("generator"))
-        losses = [float(value) for value in tensors.pop("losses")]
-        _restore(training, tensors)
-        return losses
+        with self._file.read("another model, concept, method, option or seed") as tensors:
+            if not tensors:
+                return []
+            generator.set_state(tensors["generator"])
+            _restore(training, tensors)
+            return [float(value) for value in tensors["losses"]]
 
 
 def _state(training: Training) -> dict[str, torch.Tensor]:
@@ -253,11 +238,11 @@ def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
         value.copy_(tensors[name])
     for name, optimizer in training.optimizers.items():
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
+        for key in tensors:
             kind, _, rest = key.partition("/")
             if kind == "optimizers" and rest.startswith(f"{name}/"):
                 number, _, what = rest.removeprefix(f"{name}/").partition("/")
-                state.setdefault(int(number), {})[what] = value
+                state.setdefault(int(number), {})[what] = tensors[key]
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
