@@ -16,17 +16,20 @@ import torch
 
 from erasers.hashing import raw_bytes
 from erasers.patch_file import write_tensors
+from erasers.reading import at_home
 
 _LOG = logging.getLogger(__name__)
 _CHECKSUM = "sha256"
 
 
 def cache_dir() -> Path:
-    """Folder of the cache; it need not exist yet."""
+    """Folder of the cache; it need not exist yet.
+
+    Raises:
+        ValueError: The user has no home folder, and no variable names another.
+    """
     own = os.environ.get("ERASERS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "erasers"
+    return at_home(own) if own else at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "erasers"
 
 
 def cached(kind: str, key: object, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -37,7 +40,12 @@ def cached(kind: str, key: object, make: Callable[[], dict[str, torch.Tensor]]) 
         key: Anything whose `repr` says all that the result depends on.
         make: Computes the tensors.
     """
-    path = cache_dir() / f"{kind}-{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
+    try:
+        folder = cache_dir()
+    except ValueError as error:
+        _LOG.warning("nothing is cached: %s; set ERASERS_CACHE", error)
+        return make()
+    path = folder / f"{kind}-{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
     found = _load(path)
     if found is None:
         found = make()

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from erasers import patch_file, stack
+from erasers.atomic import temporary_beside
 from erasers.folder_record import COMPONENT, PATCHES, STRENGTH, entry_of, write_record
 from erasers.hashing import tensor_hashes
 from erasers.hooks import Hook
@@ -72,7 +73,7 @@ def save(pipe: Any, folder: str | Path, patches: Sequence[Patch] = ()) -> Path:
     target = check_free_folder(folder)
     _refuse_adapters(pipe)
     carried = _carried(pipe, patches)
-    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    part = temporary_beside(target)
     try:
         _write(pipe, part, carried)
         if target.exists():

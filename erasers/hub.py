@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasers.card import model_card
 from erasers.patch_file import KEY, PatchError
-from erasers.reading import parse_json
+from erasers.reading import at_home, parse_json
 from erasers.report_folder import PICTURE, SUMMARY, read_picture, read_summary
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def find_patch(reference: str | Path) -> Path:
         FileNotFoundError: Neither there nor on the Hub, or the Hub cannot be reached.
         PatchError: A folder that holds several patches.
     """
-    path = Path(reference).expanduser()
+    path = at_home(reference)
     if path.is_file():
         return path
     if path.is_dir():

@@ -71,13 +71,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     if length > _MAX_HEADER:
         raise PatchError(f"expected names and metadata of at most {_MAX_HEADER} bytes for {path.name}, got {length}")
 
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    write_atomically(path, write)
+    write_atomically(path, lambda part: part.write_bytes(data))
 
 
 class _Entry(NamedTuple):

@@ -12,6 +12,7 @@ from erasers import folders
 from erasers.folder_record import COMPONENT, RECORD, check_folder, read_hooks, recorded
 from erasers.hub import find_patch, reason
 from erasers.patch import Patch, PatchError
+from erasers.reading import at_home
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -191,7 +192,7 @@ def _locate(model: str | Path) -> str:
         if not (MODEL_DIR / "model_index.json").is_file():
             raise ModelNotFound("the embedded model is not in this installation; reinstall erasers")
         return str(MODEL_DIR)
-    path = Path(text).expanduser()
+    path = at_home(text)
     if text.strip() and path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ModelNotFound(f"{text} is not a diffusers model: it has no model_index.json")

@@ -112,6 +112,18 @@ def open_picture(source: Any, formats: Iterable[str] = ("PNG",)) -> Image.Image:
         raise ValueError(f"expected a picture ({', '.join(formats)}), got {_reason(error)}") from error
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with a `~` or `~user` at its beginning written out.
+
+    Raises:
+        ValueError: Nobody of that name, or a user without a home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"no home folder for {Path(path).parts[0]!r}, with which a path begins") from None
+
+
 def _text(path: Path, most: int) -> bytes:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: expected a file, got something else")

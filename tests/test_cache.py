@@ -48,6 +48,17 @@ def test_folder(monkeypatch):
     assert cache_dir() == Path.home() / ".cache" / "erasers"
 
 
+def test_without_a_home_nothing_is_cached(monkeypatch, caplog):
+    for name in ("ERASERS_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    # As where a container's user has no entry of its own.
+    monkeypatch.setattr("pwd.getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    with pytest.raises(ValueError, match="no home folder for '~'"):
+        cache_dir()
+    assert cached("k", 1, lambda: {"x": torch.ones(1)})["x"] == 1
+    assert "nothing is cached" in caplog.text
+
+
 def test_unwritable_folder_is_no_error(monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ERASERS_CACHE", str(tmp_path / "file"))

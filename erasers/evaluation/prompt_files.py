@@ -17,7 +17,7 @@ from typing import Any
 from erasers.atomic import write_atomically
 from erasers.cache import cache_dir
 from erasers.evaluation.checks import checked, count, mapping
-from erasers.reading import parse_json
+from erasers.reading import at_home, parse_json
 
 MAX_BYTES, MAX_ROWS = 1 << 27, 1_000_000
 _FORMATS = (".csv", ".json", ".jsonl")
@@ -93,7 +93,7 @@ def locate(name: str, source: Source, given: Path | None = None) -> Source:
         FileNotFoundError: It is neither given nor to be had.
         ValueError: Another file than the task names, or one that is too large.
     """
-    path = given.expanduser() if given else _fetch(name, source)
+    path = at_home(given) if given else _fetch(name, source)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}, given as the prompts {name}")
     if path.stat().st_size > MAX_BYTES:

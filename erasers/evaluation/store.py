@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from erasers.atomic import write_atomically
+from erasers.atomic import flush, temporary_beside, write_atomically
 from erasers.judges import Verdict
 from erasers.patch import Patch
 from erasers.reading import open_picture, parse_json, read_json
@@ -211,9 +211,10 @@ class Verdicts(_Lines):
 
 def _first(path: Path, write: Any) -> None:
     """Let `write` fill `path` unless it is there already; of several processes the first one wins."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+    part = temporary_beside(path)
     try:
         write(part)
+        flush(part)
         os.link(part, path)
     except FileExistsError:
         pass

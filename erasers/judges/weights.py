@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from erasers.hub import reason
+from erasers.reading import at_home
 
 _FILES = ("*.json", "*.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,7 +45,7 @@ def model_folder(model: str | Path, revision: str | None, needs: Sequence[str]) 
         ValueError: A Hub id without a commit, or a folder with one.
         FileNotFoundError: No such model, the Hub cannot be reached, or files are missing.
     """
-    folder = Path(model).expanduser()
+    folder = at_home(model)
     if folder.is_dir():
         if revision is not None:
             raise ValueError(

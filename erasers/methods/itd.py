@@ -25,6 +25,7 @@ from erasers.methods.text_blocks import Block, find_block, find_blocks
 from erasers.methods.training import bar
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
+from erasers.reading import at_home
 from erasers.sae import SAE, load_sae
 from erasers.version import library_version
 
@@ -287,7 +288,7 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
         ValueError: An autoencoder of another model, or a text encoder without one.
     """
     found: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
-    for path in _shipped(pipe) if given == "auto" else [Path(path).expanduser() for path in given]:
+    for path in _shipped(pipe) if given == "auto" else [at_home(path) for path in given]:
         sae, meta = load_sae(path)
         name, _, inner = meta["target"].partition(".")
         block = find_denoiser_block(pipe, inner) if name == DenoiserBlock.name else find_block(pipe, meta["target"])
