@@ -34,6 +34,7 @@ from erasers.cli_options import (
     as_options,
 )
 from erasers.cli_output import err, fail, out, show_cost, show_patch, show_result
+from erasers.cli_places import check_places, report_files, written_or_kept
 from erasers.cli_sae import explain, sae
 from erasers.families import UnsupportedPipeline
 
@@ -180,6 +181,8 @@ def _erase(job: _Job) -> None:
         if job.checkpoint:
             cli_input.check_checkpoint(job.checkpoint, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
+        outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
+        check_places(outputs, {"--model": job.model})
         pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype)
     if note and main:
         err.print(escape(note))
@@ -190,7 +193,7 @@ def _erase(job: _Job) -> None:
     patch = _fit(eraser, pipe, concepts, job)
     edit_seconds = round(time.perf_counter() - started, 4)
     if main:
-        patch.save(target)
+        written_or_kept(patch.save, target)
     if job.checkpoint:
         from erasers.methods.processes import own_file
 

@@ -13,6 +13,7 @@ from erasers import cli_input
 from erasers.cli_input import load_model
 from erasers.cli_options import DEFAULT_MODEL, Device, Dtype, Force, Model, Size, Strength
 from erasers.cli_output import err, out
+from erasers.cli_places import check_places
 
 
 def generate(
@@ -40,6 +41,7 @@ def generate(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     target = cli_input.check_out_file(out_file)
+    check_places({"--out": target}, {"--patch": patch, "--model": model})
     if not prompt.strip():
         raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
     with err.status("reading"):

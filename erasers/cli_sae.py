@@ -16,6 +16,7 @@ from erasers import cli_input
 from erasers.atomic import write_atomically
 from erasers.cli_options import DEFAULT_MODEL, Device, Dtype, Model
 from erasers.cli_output import err, out, plain
+from erasers.cli_places import beside, check_places
 
 if TYPE_CHECKING:
     from erasers.methods.explaining import Explanation
@@ -84,6 +85,8 @@ def train(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     cli_input.check_out_file(out_file)
+    outputs = {"--out": out_file, "--checkpoint": checkpoint, **beside(out_file, (".json", ".png"))}
+    check_places(outputs, {"--prompts": prompts, "--model": model})
     with err.status("reading"):
         from erasers.evaluation.profile import is_shapes
         from erasers.methods.latent_bank import Way
@@ -137,6 +140,7 @@ def explain(
     cli_input.check_dtype(dtype)
     if picture:
         cli_input.check_out_file(picture)
+        check_places({"--out": picture}, {"--sae": sae_file, "--model": model})
     with err.status("reading"):
         from erasers.eraser import get_eraser, parse_options
         from erasers.evaluation.profile import is_shapes
