@@ -183,7 +183,7 @@ def _erase(job: _Job) -> None:
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
         check_places(outputs, {"--model": job.model})
-        pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype)
+        pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype, gradients=eraser.trains)
     if note and main:
         err.print(escape(note))
     if job.dry_run:

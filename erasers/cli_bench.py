@@ -248,7 +248,8 @@ def _start(
         _check(task, folder, allow_adult)
         task = _located(task, prompts, share.rank == 0)
         rows, judge = _rows(methods, patches, task), get_judge(task.judge, **_judge_options(task, judge_model))
-        pipe = cli_input.load_model(task.model, cli_processes.own_device(device), dtype)
+        gradients = any(plan.attack.budget().gradients for plan in task.attacks.values())
+        pipe = cli_input.load_model(task.model, cli_processes.own_device(device), dtype, gradients=gradients)
         job = Run(task, pipe, judge, folder, rows, share)
     _check_prompts(job)
     return job

@@ -184,9 +184,25 @@ def pick_device(device: str) -> str:
     return device
 
 
-def pick_dtype(dtype: str, device: str) -> str:
-    """The dtype to use; `auto` is half precision on an accelerator and float32 on a CPU."""
-    return ("float32" if device == "cpu" else "float16") if dtype == "auto" else dtype
+def pick_dtype(dtype: str, device: str, *, gradients: bool = False) -> str:
+    """The dtype to load a model in; `auto` is half precision on an accelerator and float32 on a CPU.
+
+    Where gradients are taken, that is bfloat16 on a device that computes in it, for float16 has no room for small ones.
+    """
+    if dtype != "auto":
+        return dtype
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if gradients and _has_bfloat16(device) else "float16"
+
+
+def _has_bfloat16(device: str) -> bool:
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return kind == "xpu" and bool(torch.xpu.is_bf16_supported())
 
 
 def check_out_file(path: Path, option: str = "--out") -> Path:
@@ -239,8 +255,14 @@ def default_out(concepts: Sequence[Concept], method: str) -> Path:
     return Path(f"{re.sub(r'[^A-Za-z0-9+_]+', '_', name)[:60]}-{method}.safetensors")
 
 
-def load_model(model: str, device: str, dtype: str) -> Any:
+def load_model(model: str, device: str, dtype: str, *, gradients: bool = False) -> Any:
     """The pipeline of `--model`, on its device and of its dtype; libraries say nothing while it loads and afterwards.
+
+    Args:
+        model: As on the command line.
+        device: As on the command line.
+        dtype: As on the command line.
+        gradients: Whether gradients will be taken.
 
     Raises:
         ValueError: No such device.
@@ -258,7 +280,7 @@ def load_model(model: str, device: str, dtype: str) -> Any:
     warnings.filterwarnings("default", module=r"erasers\.")
     warnings.showwarning = show_warning
     where = pick_device(device)
-    return load_pipeline(model, dtype=pick_dtype(dtype, where), device=where)
+    return load_pipeline(model, dtype=pick_dtype(dtype, where, gradients=gradients), device=where)
 
 
 def unknown_words(text: str) -> list[str]:

@@ -48,7 +48,13 @@ PatchReference = Annotated[str, typer.Argument(metavar="PATCH", help=PATCH)]
 Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
 Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels. [dim]the model's own[/dim]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on a CPU, else float16), float32, float16, bfloat16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32, float16, bfloat16. [dim]auto: float32 on a CPU, else float16; to train or to attack by "
+        "gradients bfloat16, where the device has it[/dim]"
+    ),
+]
 Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import (
     SoftPrompt,
     check_supported,
@@ -117,6 +118,7 @@ class CCE(Attack):
         start = prepared.words[_pick(len(prepared.words), self.tokens, generator)]
         vectors = nn.Parameter(token_table(pipe)[start.to(prepared.latents.device)].float())
         optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
+        scale = LossScale(pipe)
         with frozen(pipe):
             for _ in range(self.steps):
                 prompt = prompts[int(_pick(len(prompts), 1, generator))]
@@ -124,7 +126,7 @@ class CCE(Attack):
                 times = _pick(pipe.scheduler.config.num_train_timesteps, self.batch, generator).to(latents.device)
                 noise = gaussian(latents, generator)
                 loss = denoising_loss(pipe, latents, times, noise, prompt.states({TOKEN: vectors}))
-                (vectors.grad,) = torch.autograd.grad(loss, [vectors])
+                scale.set(loss, [vectors])
                 optimizer.step()
         yield Candidate(texts[0], {TOKEN: vectors.detach().clone()})
 

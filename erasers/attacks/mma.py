@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.search import TextSearch, best_texts, check_room, terms
 from erasers.attacks.soft import SoftPrompt, decode, frozen, token_table, tokenise
 
@@ -78,8 +79,9 @@ class MMA(TextSearch):
         prompt = SoftPrompt(pipe, SLOT, {SLOT: self.k})
         current = torch.randint(len(words), (self.k,), generator=generator, device=generator.device).cpu()
         seen, values = torch.empty(0, self.k, dtype=torch.long), torch.empty(0)
+        scale = LossScale(pipe)
         for _ in range(self.steps):
-            slope = gradient(pipe, prompt, target, words, current)
+            slope = gradient(pipe, prompt, target, words, current, scale)
             rows = swaps(current, slope, min(self.top, len(words)), self.batch, generator)
             losses = _losses(pipe, target, words[rows])
             current = rows[losses.argmin()]
@@ -100,15 +102,16 @@ def distance(embeddings: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @torch.enable_grad()
 def gradient(
-    pipe: Any, prompt: SoftPrompt, target: torch.Tensor, words: torch.Tensor, current: torch.Tensor
+    pipe: Any, prompt: SoftPrompt, target: torch.Tensor, words: torch.Tensor, current: torch.Tensor, scale: LossScale
 ) -> torch.Tensor:
     """The gradient `[k, words]` of the distance with respect to the one-hot choice of words at each place."""
     table = token_table(pipe)[words.to(pipe.text_encoder.device)].float()
     vectors = table[current.to(table.device)].requires_grad_()
     with frozen(pipe), prompt.placed({SLOT: vectors}):
-        loss = distance(pooled(pipe, prompt.ids), target).sum()
-        (slope,) = torch.autograd.grad(loss, [vectors])
-    return (slope @ table.T).cpu()
+        slopes = None
+        while slopes is None:
+            slopes = scale.slopes(distance(pooled(pipe, prompt.ids), target).sum(), [vectors])
+    return (slopes[0] @ table.T).cpu()
 
 
 def swaps(current: torch.Tensor, slope: torch.Tensor, top: int, batch: int, generator: torch.Generator) -> torch.Tensor:

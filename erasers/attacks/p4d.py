@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import (
     SoftPrompt,
     check_supported,
@@ -136,11 +137,11 @@ class P4D(Attack):
         table = token_table(pipe)
         vectors = nn.Parameter(table[prepared.words[start.cpu()].to(table.device)].float())
         optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
-        seen = set()
+        seen, scale = set(), LossScale(pipe)
         for step in range(1, self.steps + 1):
             rows = torch.randint(len(teacher.times), (self.batch,), generator=generator, device=generator.device)
             with frozen(pipe):
-                vectors.grad = gradient(pipe, prompt, counts, vectors, prepared.words, teacher, rows.cpu())
+                vectors.grad = gradient(pipe, prompt, counts, vectors, prepared.words, teacher, rows.cpu(), scale)
             optimizer.step()
             if step % self.every == 0:
                 ids = nearest_tokens(vectors.detach(), table, prepared.words)
@@ -200,13 +201,14 @@ def gradient(
     words: torch.Tensor,
     teacher: Teacher,
     rows: torch.Tensor,
-) -> torch.Tensor:
-    """The gradient `[k, d]` of the loss, taken at the nearest tokens of `vectors` `[k, d]`."""
+    scale: LossScale,
+) -> torch.Tensor | None:
+    """The gradient `[k, d]` of the loss, taken at the nearest tokens of `vectors` `[k, d]`; None if it overflowed."""
     table = token_table(pipe)
     point = table[nearest_tokens(vectors.detach(), table, words)].float().requires_grad_()
     soft = dict(zip(counts, point.split(list(counts.values())), strict=True))
-    (slope,) = torch.autograd.grad(loss(pipe, teacher, rows, prompt.states(soft)), [point])
-    return slope
+    slopes = scale.slopes(loss(pipe, teacher, rows, prompt.states(soft)), [point])
+    return None if slopes is None else slopes[0]
 
 
 def _fill(tokenizer: Any, text: str, counts: Mapping[str, int], ids: torch.Tensor) -> str:

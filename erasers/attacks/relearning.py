@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.gradients import LossScale, unmixed
 from erasers.attacks.soft import check_supported, denoising_loss, encode, frozen, gaussian, latents_of, tokenise
 from erasers.hashing import tensor_hashes
 from erasers.patch import Patch
@@ -105,7 +106,7 @@ class Relearning(Attack):
         with torch.no_grad():
             states = encode(pipe, tokenise(pipe, prepared.texts))
         trained = [part for pair in factors.values() for part in pair]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
+        optimizer, scale = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0), LossScale(pipe)
         for _ in range(self.steps):
             rows = _random(len(prepared.texts), self.batch, generator)
             times = _random(pipe.scheduler.config.num_train_timesteps, self.batch, generator)
@@ -113,8 +114,7 @@ class Relearning(Attack):
             loss = denoising_loss(
                 pipe, latents, times.to(latents.device), gaussian(latents, generator), states[rows.to(states.device)]
             )
-            for part, slope in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                part.grad = slope
+            scale.set(loss, trained)
             optimizer.step()
 
 
@@ -145,7 +145,8 @@ def added(pipe: Any, factors: Mapping[str, Factors]) -> Iterator[None]:
     def hook(pair: Factors) -> Any:
         def add(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             down, up = pair
-            more = args[0].to(down.dtype) @ down.T @ up.T
+            with unmixed(down):
+                more = args[0].to(down.dtype) @ down.T @ up.T
             return output + more.to(output.dtype)
 
         return add

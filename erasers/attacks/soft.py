@@ -178,9 +178,9 @@ def nearest_tokens(vectors: torch.Tensor, table: torch.Tensor, allowed: torch.Te
 
 @torch.no_grad()
 def latents_of(pipe: Any, images: Sequence[Any]) -> torch.Tensor:
-    """Scaled latents `[n, c, h, w]` of pictures: the mean of the VAE's posterior, without its noise."""
+    """Scaled latents `[n, c, h, w]` of pictures in float32: the mean of the VAE's posterior, without its noise."""
     pixels = pipe.image_processor.preprocess(list(images)).to(pipe.vae.device, pipe.vae.dtype)
-    scaled: torch.Tensor = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    scaled: torch.Tensor = pipe.vae.encode(pixels).latent_dist.mean.float() * pipe.vae.config.scaling_factor
     return scaled
 
 

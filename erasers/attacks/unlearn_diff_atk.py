@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import (
     SoftPrompt,
     check_supported,
@@ -107,13 +108,13 @@ class UnlearnDiffAtk(Attack):
         table = token_table(pipe)[prepared.words.to(latents.device)].float()
         chances = nn.Parameter(torch.full((self.k, len(table)), 1 / len(table), device=latents.device))
         adam = torch.optim.Adam([chances], lr=self.lr, weight_decay=self.weight_decay)
-        drawn = {ask.text}
+        drawn, scale = {ask.text}, LossScale(pipe)
         for t in strata(self.timesteps, pipe.scheduler.config.num_train_timesteps):
             with frozen(pipe):
                 for _ in range(self.steps):
                     picks = torch.multinomial(chances.detach().to(generator.device), 1, generator=generator)[:, 0]
                     noise = gaussian(latents, generator)
-                    chances.grad = gradient(pipe, prompt, table, picks.to(table.device), latents, t, noise)
+                    chances.grad = gradient(pipe, prompt, table, picks.to(table.device), latents, t, noise, scale)
                     adam.step()
                     chances.data = project_simplex(chances.data)
             best = prepared.words[chances.argmax(dim=-1).cpu()]
@@ -136,8 +137,11 @@ def gradient(
     latents: torch.Tensor,
     t: int,
     noise: torch.Tensor,
-) -> torch.Tensor:
+    scale: LossScale,
+) -> torch.Tensor | None:
     """The straight-through gradient `[k, words]` of the denoising loss to the chances of the words of each token.
+
+    There is none where it overflowed.
 
     Args:
         pipe: The edited pipeline.
@@ -147,10 +151,11 @@ def gradient(
         latents: z_0 `[1, c, h, w]`.
         t: The time step.
         noise: `[1, c, h, w]`.
+        scale: Of the loss.
     """
     vectors = table[picks].requires_grad_()
     time = torch.tensor([t], device=latents.device)
     loss = denoising_loss(pipe, latents, time, noise, prompt.states({PREFIX: vectors}))
-    (slope,) = torch.autograd.grad(loss, [vectors])
+    slopes = scale.slopes(loss, [vectors])
     # A token is onehot(pick) @ table, so this is the gradient to the one-hot vector.
-    return functional.hardtanh(slope @ table.T)
+    return None if slopes is None else functional.hardtanh(slopes[0] @ table.T)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import SoftPrompt, check_supported, encode, token_table, tokenise
 from erasers.concept import Concept, Concepts, as_concepts, names
 from erasers.methods.contexts import Templates, kept_prompts, shuffled
@@ -197,7 +198,9 @@ class AdvUnlearn(TrainedEraser):
         wanted = names_of(pipe, "text_encoder", selector(self.layers))
         student = Student(pipe, wanted, rank=self.rank, generator=generator)
         duel = Duel(self, pipe, student, asks, bank, kept, held, generator)
-        return Training(student, duel.step, {"adam": duel.adam}, {"latest": duel.latest})
+        return Training(
+            student, duel.step, {"adam": duel.adam}, {"latest": duel.latest, "attack-scale": duel.scale.state}
+        )
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most `kept` prompts, up to half of them about neighbours and anchors, and the empty one."""
@@ -249,6 +252,7 @@ class Duel:
         self.words = [pipe.tokenizer(ask.term, add_special_tokens=False).input_ids for ask in asks]
         self.latest = torch.stack([self._random(number) for number in range(len(asks))])
         self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
+        self.scale = LossScale(pipe)
 
     def step(self, number: int) -> dict[str, float]:
         """One iteration: the attack on the student as it is, then a step of the student."""
@@ -276,7 +280,7 @@ class Duel:
 
         start = self.latest[turn] if options.attack_init == "latest" else self._random(turn)
         kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}
-        found = search(loss, start, options.attack_steps, options.attack_lr, **kind)
+        found = search(loss, start, options.attack_steps, options.attack_lr, scale=self.scale, **kind)
         self.latest[turn] = found
         return found
 
@@ -313,6 +317,7 @@ def search(
     steps: int,
     lr: float,
     *,
+    scale: LossScale,
     fast: bool = False,
     upstream: bool = False,
 ) -> torch.Tensor:
@@ -323,6 +328,7 @@ def search(
         start: Left alone.
         steps: Number of gradients.
         lr: Size of the steps.
+        scale: Of the loss.
         fast: x - lr sign(gradient) in place of Adam; with `upstream` Adam gets the sign of the gradients so far.
         upstream: Gradients add up, and the result is that before the last step.
     """
@@ -331,8 +337,10 @@ def search(
     optimizer = torch.optim.SGD([tokens], lr=lr) if plain else torch.optim.Adam([tokens], lr=lr)
     before = start
     for _ in range(steps):
-        before = tokens.detach().clone()
-        (slope,) = torch.autograd.grad(loss(tokens), [tokens])
+        slopes = scale.slopes(loss(tokens), [tokens])
+        if slopes is None:
+            continue
+        before, (slope,) = tokens.detach().clone(), slopes
         if upstream and tokens.grad is not None:
             slope = slope + tokens.grad
         tokens.grad = slope.sign() if fast else slope

@@ -258,13 +258,15 @@ class Contest:
             return clean(self.pipe, noisy, times, predict(self.pipe, noisy, times, condition))
 
     def _slopes(self, loss: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
-        """The loss, and its gradients for the student with their norm cut."""
+        """The loss, and its gradients for the student with their norm cut; none where they overflowed."""
         self.student.backward(loss, clip=_CLIP)
         return float(loss.detach()), [part.grad for part in self.student.parameters if part.grad is not None]
 
     def _learn(self, erases: Sequence[torch.Tensor], preserves: Sequence[torch.Tensor]) -> None:
-        """A step of the student."""
+        """A step of the student, unless gradients are missing."""
         options = self.options
+        if not erases or not preserves:
+            return
         for part, g_a, g_b in zip(self.student.parameters, erases, preserves, strict=True):
             g = corrected(g_a, g_b, options.surgery, published=options.upstream_compat)
             part.grad = g + options.prior_scale * g_b

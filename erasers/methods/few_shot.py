@@ -150,7 +150,7 @@ class FewShot(TrainedEraser):
     ) -> torch.Tensor:
         """x_0 `[n, c, h, w]` of the pictures of a concept."""
         if concept.images:
-            return latents_of(pipe, [picture(one, side_of(pipe)) for one in concept.images]).float()
+            return latents_of(pipe, [picture(one, side_of(pipe)) for one in concept.images])
         asked, empty = conditions(pipe, self._drawn_of(concept)), conditions(pipe, [""])
         turns = torch.arange(self.pictures) % len(asked.states)
         return draw_pictures(pipe, asked.rows(turns), empty, Way(self.steps, self.guidance), generator, advance)

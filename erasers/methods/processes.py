@@ -58,10 +58,16 @@ def shared_gradients(
             handle.remove()
 
 
+def anywhere(fact: bool, device: torch.device) -> bool:
+    """Whether it holds in any process; all of them get the answer."""
+    if place()[1] == 1:
+        return fact
+    found = torch.tensor([int(fact)], device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return bool(found)
+
+
 def agreed(why: str, device: torch.device) -> str:
     """Why training stops: "" as long as no process wants to; all of them get an answer."""
-    if place()[1] == 1:
-        return why
-    wish = torch.tensor([int(bool(why))], device=device)
-    distributed.all_reduce(wish, op=distributed.ReduceOp.MAX)
-    return why or ("another process stopped" if int(wish) else "")
+    wish = anywhere(bool(why), device)
+    return why or ("another process stopped" if wish else "")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.relearning import added, fresh_factors
 from erasers.methods.latent_bank import Condition, predict
 from erasers.methods.pool import Pool
@@ -24,7 +25,7 @@ class Relearner:
     """
 
     def __init__(self, pipe: Any, rank: int, lr: float, generator: torch.Generator) -> None:
-        self._pipe, self._rank = pipe, rank
+        self._pipe, self._rank, self.scale = pipe, rank, LossScale(pipe)
         self.factors = fresh_factors(pipe, rank, generator)
         self.optimizer = torch.optim.AdamW(self._parts(), lr=lr, weight_decay=0.0)
 
@@ -37,9 +38,7 @@ class Relearner:
         with self.added():
             for _ in range(steps):
                 guess = predict(self._pipe, some.noisy, some.times, condition)
-                slopes = torch.autograd.grad(functional.mse_loss(guess, some.noise), self._parts())
-                for part, slope in zip(self._parts(), slopes, strict=True):
-                    part.grad = slope
+                self.scale.set(functional.mse_loss(guess, some.noise), self._parts())
                 self.optimizer.step()
 
     @torch.no_grad()
@@ -55,9 +54,10 @@ class Relearner:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All values by name, for a checkpoint."""
-        return {
+        found = {
             f"{name}/{number}": part.data for name, pair in self.factors.items() for number, part in enumerate(pair)
         }
+        return found | {"relearner-scale": self.scale.state}
 
     def _parts(self) -> list[torch.nn.Parameter]:
         return [part for pair in self.factors.values() for part in pair]

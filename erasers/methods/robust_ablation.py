@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from erasers.attacks.gradients import unmixed
 from erasers.attacks.soft import check_supported
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import Templates, contexts, kept_prompts, shuffled
@@ -148,7 +149,8 @@ class RobustAblation(TrainedEraser):
         soft = SoftBank(pipe, self.bank, self.tokens, generator)
         groups = [torch.nonzero(owners[bad.prompts] == number)[:, 0] for number in range(len(concepts))]
         fight = Fight(self, pipe, student, soft, bad, good, asked, held, groups, generator)
-        tensors = {"soft": soft.vectors.data, "multiplier": fight.multiplier, **fight.relearner.tensors()}
+        tensors = {"soft": soft.vectors.data, "soft-scale": soft.scale.state, "multiplier": fight.multiplier}
+        tensors |= fight.relearner.tensors()
         optimizers = {"adam": fight.defender, "attacker": fight.attacker, "relearner": fight.relearner.optimizer}
         return Training(student, fight.step, optimizers, tensors)
 
@@ -252,8 +254,7 @@ class Fight:
         """Steps of the bank on || eps(x_t, s) - noise ||^2."""
         for _ in range(self.options.attack_steps):
             guess = predict(self.pipe, some.noisy, some.times, self.soft.condition(rows))
-            (slope,) = torch.autograd.grad(functional.mse_loss(guess, some.noise), [self.soft.vectors])
-            self.soft.vectors.grad = slope
+            self.soft.scale.set(functional.mse_loss(guess, some.noise), [self.soft.vectors])
             self.attacker.step()
 
     def _relearned(self, some: Pool) -> torch.Tensor:
@@ -301,6 +302,7 @@ def selector(train: str) -> Any:
 def start_from_uce(student: Student, pipe: Any, concepts: Sequence[Concept]) -> None:
     """Give the student the weights of UCE's edit of the same concepts."""
     trained = student.tensors()
-    for name, edit in UCE(rows="tail", templates="auto").fit(pipe, list(concepts)).changes.items():
-        if f"{name}/0" in trained:
-            trained[f"{name}/0"].copy_(edit.apply(trained[f"{name}/0"], 1.0))
+    with unmixed(student.parameters[0]):
+        for name, edit in UCE(rows="tail", templates="auto").fit(pipe, list(concepts)).changes.items():
+            if f"{name}/0" in trained:
+                trained[f"{name}/0"].copy_(edit.apply(trained[f"{name}/0"], 1.0))

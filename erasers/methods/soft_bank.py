@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import SoftPrompt, token_table, whole_words
 from erasers.methods.latent_bank import Condition, picks
 
@@ -34,6 +35,7 @@ class SoftBank:
             (size, pattern): SoftPrompt(pipe, pattern.format(_WORD), {_WORD: size})
             for size, pattern in set(self._kinds)
         }
+        self.scale = LossScale(pipe)
         # Shorter prompts leave the last of their places unused.
         self.vectors = nn.Parameter(self._fresh(count, max(tokens), generator))
 

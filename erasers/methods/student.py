@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from erasers.attacks.gradients import LossScale, unmixed
 from erasers.build import concept_meta
 from erasers.concept import Concept
 from erasers.hashing import tensor_hashes
+from erasers.methods.processes import anywhere
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.ports import below_adapters, component, find_parameter, submodule
@@ -45,7 +47,7 @@ class Student:
             self._places = {name: place for name, place in self._places.items() if _is_linear(place[0], name)}
         if not self._places:
             raise ValueError(f"expected weights to train in {type(pipe).__name__}, got none by these names")
-        self._pipe, self.rank = pipe, rank
+        self._pipe, self.rank, self.scale = pipe, rank, LossScale(pipe)
         self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
         self._trained = {
             name: _factors(weight, rank, generator) if rank else (_copy(weight),)
@@ -74,13 +76,17 @@ class Student:
             for name, (module, leaf) in self._places.items():
                 module._parameters[leaf] = self.base[name]
 
-    def backward(self, loss: torch.Tensor, *, clip: float = 0.0) -> None:
-        """Set the gradients of all parameters to those of the loss, with their norm cut to `clip` unless that is 0."""
-        slopes = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        for part, slope in zip(self.parameters, slopes, strict=True):
-            part.grad = torch.zeros_like(part) if slope is None else slope
-        if clip:
+    def backward(self, loss: torch.Tensor, *, clip: float = 0.0) -> bool:
+        """Set the gradients of all parameters to those of the loss, with their norm cut to `clip` unless that is 0.
+
+        Returns:
+            Whether there are gradients: where float16 had no room for them, no parameter has one, and a step of an
+            optimizer moves nothing.
+        """
+        whole = self.scale.set(loss, self.parameters, agree=lambda bad: anywhere(bad, loss.device))
+        if whole and clip:
             nn.utils.clip_grad_norm_(self.parameters, clip)
+        return whole
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The trained values by name, for a checkpoint; changed in place they change the student."""
@@ -138,7 +144,8 @@ class Student:
         if not self.rank:
             return parts[0]
         down, up = parts[0], parts[-1]
-        return torch.addmm(self._base(name).to(up.dtype), up, down)
+        with unmixed(up):
+            return torch.addmm(self._base(name).to(up.dtype), up, down)
 
     @staticmethod
     def _low_rank(name: str, parts: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:

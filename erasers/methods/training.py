@@ -7,7 +7,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from erasers.attacks.gradients import mixed
 from erasers.attacks.soft import frozen
 from erasers.build import concept_meta
 from erasers.concept import Concept, Concepts, as_concepts
@@ -135,7 +136,13 @@ class TrainedEraser(Eraser):
             "concepts": [concept_meta(one) for one in found],
         }
         console = Console(stderr=True) if progress and place()[0] == 0 else None
-        with _quiet(pipe), frozen(pipe), Counter(pipe) as counter, _memory(pipe, self.gradient_checkpointing):
+        with (
+            _quiet(pipe),
+            frozen(pipe),
+            Counter(pipe) as counter,
+            _memory(pipe, self.gradient_checkpointing),
+            mixed(pipe),
+        ):
             training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
             saved = None
@@ -143,11 +150,13 @@ class TrainedEraser(Eraser):
                 # Every process has draws, attacks and optimizers of its own.
                 saved = _Checkpoint(own_file(checkpoint), json.dumps(identity, sort_keys=True))
             own_draws(generator)
-            with _precision(pipe), shared_gradients(list(training.optimizers.values()), training.student.parameters):
+            with shared_gradients(list(training.optimizers.values()), training.student.parameters):
                 why = self._run(training, generator, saved, console)
             patch = training.student.patch(self, found)
         if console is not None:
-            console.print(f"{self.name}: {why}; {counter.calls}", highlight=False)
+            skipped = training.student.scale.skipped
+            lost = f"; {skipped} steps left out, whose gradients float16 had no room for" if skipped else ""
+            console.print(f"{self.name}: {why}; {counter.calls}{lost}", highlight=False)
         return patch
 
     def check_concepts(self, concepts: Sequence[Concept]) -> None:
@@ -220,10 +229,16 @@ class _Checkpoint:
             return [float(value) for value in tensors["losses"]]
 
 
-def _state(training: Training) -> dict[str, torch.Tensor]:
-    """All that changes in training, by name."""
+def _in_place(training: Training) -> dict[str, torch.Tensor]:
+    """What changes in place, by name."""
     found = {f"student/{name}": value for name, value in training.student.tensors().items()}
     found |= {f"tensors/{name}": value for name, value in training.tensors.items()}
+    return found | {"scale": training.student.scale.state}
+
+
+def _state(training: Training) -> dict[str, torch.Tensor]:
+    """All that changes in training, by name."""
+    found = _in_place(training)
     for name, optimizer in training.optimizers.items():
         for number, values in optimizer.state_dict()["state"].items():
             found |= {f"optimizers/{name}/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
@@ -232,9 +247,7 @@ def _state(training: Training) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
-    live = {f"student/{name}": value for name, value in training.student.tensors().items()}
-    live |= {f"tensors/{name}": value for name, value in training.tensors.items()}
-    for name, value in live.items():
+    for name, value in _in_place(training).items():
         value.copy_(tensors[name])
     for name, optimizer in training.optimizers.items():
         state: dict[int, dict[str, torch.Tensor]] = {}
@@ -287,21 +300,12 @@ def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
         pipe.unet.disable_gradient_checkpointing()
 
 
-def _precision(pipe: Any) -> Any:
-    """Mixed precision where the pipeline has half precision: what is trained stays in float32."""
-    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    for dtype in (torch.float16, torch.bfloat16):
-        if any(part.dtype == dtype for part in parts):
-            return torch.autocast(pipe.unet.device.type, dtype=dtype)
-    return nullcontext()
-
-
 @torch.no_grad()
 def seconds_a_pass(pipe: Any, passes: int = 3) -> float:
     """How long the denoiser takes for one latent, after a pass that does not count."""
     condition, latents = conditions(pipe, [""]), torch.zeros(1, *latent_shape(pipe), device=pipe.unet.device)
     times = torch.zeros(1, dtype=torch.long)
-    with _precision(pipe):
+    with mixed(pipe):
         float(predict(pipe, latents, times, condition).sum())
         started = time.perf_counter()
         for _ in range(passes):

@@ -10,6 +10,7 @@ from attacking import ASKS, draw_well, prepared, seeded
 
 from erasers import load_pipeline
 from erasers.attacks import get_attack
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.mma import MMA, SLOT, banned, distance, gradient, pooled, swaps
 from erasers.attacks.soft import SoftPrompt, decode, token_table, tokenise, whole_words
 from erasers.shapes.prompts import Prompt
@@ -36,7 +37,7 @@ def test_the_gradient_is_that_of_the_one_hot_choice(pipe: Any) -> None:
     words = whole_words(pipe.tokenizer)
     target = MMA(k=3, steps=1).targets(pipe, ASKS)["a red star"]
     current = torch.tensor([1, 4, 2])
-    found = gradient(pipe, SoftPrompt(pipe, SLOT, {SLOT: 3}), target, words, current)
+    found = gradient(pipe, SoftPrompt(pipe, SLOT, {SLOT: 3}), target, words, current, LossScale(pipe))
     weight = pipe.text_encoder.get_input_embeddings().weight.requires_grad_()
     value = distance(pooled(pipe, tokenise(pipe, decode(pipe.tokenizer, words[current]))), target).sum()
     (slopes,) = torch.autograd.grad(value, [weight])

@@ -10,6 +10,7 @@ from attacking import ASKS, Says, attacked, draw_well, erasure, prepared, seeded
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.p4d import P4D, gradient, loss, teach
 from erasers.attacks.random_prefix import RandomPrefix
 from erasers.attacks.soft import SoftPrompt, encode, gaussian, nearest_tokens, token_table, tokenise, whole_words
@@ -22,7 +23,16 @@ def teacher_of(pipe: Any, bank: int = 3) -> Any:
 
 def slope(pipe: Any, teacher: Any, vectors: torch.Tensor) -> torch.Tensor:
     prompt = SoftPrompt(pipe, "<v>", {"<v>": len(vectors)})
-    return gradient(pipe, prompt, {"<v>": len(vectors)}, vectors, whole_words(pipe.tokenizer), teacher, torch.arange(3))
+    return gradient(
+        pipe,
+        prompt,
+        {"<v>": len(vectors)},
+        vectors,
+        whole_words(pipe.tokenizer),
+        teacher,
+        torch.arange(3),
+        LossScale(pipe),
+    )
 
 
 def test_the_teacher_is_the_unedited_model_at_the_prompt(pipe: Any) -> None:

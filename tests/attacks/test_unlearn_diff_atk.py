@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.random_prefix import RandomPrefix
 from erasers.attacks.soft import SoftPrompt, denoising_loss, encode, gaussian, token_table, tokenise, whole_words
 from erasers.attacks.unlearn_diff_atk import PREFIX, UnlearnDiffAtk, gradient, strata
@@ -31,7 +32,7 @@ def slope(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
     table = token_table(pipe)[words]
     picks = torch.tensor([3, len(words) - 1])
     prompt = SoftPrompt(pipe, f"{PREFIX} a star", {PREFIX: 2})
-    found = gradient(pipe, prompt, table, picks, latents, 50, noise)
+    found = gradient(pipe, prompt, table, picks, latents, 50, noise, LossScale(pipe))
     onehot = functional.one_hot(picks, len(words)).float().requires_grad_()
     loss = denoising_loss(pipe, latents, torch.tensor([50]), noise, prompt.states({PREFIX: onehot @ table}))
     return found, torch.autograd.grad(loss, [onehot])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
+from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import frozen
 from erasers.methods import training
 from erasers.methods.adv_unlearn import SOFT, Duel, published_calls, retained, search
@@ -21,6 +23,7 @@ from erasers.methods.esd import target
 from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, predict, sample_bank
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
+WHOLE = LossScale(SimpleNamespace(components={}))
 QUICK: dict[str, Any] = {
     "iterations": 6,
     "lr": 1e-3,
@@ -227,7 +230,7 @@ def test_upstream_gradients_add_up_and_the_last_step_is_lost():
 
     def run(steps: int, **options: Any) -> float:
         given = iter(slopes)
-        found = search(lambda x: (x * next(given)).sum(), torch.zeros(1, 1), steps, 0.1, **options)
+        found = search(lambda x: (x * next(given)).sum(), torch.zeros(1, 1), steps, 0.1, scale=WHOLE, **options)
         return round(float(found), 4)
 
     # Signs: the first step goes down, and three go up again; published, a sum of 1, 0, -1 and -2, and one step less.
@@ -248,7 +251,8 @@ def test_published_signs_repeat_the_first_step():
 
     def run(**options: Any) -> float:
         given = iter(slopes)
-        return float(search(lambda x: (x * next(given)).sum(), torch.zeros(1, 1), 6, 0.1, fast=True, **options))
+        options |= {"scale": WHOLE, "fast": True}
+        return float(search(lambda x: (x * next(given)).sum(), torch.zeros(1, 1), 6, 0.1, **options))
 
     assert run(upstream=True) == pytest.approx(-0.5, abs=1e-3)
     assert run() == pytest.approx(0.4)
