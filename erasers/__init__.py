@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasers.components import ModelNotFound
     from erasers.concept import Concept
     from erasers.eraser import Eraser, get_eraser, list_erasers
     from erasers.families import UnsupportedPipeline
     from erasers.forms import load_lora
     from erasers.patch import Patch, PatchError
-    from erasers.pipeline import ErasedPipeline, ModelNotFound, load_pipeline
+    from erasers.pipeline import ErasedPipeline, load_pipeline
 
     __version__: str
 
@@ -23,7 +24,7 @@ _HOME = {
     "Concept": "concept",
     "ErasedPipeline": "pipeline",
     "Eraser": "eraser",
-    "ModelNotFound": "pipeline",
+    "ModelNotFound": "components",
     "Patch": "patch",
     "PatchError": "patch",
     "UnsupportedPipeline": "families",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from erasers import folders
-from erasers.folder_record import check_folder, read_hooks
+from erasers.components import component_classes
+from erasers.folder_record import COMPONENT, check_folder, read_hooks
 from erasers.patch import Patch, PatchError, applied_patches
 from erasers.pipeline import as_patches
 
@@ -59,6 +60,23 @@ class Erased:
         __init__.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         __init__.__annotations__ = get_type_hints(stock.__init__)
         cls.__init__ = __init__  # type: ignore[assignment]
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> Any:
+        """Read the index of a folder; diffusers calls this before it loads a component.
+
+        Whoever loads this class trusts its file. That trust does not reach code that a model brings along.
+
+        Raises:
+            ModelNotFound: A component is no class of diffusers or transformers.
+        """
+        from transformers import dynamic_module_utils
+
+        index = {name: value for name, value in config_dict.items() if name != COMPONENT}
+        component_classes(Path(str(config_dict.get("_name_or_path", "the model"))), index, folders.stock_class(cls))
+        # From here on transformers refuses code that it was not told to trust, where it would ask on the terminal.
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+        return super().extract_init_dict(config_dict, **options)  # type: ignore[misc]
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None

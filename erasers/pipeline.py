@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers import folders
+from erasers import components, folders
+from erasers.components import ModelNotFound
 from erasers.folder_record import COMPONENT, RECORD, check_folder, read_hooks, recorded
 from erasers.hub import find_patch, reason
 from erasers.patch import Patch, PatchError
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 EMBEDDED = "shapes"
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _FIXED = {"use_safetensors": True, "trust_remote_code": False, "custom_pipeline": None}
-
-
-class ModelNotFound(OSError):
-    """A model that cannot be loaded; the message is one line with the reason and the next step."""
+_FETCHING = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+_PLACING = ("device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config")
 
 
 def load_pipeline(
@@ -53,10 +52,18 @@ def load_pipeline(
             raise ValueError(
                 f"expected {key}={value}, got {options[key]!r}; only safetensors and diffusers' own code load"
             )
+    placing = next((key for key in _PLACING if options.get(key) is not None), None)
+    if placing is not None or options.get("variant") == folders.VARIANT:
+        raise ValueError(
+            f"expected no {placing or 'variant=' + repr(folders.VARIANT)} here; load the pipeline with diffusers, a "
+            "patch applies to that one, too"
+        )
     source, kind = _locate(model), torch_dtype(dtype or "float32")
     try:
         with folders.quiet():
-            pipe = _load(source, dtype=kind, **{**options, "use_safetensors": True})
+            pipe = _load(source, kind, **{key: value for key, value in options.items() if key not in _FIXED})
+    except ModelNotFound:
+        raise
     except Exception as error:
         # diffusers, transformers, safetensors and the Hub client raise a dozen unrelated types here.
         raise ModelNotFound(_explain(model, error)) from error
@@ -164,18 +171,47 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _load(source: str, **options: Any) -> DiffusionPipeline:
+def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options: Any) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
-    check_folder(Path(source))
-    stock = folders.erased_stock(Path(source))
+    folder = Path(source)
+    check_folder(folder)
+    stock = folders.erased_stock(folder)
     if stock is None:
-        return DiffusionPipeline.from_pretrained(source, **options)
-    patches = read_hooks(Path(source) / COMPONENT)
-    pipe = folders.stand_in(stock).from_pretrained(source, **{**options, "variant": folders.VARIANT})
+        folder = folder if folder.is_dir() else _fetch(source, variant, options)
+        index = components.read_index(folder)
+        stock = components.pipeline_class(folder, index)
+        return _assemble(DiffusionPipeline, folder, _load_parts(folder, index, stock, dtype, variant, options))
+    patches = read_hooks(folder / COMPONENT)
+    index = {name: value for name, value in components.read_index(folder).items() if name != COMPONENT}
+    parts = _load_parts(folder, index, stock, dtype, folders.VARIANT, options)
+    pipe = _assemble(folders.stand_in(stock), folder, parts)
     pipe.__class__ = stock
     for patch, strength in patches:
         patch.apply(pipe, strength=strength)
+    return pipe
+
+
+def _fetch(source: str, variant: str | None, options: Mapping[str, Any]) -> Path:
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(source, variant=variant, **{**options, "use_safetensors": True}))
+
+
+def _load_parts(
+    folder: Path, index: Mapping[str, Any], stock: Any, dtype: torch.dtype, variant: str | None, options: Any
+) -> dict[str, Any]:
+    """Components by name and what else the pipeline is made of; `options` may hold some of them."""
+    classes = components.component_classes(folder, index, stock)
+    wanted = {name: cls for name, cls in classes.items() if name not in options}
+    components.refuse_code_and_pickles(folder, wanted)
+    given = {key: value for key, value in options.items() if key not in _FETCHING}
+    loaded = {name: components.load_component(cls, folder / name, dtype, variant) for name, cls in wanted.items()}
+    return {**loaded, **given}
+
+
+def _assemble(loader: Any, folder: Path, parts: Mapping[str, Any]) -> DiffusionPipeline:
+    pipe: DiffusionPipeline = loader.from_pretrained(str(folder), local_files_only=True, **parts)
     return pipe
 
 
@@ -211,6 +247,6 @@ def _explain(model: str | Path, error: BaseException) -> str:
         offline="no such folder, and the Hub cannot be reached; connect, or use the embedded model: "
         f"--model {EMBEDDED}",
     )
-    if "custom code" in why:
-        why = "its pipeline is code of its own, which is not run; if erasers saved it, fetch it and load the folder"
+    if "custom code" in why or "trust_remote_code" in why:
+        why = "it holds code of its own, which is not run; if erasers saved it, fetch it and load the folder"
     return f"cannot load {str(model)!r}: {why}"

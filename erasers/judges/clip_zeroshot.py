@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasers.components import pickled
 from erasers.judges import Fingerprint, Verdict
 from erasers.judges.base import PictureJudge, own_profile
 from erasers.judges.weights import file_hashes, model_folder
@@ -135,7 +136,7 @@ def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:
 
     Raises:
         ImportError: The extra is not installed.
-        ValueError: A text tower that would be fetched from the Hub.
+        ValueError: A text tower or tokenizer that would be fetched from the Hub, or pickles beside the weights.
     """
     try:
         import open_clip
@@ -145,10 +146,11 @@ def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:
         text = value_of(value_of(read_json(folder / _CONFIG), "model_cfg", dict), "text_cfg", dict)
     except ValueError as error:
         raise ValueError(f"expected the configuration of an open_clip model in {folder / _CONFIG}: {error}") from None
-    if text.get("hf_model_name"):
-        raise ValueError(
-            f"expected a text tower of open_clip's own in {folder}, got {text['hf_model_name']} of the Hub"
-        )
+    for key, what in (("hf_model_name", "text tower"), ("hf_tokenizer_name", "tokenizer")):
+        if text.get(key):
+            raise ValueError(f"expected a {what} of open_clip's own in {folder}, got {text[key]} of the Hub")
+    if pickles := pickled(folder):
+        raise ValueError(f"expected weights as safetensors alone in {folder}, got {pickles[0].name}, too; remove it")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
     # A new open_clip model is in training mode.
     return model.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from erasers.components import refuse_code_and_pickles
 from erasers.hub import reason
 from erasers.reading import at_home
 
@@ -44,6 +45,7 @@ def model_folder(model: str | Path, revision: str | None, needs: Sequence[str]) 
     Raises:
         ValueError: A Hub id without a commit, or a folder with one.
         FileNotFoundError: No such model, the Hub cannot be reached, or files are missing.
+        ModelNotFound: The folder would bring in more than its safetensors.
     """
     folder = at_home(model)
     if folder.is_dir():
@@ -58,6 +60,7 @@ def model_folder(model: str | Path, revision: str | None, needs: Sequence[str]) 
         missing.append("weights as .safetensors (pickled ones are not read)")
     if missing:
         raise FileNotFoundError(f"expected a model in {folder}, which lacks {' and '.join(missing)}")
+    refuse_code_and_pickles(folder, ["."])
     return folder
 
 

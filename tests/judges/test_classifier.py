@@ -169,6 +169,13 @@ def test_code_in_a_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
         Classifier(model=path)
 
 
+def test_an_index_that_names_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path / "model")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    with pytest.raises(OSError, match="pickles can run code"):
+        Classifier(model=path)
+
+
 def test_a_model_on_the_hub_is_pinned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
