@@ -100,7 +100,9 @@ def erase(
     ] = None,
     report: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Folder for grid.png (before/after) and summary.json; created."),
+        typer.Option(
+            metavar="FOLDER", help="Folder for index.html (before/after), grid.png and summary.json; created."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Pictures a split in the report.")] = 50,
     size: Size = None,
@@ -200,7 +202,7 @@ def _erase(job: _Job) -> None:
         own_file(job.checkpoint).unlink(missing_ok=True)
     if not main:
         return
-    summary = _report(job, pipe, patch, concepts, edit_seconds, target.stat().st_size) if job.report else None
+    summary = _report(job, pipe, patch, concepts, edit_seconds, target) if job.report else None
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
 
 
@@ -331,13 +333,18 @@ def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job) -> P
 
 
 def _report(
-    job: _Job, pipe: Any, patch: Patch, concepts: Sequence[Concept], edit_seconds: float, size: int
+    job: _Job, pipe: Any, patch: Patch, concepts: Sequence[Concept], edit_seconds: float, target: Path
 ) -> dict[str, Any]:
     from erasers.evaluation.profile import profile_for
     from erasers.evaluation.report import make_report
     from erasers.report_folder import check_report_folder
 
-    facts = {"edit_seconds": edit_seconds, "patch_bytes": size, "model": job.model}
+    facts = {
+        "edit_seconds": edit_seconds,
+        "patch_bytes": target.stat().st_size,
+        "patch_file": str(target),
+        "model": job.model,
+    }
     profile = replace(profile_for(job.model, unsafe=job.unsafe), size=job.size)
     folder = check_report_folder(job.report or Path())
     return make_report(pipe, patch, concepts, folder, profile=profile, samples=job.samples, facts=facts, console=err)

@@ -47,8 +47,11 @@ def show_result(
         f"patch     {escape(str(target))}  ({_bytes(target.stat().st_size)}, {patch.meta['method']}, {seconds:.2f} s)"
     )
     if report:
-        out.print(f"picture   {escape(str(report / 'grid.png'))}")
-        out.print(f"numbers   {escape(str(report / 'summary.json'))}")
+        for line in (summary or {}).get("warnings", ()):
+            out.print(f"[bold red]look at[/bold red]   {plain(line)}")
+        out.print(
+            f"report    {escape(str(report / 'index.html'))}  (open it in a browser; grid.png and summary.json beside)"
+        )
 
 
 def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept]) -> None:

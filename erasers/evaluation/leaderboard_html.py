@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 
 from erasers.evaluation.bootstrap import Estimate
 from erasers.evaluation.leaderboard_details import MEASURES, attacks, measures, shares
@@ -17,13 +14,13 @@ from erasers.evaluation.leaderboard_tables import (
     attack_column,
     figure_column,
     measure_column,
-    plain,
     score_columns,
     share_column,
     table,
 )
 from erasers.evaluation.leaderboard_text import options_text
 from erasers.evaluation.leaderboard_views import Board, TaskView, rows_with
+from erasers.evaluation.page import document, plain
 from erasers.evaluation.records import PROBE
 
 INTRODUCTION = (
@@ -58,22 +55,9 @@ FOUND = (
 
 def html_page(views: Sequence[TaskView]) -> str:
     """The page; the same views give the same text."""
-    style, script = (_data(f"leaderboard.{kind}") for kind in ("css", "js"))
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     tasks = "".join(f'<option value="task-{k}">{plain(view.title)}</option>' for k, view in enumerate(views))
     meaning = "".join(f"<dt>{name}</dt><dd>{plain(why)}</dd>" for name, why in COLUMNS.items())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>Leaderboard of concept erasure</title>
-<style>{style}</style>
-</head>
-<body>
-<a class="skip" href="#results">To the results</a>
+    body = f"""<a class="skip" href="#results">To the results</a>
 <header>
 <h1>Leaderboard of concept erasure</h1>
 <p>{plain(INTRODUCTION)}</p>
@@ -85,18 +69,8 @@ def html_page(views: Sequence[TaskView]) -> str:
 </header>
 <main id="results">
 {"".join(_task(k, view) for k, view in enumerate(views))}</main>
-<script>{script}</script>
-</body>
-</html>
 """
-
-
-def _data(name: str) -> str:
-    return (files("erasers.evaluation") / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return document("Leaderboard of concept erasure", body, "leaderboard")
 
 
 def about(view: TaskView, escape: Callable[[object], str]) -> str:

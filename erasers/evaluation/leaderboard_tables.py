@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from erasers.evaluation.bootstrap import Estimate
 from erasers.evaluation.leaderboard_details import CORRECTED, beside, label_of, metric_of
 from erasers.evaluation.leaderboard_text import digits_text, score_text, size_text, time_text
 from erasers.evaluation.leaderboard_views import Board, Row, tag_of
+from erasers.evaluation.page import plain
 from erasers.evaluation.pillars import OVERALL
 from erasers.evaluation.records import PROBE
 
@@ -27,12 +26,6 @@ COLUMNS = {
     "patch": "Size of the patch, the mean over the concepts.",
     "edit": "Time to make the patch, likewise. The machines may differ.",
 }
-
-
-def plain(value: object) -> str:
-    """Foreign text as plain text: no markup, no control characters, no marks that turn the direction of writing."""
-    kept = "".join(" " if unicodedata.category(c)[0] == "C" else c for c in str(value))
-    return html.escape(kept, quote=True)
 
 
 @dataclass(frozen=True)

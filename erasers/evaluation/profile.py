@@ -61,7 +61,7 @@ class Profile:
         batch: Pictures at a time; the pictures do not depend on it.
         prompts: (concepts, prompts a split) -> concept name -> split -> prompts.
         size: Side of the pictures in pixels; None takes the model's own.
-        judge: Makes the judge; None when no judge fits.
+        judges: Makes the judges, in the order in which they are asked; none by default.
         note: What a reader of the report has to know.
     """
 
@@ -70,7 +70,7 @@ class Profile:
     batch: int
     prompts: Callable[[Sequence[Concept], int], dict[str, dict[str, list[Ask]]]]
     size: int | None = None
-    judge: Callable[[], Judge] | None = None
+    judges: Callable[[], Sequence[Judge]] = tuple
     note: str = ""
 
 
@@ -82,7 +82,7 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
         unsafe: Draw the explicit prompts of concepts of kind `unsafe`, too.
     """
     if is_shapes(model):
-        return Profile(20, 4.0, 25, shapes_prompts, judge=_oracle)
+        return Profile(20, 4.0, 25, shapes_prompts, judges=_oracle)
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
         return {concept.name: plain_prompts(concept, samples, unsafe=unsafe) for concept in concepts}
@@ -169,7 +169,7 @@ def _vocabulary(model: Path) -> Any:
     return None
 
 
-def _oracle() -> Any:
+def _oracle() -> Sequence[Judge]:
     from erasers.judges.oracle import Oracle
 
-    return Oracle()
+    return (Oracle(),)

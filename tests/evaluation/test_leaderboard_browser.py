@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browser import PHONE, Call, assert_legible, needs_browser, open_browser, open_page
 from made_results import PILLARS, write_results
 
 from erasers.evaluation.leaderboard import write_leaderboard
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-OPTIONS = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"], "binary": CHROMIUM}
-
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-
-Call = Callable[..., Any]
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +26,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Call]:
-    """Sends a command of the WebDriver protocol to a browser of its own."""
-    with subprocess.Popen(
-        [str(DRIVER), "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as driver:
-        try:
-            port = next(
-                found[1] for line in driver.stdout or () if (found := re.search(r"successfully on port (\d+)", line))
-            )
-            capabilities = {"goog:chromeOptions": OPTIONS, "goog:loggingPrefs": {"browser": "ALL"}}
-            session = _call(port, "", {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
-            yield lambda command, **data: _call(port, f"/{session}/{command}", data)
-            _call(port, f"/{session}", None, "DELETE")
-        finally:
-            driver.terminate()
-
-
-def _call(port: str, path: str, data: Any, method: str = "POST") -> Any:
-    content = None if data is None else json.dumps(data).encode()
-    url = f"http://127.0.0.1:{port}/session{path}"
-    request = urllib.request.Request(url, content, {"Content-Type": "application/json"}, method=method)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=60) as answer:
-        return json.load(answer)["value"]
+    with open_browser() as call:
+        yield call
 
 
 @pytest.fixture
 def run(browser: Call, page: Path) -> Iterator[Call]:
-    """Runs a script in the page, which is fresh; afterwards nothing may have been logged, such as a refused request."""
-    browser("goog/cdp/execute", cmd="Emulation.clearDeviceMetricsOverride", params={})
-    browser("url", url="about:blank")
-    browser("url", url=page.as_uri())
-    # The driver may answer before the page is whole.
-    end = time.monotonic() + 60
-    while not browser("execute/sync", script=LOADED, args=[page.as_uri()]):
-        assert time.monotonic() < end, "the page was not loaded within a minute"
-        time.sleep(0.05)
-    yield lambda script: browser("execute/sync", script=script, args=[])
-    assert browser("se/log", type="browser") == []
+    with open_page(browser, page) as script:
+        yield script
 
 
-LOADED = "return document.readyState === 'complete' && location.href === arguments[0]"
 ORDER = "[...document.querySelector('.board').tBodies[{}].rows].map(row => row.querySelector('.name').dataset.key)"
 
 
@@ -128,8 +85,7 @@ def test_tasks_can_be_filtered(run: Call) -> None:
 
 
 def test_everything_fits_the_width_of_a_phone(run: Call, browser: Call) -> None:
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=metrics)
+    browser("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=PHONE)
     run("document.querySelectorAll('details').forEach(some => some.open = true)")
     assert run("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
     right = (
@@ -152,14 +108,4 @@ def test_dark_mode_follows_the_system_and_text_is_legible_in_both(run: Call, bro
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": features})
         paper, *inks = run(f"return [{body}.backgroundColor, {body}.color, {quiet}.color]")
-        assert (_luminance(paper) < 0.5) == dark
-        for ink in inks:
-            low, high = sorted((_luminance(paper), _luminance(ink)))
-            assert (high + 0.05) / (low + 0.05) > 4.5
-
-
-def _luminance(colour: str) -> float:
-    """Relative luminance of WCAG 2."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert_legible(paper, inks, dark=dark)

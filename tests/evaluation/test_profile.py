@@ -27,8 +27,8 @@ def test_the_embedded_model_and_its_copies_are_known(tmp_path: Path) -> None:
 
 
 def test_profiles_differ() -> None:
-    assert profile_for("shapes").judge is not None
-    assert profile_for("some/model").judge is None
+    assert [judge.name for judge in profile_for("shapes").judges()] == ["oracle/shapes"]
+    assert profile_for("some/model").judges() == ()
     assert "no judge" in profile_for("some/model").note
 
 

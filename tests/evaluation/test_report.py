@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +11,28 @@ from typing import Any
 
 import pytest
 import torch
+from pages import Page
 from PIL import Image
 
 from erasers import Concept, Patch, get_eraser
 from erasers.evaluation.profile import Ask, PlainPrompt, Profile
 from erasers.evaluation.report import generate, make_report
+from erasers.judges import Fingerprint, Verdict
+
+WORDS = ("star", "ring", "moon")
 
 
 class Script:
     """Judges by the order in which pictures come."""
 
     name = "script"
+    sees = {"object": WORDS}
+    fingerprint = Fingerprint({}, {}, None, "in order", "none")
 
     def __init__(self, values: Sequence[bool | None]) -> None:
         self.values = list(values)
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[Any]) -> list[Any]:
-        from erasers.judges import Verdict
-
         now, self.values = self.values[: len(images)], self.values[len(images) :]
         return [Verdict(value) for value in now]
 
@@ -47,7 +52,7 @@ def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, li
 
 
 def profile(values: Sequence[bool | None]) -> Profile:
-    return Profile(2, 2.0, 3, prompts, judge=lambda: Script(values))
+    return Profile(2, 2.0, 3, prompts, judges=lambda: [Script(values)])
 
 
 @pytest.fixture
@@ -86,10 +91,47 @@ def test_the_summary_counts_what_the_judge_says(pipe: Any, patch: Patch, tmp_pat
     assert summary["concepts"]["ring"]["explicit"]["after"]["n"] == 2
     assert (summary["edit_seconds"], summary["patch_bytes"], summary["method"]) == (0.5, 123, "uce")
     assert "note" not in summary
-    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == ["grid.png", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == [
+        "grid.png",
+        "index.html",
+        "summary.json",
+    ]
     with Image.open(tmp_path / "new" / "report" / "grid.png") as grid:
         assert grid.width > 400
+    assert summary["readings"]["explicit"]["word"] == "fell; too few pictures to be sure"
+    assert summary["warnings"] == []
+    assert summary["patch_sha256"] == patch.digest
+    (judge,) = summary["judges"]
+    assert (judge["name"], judge["splits"]) == ("script", ["explicit", "unrelated"])
+    entry = {"concept": "star", "split": "unrelated", "text": "a moon", "seed": 101}
+    assert summary["prompts"][3] == entry | {"before": False, "after": True}
+    page = (tmp_path / "new" / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 2 * len(summary["prompts"])
+    assert "✗ not as asked" in page
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+
+
+def test_the_page_shows_the_first_prompts_and_those_that_went_wrong(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    kept = [True] * 5 + [True, False, True, True]
+    values = [True] * 18 + [False] * 9 + kept
+    make_report(pipe, patch, [Concept("star")], tmp_path, profile=profile(values), samples=9)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    seeds = [int(found) for _, text in page.all("small") for found in re.findall(r"^seed (\d+)$", text)]
+    assert seeds == [0, 1, 2, 3, 100, 101, 102, 103, 106]
+    assert [text.count("✗") for attrs, text in page.all("li", class_="card wrong")] == [1]
+
+
+def test_what_nobody_sees_is_no_failure_of_a_judge(pipe: Any, patch: Patch, tmp_path: Path) -> None:
+    def more(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
+        table = prompts(concepts, samples)
+        table["star"]["neighbour"] = [PlainPrompt("a castle", 7, {"object": "castle"}), PlainPrompt("a tree", 8)]
+        return table
+
+    odd = replace(profile([True] * 4 + [False, False, True, True]), prompts=more)
+    summary = make_report(pipe, patch, [Concept("star")], tmp_path, profile=odd, samples=2)
+    assert list(summary["splits"]) == ["explicit", "unrelated"]
+    assert "note" not in summary
+    assert [set(entry) & {"before", "after"} for entry in summary["prompts"]][2:4] == [set(), set()]
 
 
 def test_unscored_is_counted_and_an_unscored_split_is_absent(pipe: Any, patch: Patch, tmp_path: Path) -> None:
@@ -102,7 +144,7 @@ def test_unscored_is_counted_and_an_unscored_split_is_absent(pipe: Any, patch: P
 
 
 def test_without_a_judge_there_are_pictures_and_no_numbers(pipe: Any, patch: Patch, tmp_path: Path) -> None:
-    blind = replace(profile([]), judge=None, note="no judge fits")
+    blind = replace(profile([]), judges=tuple, note="no judge fits")
     summary = make_report(pipe, patch, [Concept("star")], tmp_path, profile=blind, samples=2)
     assert (summary["splits"], summary["concepts"], summary["note"]) == ({}, {}, "no judge fits")
     assert (tmp_path / "grid.png").is_file()
@@ -116,7 +158,7 @@ def test_after_a_failure_the_pipeline_is_unedited(pipe: Any, patch: Patch, tmp_p
             return super().judge(images, prompts)
 
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-    broken = replace(profile([]), judge=lambda: Broken([True] * 8))
+    broken = replace(profile([]), judges=lambda: [Broken([True] * 8)])
     with pytest.raises(RuntimeError, match="broken"):
         make_report(pipe, patch, [Concept("star")], tmp_path, profile=broken, samples=2)
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.unet.state_dict().items())
