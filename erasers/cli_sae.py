@@ -72,6 +72,13 @@ def train(
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="With which these are drawn. [dim]9; 4[/dim]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first directions and of the order of prompts.")] = 0,
+    padding: Annotated[
+        bool | None,
+        typer.Option(
+            "--padding/--no-padding",
+            help="Train on what lies behind the end of a prompt, too. [dim]not, but for the embedded model[/dim]",
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="File that the training goes on from when it was stopped.")
     ] = None,
@@ -104,7 +111,8 @@ def train(
         usual = Way(*(_SHAPES_WAY if shapes else _WAY))
         way = Way(sampling_steps or usual.steps, usual.guidance if guidance is None else guidance)
         path = block if block or not (shapes and unet) else _SHAPES_BLOCK
-        rows = _rows(cli_input.load_model(model, device, dtype), component, path, texts, training, way)
+        padded = shapes if padding is None else padding
+        rows = _rows(cli_input.load_model(model, device, dtype), component, path, texts, training, way, padded)
     started = time.perf_counter()
     trained = _train(rows, training, checkpoint)
     facts = {"model": model, "prompts": len(texts), "training": asdict(training), "quality": asdict(trained.quality)}
@@ -174,7 +182,15 @@ def read_prompts(path: Path) -> list[str]:
     return texts
 
 
-def _rows(pipe: Any, component: str, block: str | None, texts: Sequence[str], training: SAETraining, way: Way) -> Rows:
+def _rows(
+    pipe: Any,
+    component: str,
+    block: str | None,
+    texts: Sequence[str],
+    training: SAETraining,
+    way: Way,
+    padding: bool,
+) -> Rows:
     """What is trained on.
 
     Raises:
@@ -191,7 +207,7 @@ def _rows(pipe: Any, component: str, block: str | None, texts: Sequence[str], tr
     blocks = {one.name: one for one in find_blocks(pipe, None if block is None else int(block))}
     if component not in blocks:
         raise ValueError(f"expected --component among {', '.join(blocks)}, {DenoiserBlock.name}, got {component!r:.80}")
-    return TextRows(blocks[component], texts, training.prompts, training.seed)
+    return TextRows(blocks[component], texts, training.prompts, training.seed, padding)
 
 
 def _train(rows: Rows, training: SAETraining, checkpoint: Path | None) -> Trained:
@@ -220,7 +236,7 @@ def _write(path: Path, rows: Rows, trained: Trained, facts: dict[str, Any]) -> N
     from erasers.methods.sae_training import draw_curves
     from erasers.sae import save_sae
 
-    about = {key: facts[key] for key in ("model", "prompts", "training", "quality")}
+    about = {key: facts[key] for key in ("model", "prompts", "training", "quality")} | rows.about()
     save_sae(path, trained.sae, target=rows.target, base=rows.fingerprints(), about=about)
     curves = {name: [round(value, 5) for value in values] for name, values in trained.curves.items()}
     text = json.dumps({**facts, "curves": curves}) + "\n"

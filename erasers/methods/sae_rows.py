@@ -56,13 +56,17 @@ class Rows(ABC):
         """JSON-able: all that they depend on beside these weights."""
         return [list(self.prompts), self.size, self.seed]
 
+    def about(self) -> dict[str, Any]:
+        """JSON-able: what an autoencoder says of them beside the settings of its training."""
+        return {}
+
     @abstractmethod
     def first(self) -> torch.Tensor:
         """Rows from which a training starts."""
 
     @abstractmethod
     def step(self, number: int) -> torch.Tensor:
-        """Rows of a step, as many in every one."""
+        """Rows of a step."""
 
     @abstractmethod
     def held(self) -> Iterator[torch.Tensor]:
@@ -71,21 +75,43 @@ class Rows(ABC):
 
 @dataclass
 class TextRows(Rows):
-    """Tokens of prompts behind a block of a text encoder, without the first, which is the same in every prompt."""
+    """Tokens of prompts behind a block of a text encoder, without the first, which is the same in every prompt.
+
+    Args:
+        padding: With those behind the end of a prompt, which are most of all and say no more than the end does.
+    """
 
     block: Block
+    padding: bool = False
+
+    def identity(self) -> list[Any]:
+        """See `Rows`."""
+        return [*super().identity(), self.padding]
+
+    def about(self) -> dict[str, Any]:
+        """See `Rows`."""
+        return {} if self.padding else {"padding": False}
 
     def first(self) -> torch.Tensor:
         """See `Rows`."""
-        return _without_first(self.block.outputs(self._kept[:_FOR_THE_MEDIAN]))
+        prompts = self._kept[:_FOR_THE_MEDIAN]
+        return self._wanted(self.block.outputs(prompts), prompts)
 
     def step(self, number: int) -> torch.Tensor:
         """See `Rows`."""
-        return _without_first(self.block.outputs(turn(self._kept, number, self.size, self.seed)))
+        prompts = turn(self._kept, number, self.size, self.seed)
+        return self._wanted(self.block.outputs(prompts), prompts)
 
     def held(self) -> Iterator[torch.Tensor]:
         """See `Rows`."""
-        return (_without_first(batch) for batch in self.block.batches(self._held, self.size))
+        for start in range(0, len(self._held), self.size):
+            prompts = self._held[start : start + self.size]
+            yield self._wanted(self.block.outputs(prompts), prompts)
+
+    def _wanted(self, outputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Rows `[N, d]` of outputs `[prompts, T, d]`."""
+        rows = outputs[:, 1:]
+        return rows.flatten(0, 1) if self.padding else rows[self.block.tokens(prompts)[1][:, 1:].bool()]
 
 
 @dataclass
@@ -140,7 +166,8 @@ def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
     if len(distinct) < 2:
         raise ValueError(f"expected at least two prompts to train on and to measure, got {len(distinct)}")
     held = distinct[::_HELD_OUT]
-    return [prompt for prompt in distinct if prompt not in set(held)], held
+    measured = set(held)
+    return [prompt for prompt in distinct if prompt not in measured], held
 
 
 def turn(prompts: Sequence[str], number: int, size: int, seed: int) -> list[str]:
@@ -161,11 +188,6 @@ def _shuffled(count: int, seed: int, round_: int) -> list[int]:
         _SHUFFLES.clear()
         _SHUFFLES[key] = random.Random(f"{seed}/{round_}").sample(range(count), count)
     return _SHUFFLES[key]
-
-
-def _without_first(outputs: torch.Tensor) -> torch.Tensor:
-    """Rows `[N, d]` of outputs `[prompts, T, d]`."""
-    return outputs[:, 1:].flatten(0, 1)
 
 
 def shapes_prompts(count: int, seed: int = 0) -> list[str]:

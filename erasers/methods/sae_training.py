@@ -118,9 +118,12 @@ def train_sae(
         ValueError: Too few rows for these settings, or a checkpoint of another training.
     """
     a_step, width = rows.step(0).shape
+    # Prompts differ in length, so that other steps may have more rows or fewer.
     count = training.steps * a_step
     if training.auxiliary and training.dead_after >= count:
-        raise ValueError(f"expected dead_after below the {count} rows of the training, got {training.dead_after}")
+        raise ValueError(
+            f"expected dead_after below the rows of the training, about {count}, got {training.dead_after}"
+        )
     run = _Run(training, width)
     saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(rows, training))
     if saved is None or not saved.load(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tiny import draw, same, weights
 from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline
 from erasers.methods import sae_training
 from erasers.methods.itd import activity, floors_of, read_saes, select, statistic, thresholds
-from erasers.methods.sae_rows import TextRows, shapes_prompts, split
+from erasers.methods.sae_rows import TextRows, shapes_prompts, split, turn
 from erasers.methods.sae_training import SAETraining, train_sae
 from erasers.methods.text_blocks import find_block, find_blocks
 from erasers.sae import SAE
@@ -214,6 +215,30 @@ def test_training_explains_rows_and_revives_features(pipes):
     assert not set(kept) & set(held)
     with pytest.raises(ValueError, match="dead_after below the"):
         train_sae(rows(block, size=2), SAETraining(steps=2, prompts=2, features=8, k=2))
+
+
+def test_padding_is_left_out_unless_it_is_asked_for(pipes):
+    block = find_blocks(pipes("sd1"))[0]
+    plain, padded = rows(block), TextRows(block, PROMPTS, QUICK.prompts, 0, padding=True)
+    prompts = turn(split(PROMPTS)[0], 3, QUICK.prompts, 0)
+    outputs, lengths = block.outputs(prompts), [len(block.tokenizer(prompt).input_ids) for prompt in prompts]
+    wanted = [row for output, length in zip(outputs, lengths, strict=True) for row in output[1:length]]
+    assert torch.equal(plain.step(3), torch.stack(wanted))
+    assert torch.equal(padded.step(3), outputs[:, 1:].flatten(0, 1))
+    assert len(plain.step(3)) < 0.5 * len(padded.step(3))
+    held = split(PROMPTS)[1]
+    assert sum(map(len, plain.held())) == sum(len(block.tokenizer(prompt).input_ids) - 1 for prompt in held)
+    assert (plain.identity(), plain.about()) == ([*padded.identity()[:-1], False], {"padding": False})
+    # The file in the package says nothing of padding, and has to be made anew bit for bit.
+    assert padded.about() == {}
+
+
+def test_prompts_are_split_in_linear_time(monkeypatch):
+    many = [str(number) for number in range(40_000)]
+    started = time.process_time()
+    kept, held = split(many)
+    assert time.process_time() - started < 2
+    assert (len(kept), len(held), held[1]) == (38_000, 2_000, "20")
 
 
 def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path, monkeypatch):
