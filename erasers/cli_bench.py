@@ -83,7 +83,10 @@ def run(
             err.print(plain(line))
         from erasers.evaluation.report import progress
 
-        for path in job.write(lambda total: progress(err, "measuring", total)):
+        paths = job.write(lambda total: progress(err, "measuring", total))
+        if job.damaged:
+            err.print(f"{job.damaged} entries of {plain(folder)} did not match their hashes and were made anew")
+        for path in paths:
             out.print(plain(path))
 
 

@@ -90,7 +90,7 @@ class Attacking:
         found: dict[str, list[dict[str, Any]]] = {}
         for siege in (siege for siege in self.sieges if siege.case == case):
             for sample, key in zip(siege.samples, self._keys(siege, scene), strict=True):
-                outcome = self.outcomes.get(key)
+                outcome = self._outcome(key)
                 if outcome is None:
                     problem = f"expected {siege.plan.label} on every prompt, got none on {sample.text!r}"
                     raise ValueError(f"{problem}; run the task again")
@@ -133,8 +133,14 @@ class Attacking:
     def _unfinished(self, siege: Siege) -> Iterator[Scene]:
         """The states of the model that a siege has not been done on."""
         for scene in self.run.scenes:
-            if siege.case in scene.cases and any(self.outcomes.get(key) is None for key in self._keys(siege, scene)):
+            if siege.case in scene.cases and any(self._outcome(key) is None for key in self._keys(siege, scene)):
                 yield scene
+
+    def _outcome(self, key: str) -> Any:
+        """What came of an attack; None where it has to be made again, as its picture is not as it was kept."""
+        outcome = self.outcomes.get(key)
+        whole = outcome is None or outcome["picture"] is None or self.run.store.has_image(outcome["picture"])
+        return outcome if whole else None
 
     def _keys(self, siege: Siege, scene: Scene) -> list[str]:
         """What each outcome is kept under."""

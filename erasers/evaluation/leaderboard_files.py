@@ -15,7 +15,9 @@ from erasers.evaluation.pillars import OVERALL, Scheme
 from erasers.evaluation.records import UNEDITED, Record, attack_records, sample_records
 from erasers.reading import read_json, value_of
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)
+"""Rows of format 1 do not record how they were drawn, nor the hashes of their pictures."""
 REFERENCE = "reference"
 KINDS = (UNEDITED, REFERENCE, "method", "patch")
 ALL = "all"
@@ -132,7 +134,7 @@ def read_result(path: Path) -> Result:
     try:
         return _result(path, read_json(path))
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not a result file of format {FORMAT}, or it is damaged: {error}") from error
+        raise ValueError(f"{path} is not a result file, or it is damaged: {error}") from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -165,8 +167,9 @@ def _checked(title: str, rows: list[Result]) -> list[Result]:
 
 
 def _result(path: Path, data: Any) -> Result:
-    if value_of(data, "format", int) != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, got {data['format']}")
+    if value_of(data, "format", int) not in FORMATS:
+        raise ValueError(f"expected format {' or '.join(map(str, FORMATS))}, got {data['format']}")
+    _check_record(data)
     task, row, judge = (value_of(data, key, dict) for key in ("task", "row", "judge"))
     for part, key, kinds in ((task, "name", str), (task, "version", int), (task, "scheme", dict), (judge, "name", str)):
         value_of(part, key, kinds)
@@ -190,6 +193,20 @@ def _result(path: Path, data: Any) -> Result:
         figures={name: _figures(some) for name, some in _optional(data, "figures").items()},
         data=data,
     )
+
+
+def _check_record(data: Any) -> None:
+    """Refuse a row that does not say how it was drawn, unless it is of format 1."""
+    if data["format"] == 1:
+        return
+    drawn = value_of(data, "drawn", dict)
+    for key, kind in (("scheduler", dict), ("dtype", str), ("libraries", list), ("versions", dict), ("device", str)):
+        value_of(drawn, key, kind)
+    for case in value_of(data, "cases", dict).values():
+        value_of(case, "model", str)
+        for sample in value_of(case, "samples", list):
+            if not _IMAGE.fullmatch(value_of(sample, "pixels", str)):
+                raise ValueError(f"expected the sha256 of pixels, 64 hexadecimal digits, got {sample['pixels']!r:.80}")
 
 
 def _scheme(data: Mapping[str, Any]) -> Scheme:

@@ -21,6 +21,8 @@ from erasers.concept import as_concepts
 from erasers.evaluation import scoring
 from erasers.evaluation.attacking import Attacking
 from erasers.evaluation.calibration import stored_all
+from erasers.evaluation.drawn import picture_facts, picture_key, pixel_hash, record_of
+from erasers.evaluation.leaderboard_files import FORMAT
 from erasers.evaluation.measures import Measures
 from erasers.evaluation.records import UNEDITED
 from erasers.evaluation.report import generate
@@ -158,6 +160,12 @@ class Run:
                     for unit in todo:
                         self._do(unit, advance)
 
+    @property
+    def damaged(self) -> int:
+        """Entries of the store that did not match their hashes, and were made anew."""
+        journals = (self.verdicts, self.attacking.outcomes, self.measures.journal)
+        return self.store.damage + sum(journal.damaged for journal in journals)
+
     def left(self) -> int:
         """Pictures of this process's share that are to be drawn or judged."""
         mine, _ = self.share.split(self._all_units())
@@ -193,6 +201,7 @@ class Run:
         for scene in self.scenes:
             for case in scene.cases:
                 cases.setdefault(scene.row.name, {})[case] = {
+                    "model": scene.model,
                     "patch": scene.patch,
                     "samples": self._judged(scene, case),
                     "attacks": self.attacking.results(scene, case),
@@ -271,26 +280,16 @@ class Run:
         return (Unit(scene, items[start : start + batch]) for start in range(0, len(items), batch))
 
     def _image_key(self, scene: Scene, sample: Sample) -> str:
-        return key_of({"text": sample.text, "seed": sample.seed, **self.picture_facts(scene)})
+        return picture_key(sample.text, sample.seed, self.picture_facts(scene))
 
     def picture_facts(self, scene: Scene) -> dict[str, Any]:
         """What the pictures of a scene depend on beside their prompts and seeds."""
-        sampling = self.task.sampling
-        facts = {"model": scene.model, "patch": scene.patch["digest"] if scene.patch else "", "strength": 1.0}
-        facts |= {"steps": sampling.steps, "guidance": sampling.guidance, "size": sampling.size}
-        return facts | self._setting
+        return picture_facts(scene.model, scene.patch["digest"] if scene.patch else "", self.task.sampling, self.drawn)
 
     @cached_property
-    def _setting(self) -> dict[str, Any]:
-        """What else a picture depends on."""
-        import diffusers
-
-        scheduler = {key: value for key, value in self.pipe.scheduler.config.items() if not key.startswith("_")}
-        return {
-            "scheduler": {"class": type(self.pipe.scheduler).__name__, **scheduler},
-            "dtype": str(self.pipe.dtype).removeprefix("torch."),
-            "libraries": [".".join(version.split(".")[:2]) for version in (diffusers.__version__, torch.__version__)],
-        }
+    def drawn(self) -> dict[str, Any]:
+        """How this process draws, as results have it."""
+        return record_of(self.pipe)
 
     def _unfinished(self, unit: Unit) -> bool:
         if not all(self.store.has_image(key) for key, _ in unit.pictures):
@@ -312,8 +311,12 @@ class Run:
             for (key, _), image in zip(unit.pictures, images, strict=True):
                 self.store.add_image(key, image)
         pairs = self._unjudged(unit)
-        found = self.judge.judge([self.store.read_image(key) for key, _ in pairs], [sample for _, sample in pairs])
-        self.verdicts.add((key, sample.wants, verdict) for (key, sample), verdict in zip(pairs, found, strict=True))
+        images = [self.store.read_image(key) for key, _ in pairs]
+        verdicts = self.judge.judge(images, [sample for _, sample in pairs])
+        self.verdicts.add(
+            (key, sample.wants, verdict, pixel_hash(image))
+            for (key, sample), verdict, image in zip(pairs, verdicts, images, strict=True)
+        )
         advance(len(unit.pictures))
 
     def _judged(self, scene: Scene, case: str) -> list[dict[str, Any]]:
@@ -327,6 +330,8 @@ class Run:
                     f"expected a verdict on every picture, got none on {sample.text!r}; run the task again"
                 )
             facts = {"image": key, "value": verdict.value, "probability": verdict.probability}
+            facts |= {"pixels": self.verdicts.pixels(key, sample.wants)}
+            facts |= {"reason": verdict.reason} if verdict.value is None else {}
             found.append(asdict(sample) | facts)
         return sorted(found, key=lambda one: (one["split"], one["text"], one["seed"]))
 
@@ -336,10 +341,11 @@ class Run:
         if errors := stored_all(self.judge, wants):
             judge["calibration"] = errors
         return {
-            "format": 1,
+            "format": FORMAT,
             "task": self.task.to_json(),
             "library": library_version(),
             "model": self.model,
+            "drawn": self.drawn,
             "judge": judge,
         }
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from erasers import Patch, PatchError, get_eraser, load_pipeline
 from erasers.evaluation import runner
+from erasers.evaluation.drawn import UNRECORDED
 from erasers.evaluation.report import generate
 from erasers.evaluation.runner import Run, Share
 from erasers.evaluation.scoring import verify
@@ -110,6 +112,53 @@ def test_every_row_has_its_cases_and_scores_that_follow(finished: Path) -> None:
     assert rows["unedited.json"]["cases"]["star"]["patch"] is None
     assert uce["judge"]["name"] == "oracle/shapes"
     assert [len(uce["cases"][case]["samples"]) for case in ("star", "star+ring")] == [5, 10]
+
+
+def test_rows_record_how_they_were_drawn(finished: Path) -> None:
+    import diffusers
+    import transformers
+
+    for row in (json.loads(content) for content in results(finished).values()):
+        drawn = row["drawn"]
+        assert (row["format"], drawn["dtype"], drawn["device"]) == (2, "float32", "cpu")
+        assert drawn["scheduler"]["class"] == "DDIMScheduler"
+        versions = {module.__name__: module.__version__ for module in (diffusers, torch, transformers)}
+        assert drawn["versions"] == {name: str(version) for name, version in versions.items()}
+        assert all("pixels" in sample for case in row["cases"].values() for sample in case["samples"])
+    # Rows of the embedded model that do not record it were drawn so.
+    assert {key: drawn[key] for key in ("scheduler", "dtype")} == {
+        key: UNRECORDED[key] for key in ("scheduler", "dtype")
+    }
+
+
+def test_a_store_that_was_tampered_with_gives_the_same_results(
+    start: Callable[..., Run], finished: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    shutil.rmtree(out / "tiny@1")
+    shown = sorted((out / "images").rglob("*.png"))
+    first, second = (path.read_bytes() for path in shown[:2])
+    shown[0].write_bytes(second)
+    shown[1].write_bytes(first)
+    Image.new("RGB", (32, 32)).save(shown[2], format="BMP")
+    verdicts = next((out / "verdicts").rglob("*.jsonl"))
+    lines = verdicts.read_text().splitlines(keepends=True)
+    for number in (0, 1):
+        lines[number] = lines[number].replace(":true", ":x").replace(":false", ":true").replace(":x", ":false")
+    verdicts.write_text("".join(lines))
+    run = start(out)
+    complete(run)
+    assert run.damaged == 5
+    assert results(out) == results(finished)
+    assert pictures(out) == pictures(finished)
+    patch = next((out / "patches").glob("*.safetensors"))
+    content = patch.read_bytes()
+    patch.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    run = start(out)
+    complete(run)
+    # The two lines of verdicts are still there.
+    assert run.damaged == 3
+    assert patch.read_bytes() == content
 
 
 def test_patches_that_a_folder_has_are_not_fitted_again(
