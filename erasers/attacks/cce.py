@@ -11,6 +11,7 @@ from torch import nn
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
 from erasers.attacks.gradients import LossScale
+from erasers.attacks.rates import Rate, require_rate, token_rate
 from erasers.attacks.soft import (
     SoftPrompt,
     check_supported,
@@ -57,8 +58,9 @@ class CCE(Attack):
         tokens: Soft tokens; the paper has 1.
         steps: Steps of AdamW; the paper has 5000 for most erasers, 1000 for safe latent diffusion.
         batch: Pictures a step; the paper has four batches of four.
-        lr: Learning rate; 0.005 times the pictures of a step, as the official code scales it. A few hundred steps learn
-            more at 0.01 or below: the first ones move every coordinate by about the rate.
+        lr: Learning rate; 0.005 times the pictures of a step, as the official code scales it, which is several times a
+            coordinate of a token. A few hundred steps learn more at less: the first ones move every coordinate by about
+            the rate. "auto" is a quarter of a typical coordinate of the token table (`attacks.rates`).
         weight_decay: Of AdamW.
         pictures: Pictures of the concept to learn from.
         templates: Patterns with one `{}` for the new word.
@@ -73,7 +75,7 @@ class CCE(Attack):
     tokens: int = 1
     steps: int = 5000
     batch: int = 16
-    lr: float = 0.08
+    lr: Rate = 0.08
     weight_decay: float = 0.01
     pictures: int = 25
     templates: tuple[str, ...] = ("a picture of a {}", "a {}", "a photo of a {}", "a painting of a {}")
@@ -82,11 +84,12 @@ class CCE(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = (self.tokens, self.steps, self.batch, self.pictures)
-        if min(counts) < 1 or self.lr <= 0 or self.weight_decay < 0:
+        if min(counts) < 1 or self.weight_decay < 0:
             raise ValueError(
-                "expected tokens, steps, batch and pictures of at least 1, lr above 0 and weight_decay of at least 0, "
-                f"got {', '.join(map(str, counts))}, {self.lr} and {self.weight_decay}"
+                "expected tokens, steps, batch and pictures of at least 1 and weight_decay of at least 0, "
+                f"got {', '.join(map(str, counts))} and {self.weight_decay}"
             )
+        require_rate("lr", self.lr)
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ValueError(f"expected templates with one {{}} each, got {self.templates!r}")
 
@@ -117,7 +120,9 @@ class CCE(Attack):
         prompts = [SoftPrompt(pipe, text, {TOKEN: self.tokens}) for text in texts]
         start = prepared.words[_pick(len(prepared.words), self.tokens, generator)]
         vectors = nn.Parameter(token_table(pipe)[start.to(prepared.latents.device)].float())
-        optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            [vectors], lr=token_rate(self.lr, token_table(pipe)), weight_decay=self.weight_decay
+        )
         scale = LossScale(pipe)
         with frozen(pipe):
             for _ in range(self.steps):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks.gradients import LossScale
+from erasers.attacks.rates import Rate, require_rate, token_rate
 from erasers.attacks.soft import SoftPrompt, check_supported, encode, token_table, tokenise
 from erasers.concept import Concept, Concepts, as_concepts, names
 from erasers.methods.contexts import Templates, kept_prompts, shuffled
@@ -75,7 +76,8 @@ class AdvUnlearn(TrainedEraser):
             after the other take these in turn.
         clean: Unlearn the prompt without soft tokens as well, in every iteration; otherwise only in the warm-up.
         attack_steps: Steps of the attack; 0 is ESD for the text encoder.
-        attack_lr: Of its Adam.
+        attack_lr: Of its Adam; the paper has 1e-3, for Stable Diffusion 1.4. "auto" is a quarter of a typical
+            coordinate of the token table (`attacks.rates`).
         attack_init: Soft tokens start as `random` tokens, as the `latest` ones of that prompt, or as the concept's own
             `words`, said again and again.
         attack_batch: Latents for a step of the attack.
@@ -129,7 +131,7 @@ class AdvUnlearn(TrainedEraser):
     placement: Placement = "prefix"
     clean: bool = False
     attack_steps: int = 30
-    attack_lr: float = 1e-3
+    attack_lr: Rate = 1e-3
     attack_init: Literal["random", "latest", "words"] = "random"
     attack_batch: int = 1
     fast: bool = False
@@ -149,7 +151,7 @@ class AdvUnlearn(TrainedEraser):
             require_above(field, getattr(self, field), 1, equal=True)
         for field in ("layers", "gamma", "attack_steps", "warm_up"):
             require_above(field, getattr(self, field), 0, equal=True)
-        require_above("attack_lr", self.attack_lr, 0)
+        require_rate("attack_lr", self.attack_lr)
         require_templates("templates", self.templates)
 
     def check_pipe(self, pipe: Any) -> None:
@@ -250,6 +252,7 @@ class Duel:
         self.kept = tokenise(pipe, kept) if kept else torch.empty(0)
         self.table = token_table(pipe).float()
         self.words = [pipe.tokenizer(ask.term, add_special_tokens=False).input_ids for ask in asks]
+        self.attack_lr = token_rate(options.attack_lr, self.table)
         self.latest = torch.stack([self._random(number) for number in range(len(asks))])
         self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
         self.scale = LossScale(pipe)
@@ -280,7 +283,7 @@ class Duel:
 
         start = self.latest[turn] if options.attack_init == "latest" else self._random(turn)
         kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}
-        found = search(loss, start, options.attack_steps, options.attack_lr, scale=self.scale, **kind)
+        found = search(loss, start, options.attack_steps, self.attack_lr, scale=self.scale, **kind)
         self.latest[turn] = found
         return found
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -26,6 +26,8 @@ from erasers.reading import PICTURES, open_picture
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _PART = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
+DRIFT = 0.45
+"""What `max_drift="auto"` means: the share of the mean distance between two prompts that a kept one may move."""
 _ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
 
 
@@ -42,7 +44,9 @@ class FewShot(TrainedEraser):
     The ascent has no end and moves every prompt alike, so it is bounded here. The drift of a kept prompt p is
     ||tau(p) - tau_0(p)|| / ||tau_0(p)||. When that of any of them exceeds `max_drift` after a step, up to `corrections`
     steps of Adam descend on its mean square; when they do not bring it back, the step is undone and training stops.
-    On the embedded model, kept prompts draw what they drew before with a drift of 0.5, and do not with 1.
+    On the embedded model, kept prompts draw what they drew before with a drift of 0.5, and do not with 1, which is
+    about as far as one prompt is from another there (1.1). Text encoders differ in how far that is, so "auto" bounds
+    the drift by 0.45 of the mean distance between two prompts, kept or unlearned, in the same measure.
 
     Differs from the official code: that bound (`max_drift=none` leaves it out); the attention trained is that of the
     last layer whatever its number; iterations in place of epochs, each with a random part of the pictures, so that ten
@@ -55,7 +59,7 @@ class FewShot(TrainedEraser):
         steps: Of the sampler that draws pictures.
         guidance: With which they are drawn.
         templates: Patterns with one `{}` for the concept; "auto": those of its kind.
-        max_drift: How far a kept prompt may move, above 0; None has no bound, as published.
+        max_drift: How far a kept prompt may move, above 0, or "auto"; None has no bound, as published.
         corrections: Steps back after a step too far; 0 stops at once.
         kept: Prompts whose drift is measured: preserved ones, neighbours and anchors in templates, and the empty one.
     """
@@ -78,7 +82,7 @@ class FewShot(TrainedEraser):
     steps: int = 50
     guidance: float = 7.5
     templates: Templates = "auto"
-    max_drift: float | None = 0.5
+    max_drift: float | Literal["auto"] | None = "auto"
     corrections: int = 10
     kept: int = 32
 
@@ -87,7 +91,7 @@ class FewShot(TrainedEraser):
         for name in ("pictures", "batch", "steps", "kept"):
             require_above(name, getattr(self, name), 1, equal=True)
         require_above("corrections", self.corrections, 0, equal=True)
-        if self.max_drift is not None:
+        if isinstance(self.max_drift, (int, float)):
             require_above("max_drift", self.max_drift, 0)
         require_templates("templates", self.templates)
 
@@ -108,6 +112,8 @@ class FewShot(TrainedEraser):
         kept = 0 if self.max_drift is None else min(self.kept, sum(map(len, kept_prompts(found, self.templates))))
         each = Calls(gradients=min(self.batch, shown), texts=min(self.batch, shown) + kept)
         ways = Calls(denoiser=2 * self.steps) * (self.pictures * len(drawn))
+        if isinstance(self.max_drift, str):
+            kept += kept + sum(len(self.prompts(one)) for one in found)
         return ways + each * self.iterations + Calls(texts=sum(drawn) + len(drawn) + kept)
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
@@ -121,7 +127,10 @@ class FewShot(TrainedEraser):
         student = Student(pipe, trained_names(pipe), rank=self.rank, generator=generator)
         bound = None
         if self.max_drift is not None:
-            bound = Bound(pipe, student, self._kept(concepts, generator), self.max_drift, self.corrections, self.lr)
+            kept, most = self._kept(concepts, generator), self.max_drift
+            if isinstance(most, str):
+                most = DRIFT * apart(pipe, [*kept, *(text for one in concepts for text in self.prompts(one))])
+            bound = Bound(pipe, student, kept, most, self.corrections, self.lr)
         adam = torch.optim.Adam(student.parameters, lr=self.lr, weight_decay=1e-8, **_ADAM)
 
         def step(number: int) -> dict[str, float]:
@@ -134,7 +143,7 @@ class FewShot(TrainedEraser):
             shown = {"loss": float(loss.detach())} | (bound.hold(before) if bound else {})
             if bound and bound.why and not number:
                 raise ValueError(
-                    f"expected max_drift that one step keeps to, got {self.max_drift}; lower lr or raise it"
+                    f"expected max_drift that one step keeps to, got {bound.most:.3g}; lower lr or raise it"
                 )
             return shown
 
@@ -227,6 +236,22 @@ class Bound:
         """||tau(p) - tau_0(p)||^2 / ||tau_0(p)||^2 `[prompts]`, as the text encoder is now."""
         moved = encode(self.pipe, self.ids).float() - self.before
         return moved.square().sum(dim=(1, 2)) / self.before.square().sum(dim=(1, 2))
+
+
+@torch.no_grad()
+def apart(pipe: Any, prompts: Sequence[str]) -> float:
+    """Mean of ||tau(p) - tau(q)|| / ||tau(p)|| over pairs of two of the distinct prompts.
+
+    Raises:
+        ValueError: Fewer than two prompts, or no distance between them.
+    """
+    texts = list(dict.fromkeys(prompts))
+    states = torch.cat([encode(pipe, tokenise(pipe, text)).float().flatten(1) for text in texts])
+    shares = torch.cdist(states, states) / states.norm(dim=1, keepdim=True)
+    mean = float(shares.sum()) / max(1, len(texts) * (len(texts) - 1))
+    if not mean > 0:
+        raise ValueError(f"expected two prompts that the text encoder tells apart, got {texts!r}; give max_drift")
+    return mean
 
 
 def ascent_loss(pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

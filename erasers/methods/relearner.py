@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from erasers.attacks.gradients import LossScale
-from erasers.attacks.relearning import added, fresh_factors
+from erasers.attacks.rates import Rate
+from erasers.attacks.relearning import added, fresh_factors, low_rank_rate
 from erasers.methods.latent_bank import Condition, predict
 from erasers.methods.pool import Pool
 
@@ -20,18 +22,33 @@ class Relearner:
     Args:
         pipe: A Stable Diffusion 1 or 2 pipeline.
         rank: Of the weights beside every projection of the attention layers.
-        lr: Of its AdamW.
+        lr: Of its AdamW; "auto" waits for `measure`.
         generator: Draws one of the two factors of each; the other begins with zeros.
     """
 
-    def __init__(self, pipe: Any, rank: int, lr: float, generator: torch.Generator) -> None:
+    def __init__(self, pipe: Any, rank: int, lr: Rate, generator: torch.Generator) -> None:
         self._pipe, self._rank, self.scale = pipe, rank, LossScale(pipe)
         self.factors = fresh_factors(pipe, rank, generator)
-        self.optimizer = torch.optim.AdamW(self._parts(), lr=lr, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self._parts(), lr=0.0 if isinstance(lr, str) else lr, weight_decay=0.0)
 
     def added(self) -> AbstractContextManager[None]:
         """Inside, the denoiser has the weights."""
         return added(self._pipe, self.factors)
+
+    def measure(self, some: Pool, condition: Condition) -> None:
+        """Take the rate at which the first step moves the prediction by 5 % of its norm; before anything is learned."""
+        rows = torch.arange(len(some.times)).split(1)
+
+        def guess(row: torch.Tensor) -> torch.Tensor:
+            return predict(self._pipe, some.noisy[row], some.times[row], condition.rows(row))
+
+        def loss(row: torch.Tensor) -> torch.Tensor:
+            return functional.mse_loss(guess(row), some.noise[row])
+
+        with self.added():
+            losses = [partial(loss, row) for row in rows]
+            rate = low_rank_rate(self._pipe, self.factors, losses, lambda: torch.cat([guess(row) for row in rows]))
+        self.optimizer.param_groups[0]["lr"] = rate
 
     def learn(self, some: Pool, condition: Condition, steps: int) -> None:
         """Steps on || eps(x_t, c) - noise ||^2 with the student where it is placed."""

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks.gradients import unmixed
+from erasers.attacks.rates import MEASUREMENTS, Rate, require_rate, token_rate
 from erasers.attacks.soft import check_supported
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import Templates, contexts, kept_prompts, shuffled
@@ -61,11 +62,12 @@ class RobustAblation(TrainedEraser):
         bank: Soft prompts that live.
         tokens: Numbers of soft tokens; the soft prompts take turns.
         attack_steps: Steps of the bank an iteration.
-        attack_lr: Of its Adam.
+        attack_lr: Of its Adam; "auto" is a quarter of a typical coordinate of the token table (`attacks.rates`).
         restart: Iterations after which a half of the bank starts anew.
         relearn_scale: Weight of the part of the loss with relearned weights; 0 trains without.
         relearn_steps: Their steps an iteration.
-        relearn_lr: Of their AdamW.
+        relearn_lr: Of their AdamW; "auto" is that at which the first step moves the prediction by 5 %
+            (`attacks.rates`).
         relearn_rank: Of them.
         relearn_restart: Iterations after which they start anew.
         train: `all` layers, `attention` or `cross` attention.
@@ -75,7 +77,15 @@ class RobustAblation(TrainedEraser):
 
     name: ClassVar[str] = "robust_ablation"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "robust_ablation-shapes": {"iterations": 300, "lr": 2e-3, "steps": 20, "guidance": 4.0, "kept_batch": 20},
+        "robust_ablation-shapes": {
+            "iterations": 300,
+            "lr": 2e-3,
+            "steps": 20,
+            "guidance": 4.0,
+            "kept_batch": 20,
+            "attack_lr": 0.02,
+            "relearn_lr": 5e-3,
+        },
     }
 
     iterations: int = 500
@@ -94,11 +104,11 @@ class RobustAblation(TrainedEraser):
     bank: int = 8
     tokens: tuple[int, ...] = (1, 2, 4)
     attack_steps: int = 2
-    attack_lr: float = 0.02
+    attack_lr: Rate = "auto"
     restart: int = 60
     relearn_scale: float = 1.0
     relearn_steps: int = 2
-    relearn_lr: float = 5e-3
+    relearn_lr: Rate = "auto"
     relearn_rank: int = 8
     relearn_restart: int = 15
     train: Literal["all", "attention", "cross"] = "all"
@@ -112,6 +122,8 @@ class RobustAblation(TrainedEraser):
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("attack_lr", "relearn_lr"):
+            require_rate(name, getattr(self, name))
         if not self.tokens or min(self.tokens) < 1:
             raise ValueError(f"expected tokens of at least 1, got {self.tokens}")
         if self.start != "none" and self.rank:
@@ -131,7 +143,14 @@ class RobustAblation(TrainedEraser):
         relearned = self.batch * (self.relearn_steps + 1) if self.relearn_scale else 0
         each = Calls(gradients=self.batch + self.kept_batch + attacks + relearned, texts=attacks)
         shift = Calls(denoiser=4 * _BATCH)
+        if self.measures:
+            shift += Calls(denoiser=MEASUREMENTS * self.batch, gradients=self.batch)
         return Calls(denoiser=drawn * (2 * self.steps + self.noises), texts=texts) + shift + each * self.iterations
+
+    @property
+    def measures(self) -> bool:
+        """Whether the rate of relearned weights is measured before training."""
+        return bool(self.relearn_scale) and isinstance(self.relearn_lr, str)
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
@@ -207,8 +226,11 @@ class Fight:
         self.groups, self.generator = groups, generator
         self.multiplier = torch.tensor(_MULTIPLIERS[0] / max(options.drift, 1e-3))
         self.defender = torch.optim.Adam(student.parameters, lr=options.lr)
-        self.attacker = torch.optim.Adam([soft.vectors], lr=options.attack_lr)
+        self.attacker = torch.optim.Adam([soft.vectors], lr=token_rate(options.attack_lr, soft.table))
         self.relearner = Relearner(pipe, options.relearn_rank, options.relearn_lr, generator)
+        if options.measures:
+            some = bad.rows(torch.arange(min(options.batch, len(bad.times))))
+            self.relearner.measure(some, asked.rows(some.prompts))
         self.shift = self._shift()
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ class SoftBank:
     """
 
     def __init__(self, pipe: Any, count: int, tokens: Sequence[int], generator: torch.Generator) -> None:
-        self._words, self._table = whole_words(pipe.tokenizer), token_table(pipe).float()
+        self._words, self.table = whole_words(pipe.tokenizer), token_table(pipe).float()
         self._kinds = [
             (tokens[row % len(tokens)], _PATTERNS[row // len(tokens) % len(_PATTERNS)]) for row in range(count)
         ]
@@ -41,7 +41,7 @@ class SoftBank:
 
     def _fresh(self, count: int, width: int, generator: torch.Generator) -> torch.Tensor:
         words = self._words[picks(len(self._words), count * width, generator)]
-        return self._table[words.to(self._table.device)].view(count, width, -1).clone()
+        return self.table[words.to(self.table.device)].view(count, width, -1).clone()
 
     def turn(self, number: int, count: int) -> torch.Tensor:
         """The soft prompts `[count]` whose turn it is in an iteration."""
