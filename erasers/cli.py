@@ -24,9 +24,13 @@ from erasers.cli_options import (
     EXAMPLES,
     HELP,
     PATCH,
+    ControlFile,
     Device,
     Dtype,
     Force,
+    ImageFile,
+    ImageStrength,
+    MaskFile,
     Model,
     PatchReference,
     Size,
@@ -41,6 +45,8 @@ from erasers.families import UnsupportedPipeline
 if TYPE_CHECKING:
     from erasers.concept import Concept
     from erasers.eraser import Eraser
+    from erasers.evaluation.drawing import Drawing
+    from erasers.inputs import Pictures
     from erasers.patch import Patch
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
@@ -109,6 +115,10 @@ def erase(
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="In the report, draw the explicit prompts of unsafe concepts too.")
     ] = False,
+    image: ImageFile = None,
+    mask: MaskFile = None,
+    control_image: ControlFile = None,
+    image_strength: ImageStrength = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of what the method draws.")] = 0,
@@ -136,6 +146,7 @@ def erase(
         samples,
         size,
         unsafe,
+        _pictures(report, image, mask, control_image, image_strength),
         device,
         dtype,
         seed,
@@ -158,6 +169,7 @@ class _Job:
     samples: int
     size: int | None
     unsafe: bool
+    pictures: Pictures
     device: str
     dtype: str
     seed: int
@@ -186,6 +198,7 @@ def _erase(job: _Job) -> None:
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
         check_places(outputs, {"--model": job.model})
         pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype, gradients=eraser.trains)
+        drawing = _plan(job, pipe) if job.report else None
     if note and main:
         err.print(escape(note))
     if job.dry_run:
@@ -202,7 +215,7 @@ def _erase(job: _Job) -> None:
         own_file(job.checkpoint).unlink(missing_ok=True)
     if not main:
         return
-    summary = _report(job, pipe, patch, concepts, edit_seconds, target) if job.report else None
+    summary = _report(job, drawing, patch, concepts, edit_seconds, target) if drawing else None
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
 
 
@@ -332,10 +345,29 @@ def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job) -> P
         return eraser.fit(pipe, list(concepts), generator=generator, progress=True, **more)
 
 
-def _report(
-    job: _Job, pipe: Any, patch: Patch, concepts: Sequence[Concept], edit_seconds: float, target: Path
-) -> dict[str, Any]:
+def _pictures(
+    report: str | None, image: Path | None, mask: Path | None, control_image: Path | None, strength: float | None
+) -> Pictures:
+    from erasers.cli_pictures import read_pictures
+
+    given = {"--image": image, "--mask": mask, "--control-image": control_image, "--image-strength": strength}
+    for option, value in given.items():
+        if value is not None and report is None:
+            raise ValueError(f"{option} is for the pictures of a report; add --report FOLDER, or leave it out")
+    return read_pictures(image, mask, control_image, strength)
+
+
+def _plan(job: _Job, pipe: Any) -> Drawing:
+    from erasers.evaluation.drawing import plan
     from erasers.evaluation.profile import profile_for
+
+    profile = profile_for(job.model, unsafe=job.unsafe)
+    return plan(pipe, replace(profile, size=job.size or profile.size), job.pictures)
+
+
+def _report(
+    job: _Job, drawing: Drawing, patch: Patch, concepts: Sequence[Concept], edit_seconds: float, target: Path
+) -> dict[str, Any]:
     from erasers.evaluation.report import make_report
     from erasers.report_folder import check_report_folder
 
@@ -344,10 +376,11 @@ def _report(
         "patch_bytes": target.stat().st_size,
         "patch_file": str(target),
         "model": job.model,
+        "drawn": drawing.said,
     }
-    profile = replace(profile_for(job.model, unsafe=job.unsafe), size=job.size)
     folder = check_report_folder(job.report or Path())
-    return make_report(pipe, patch, concepts, folder, profile=profile, samples=job.samples, facts=facts, console=err)
+    more: dict[str, Any] = {"profile": drawing.profile, "samples": job.samples, "facts": facts, "console": err}
+    return make_report(drawing.pipe, patch, concepts, folder, **more)
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,21 @@ from rich.markup import escape
 
 from erasers import cli_input
 from erasers.cli_input import load_model
-from erasers.cli_options import DEFAULT_MODEL, Device, Dtype, Force, Model, Size, Strength
+from erasers.cli_options import (
+    DEFAULT_MODEL,
+    ControlFile,
+    Device,
+    Dtype,
+    Force,
+    ImageFile,
+    ImageStrength,
+    MaskFile,
+    Model,
+    Size,
+    Strength,
+)
 from erasers.cli_output import err, out
+from erasers.cli_pictures import read_pictures
 from erasers.cli_places import check_places
 
 
@@ -29,6 +43,10 @@ def generate(
         float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]")
     ] = None,
     size: Size = None,
+    image: ImageFile = None,
+    mask: MaskFile = None,
+    control_image: ControlFile = None,
+    image_strength: ImageStrength = None,
     out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
         "out.png"
     ),
@@ -41,12 +59,15 @@ def generate(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     target = cli_input.check_out_file(out_file)
-    check_places({"--out": target}, {"--patch": patch, "--model": model})
+    inputs = {"--image": image, "--mask": mask, "--control-image": control_image}
+    check_places({"--out": target}, {"--patch": patch, "--model": model, **inputs})
     if not prompt.strip():
         raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
+    pictures = read_pictures(image, mask, control_image, image_strength)
     with err.status("reading"):
         from erasers.evaluation import grid
         from erasers.evaluation import report as reporting
+        from erasers.evaluation.drawing import plan
         from erasers.evaluation.profile import PlainPrompt, is_shapes, profile_for
         from erasers.evaluation.refusal import refuse_minors
         from erasers.pipeline import as_patches, refuse_twice
@@ -54,23 +75,21 @@ def generate(
         refuse_minors(prompt)
         loaded = as_patches(patch or [])
         refuse_twice(model, loaded)
-        profile = profile_for(model)
         if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
             err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")
         pipe = load_model(model, device, dtype)
+        profile = profile_for(model)
+        profile = replace(profile, size=size or profile.size)
+        drawing = plan(pipe, profile, pictures, steps=steps, guidance=guidance)
     asks = [PlainPrompt(prompt, seed + i) for i in range(n)]
     draw = partial(
-        reporting.generate,
-        steps=steps or profile.steps,
-        guidance=profile.guidance if guidance is None else guidance,
-        batch=profile.batch,
-        size=size,
+        reporting.generate, drawing.pipe, asks, **{key: getattr(drawing.profile, key) for key in reporting.SETTINGS}
     )
     with err.status("drawing"):
-        before = [image for images in draw(pipe, asks) for image in images]
+        before = [picture for images in draw() for picture in images]
         for one in loaded:
             one.apply(pipe, strength=strength, force=force)
-        after = [image for images in draw(pipe, asks) for image in images] if loaded else []
+        after = [picture for images in draw() for picture in images] if loaded else []
     if loaded:
         pairs = zip(asks, before, after, strict=True)
         names = ", ".join(str(entry.get("name")) for one in loaded for entry in one.meta["concepts"])
@@ -78,4 +97,4 @@ def generate(
         grid.save_image(grid.draw_grid(prompt, rows), target)
     else:
         grid.save_image(grid.tile(before, columns=min(4, n)), target)
-    out.print(f"{n} pictures in {escape(str(target))}")
+    out.print(f"{n} pictures in {escape(str(target))}: {escape(drawing.said)}")

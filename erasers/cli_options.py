@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,17 @@ PATCH = "A patch file, a folder with one, or a Hub id"
 PatchReference = Annotated[str, typer.Argument(metavar="PATCH", help=PATCH)]
 Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
 Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels. [dim]the model's own[/dim]")]
+ImageFile = Annotated[
+    Path | None, typer.Option("--image", help="Picture to draw from (image-to-image, inpainting, editing).")
+]
+MaskFile = Annotated[Path | None, typer.Option("--mask", help="Mask for it: white is drawn anew (inpainting).")]
+ControlFile = Annotated[
+    Path | None, typer.Option("--control-image", help="Edges, depths or a pose, for a ControlNet or adapter.")
+]
+ImageStrength = Annotated[
+    float | None,
+    typer.Option("--image-strength", help="How far to go from --image, up to 1. [dim]the pipeline's own[/dim]"),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
 Dtype = Annotated[
     str,

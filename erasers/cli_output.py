@@ -41,6 +41,8 @@ def show_result(
             count = str(pair["after"]["n"])
             table.add_row(split, shows, count, _percent(pair["before"]), _percent(pair["after"]))
         out.print(table, soft_wrap=False)
+    if summary and summary.get("drawn"):
+        out.print(escape(f"drawn     {summary['drawn']}"))
     if summary and summary.get("note"):
         out.print(escape(f"note: {summary['note']}"))
     out.print(

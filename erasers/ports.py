@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from erasers.families import FAMILIES, Family, UnsupportedPipeline, supported
+from erasers.inputs import refuse_unfit
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Kind: TypeAlias = Literal["text", "pooled", "joint"]
@@ -114,6 +115,7 @@ def find_family(pipe: Any) -> tuple[Family, list[tuple[str, nn.Module]]]:
         UnsupportedPipeline: The message lists the supported ones, or names the way out.
         ValueError: A denoiser whose weights diffusers swaps in and out.
     """
+    refuse_unfit(pipe)
     refuse_wrapped(pipe)
     for family in FAMILIES:
         parts = [(name, getattr(pipe, name, None)) for name in family.components]

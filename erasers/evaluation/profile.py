@@ -63,6 +63,7 @@ class Profile:
         size: Side of the pictures in pixels; None takes the model's own.
         judges: Makes the judges, in the order in which they are asked; none by default.
         note: What a reader of the report has to know.
+        arguments: What a call gets beside prompts, noise and the settings above, such as pictures.
     """
 
     steps: int | None
@@ -72,6 +73,7 @@ class Profile:
     size: int | None = None
     judges: Callable[[], Sequence[Judge]] = tuple
     note: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
@@ -82,7 +84,7 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
         unsafe: Draw the explicit prompts of concepts of kind `unsafe`, too.
     """
     if is_shapes(model):
-        return Profile(20, 4.0, 25, shapes_prompts, judges=_oracle)
+        return Profile(20, 4.0, 25, shapes_prompts, size=32, judges=_oracle)
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
         return {concept.name: plain_prompts(concept, samples, unsafe=unsafe) for concept in concepts}

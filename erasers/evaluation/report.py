@@ -34,6 +34,8 @@ from erasers.version import library_version
 
 _MAX_ROWS, _FIRST, _WRONG = 24, 4, 4
 """Rows of the grid; pictures that are shown of a concept and split: the first, and those that went wrong."""
+SETTINGS = ("steps", "guidance", "batch", "size", "arguments")
+"""Fields of a profile that are arguments of `generate`."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def generate(
     batch: int = 1,
     size: int | None = None,
     latents: torch.Tensor | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Pictures in batches, in order. Each has noise of its own from a CPU generator, so batches change nothing.
 
@@ -144,6 +147,7 @@ def generate(
         batch: Pictures at a time.
         size: Side of the pictures in pixels; None takes the model's own.
         latents: Noise `[1, c, h, w]` in place of that of the seeds.
+        arguments: Of the call, beside these: what a pipeline draws from besides prompts.
 
     Raises:
         ValueError: A prompt that combines sexual content and minors; nothing has been drawn then.
@@ -152,12 +156,13 @@ def generate(
         refuse_minors(ask.text)
     settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
     settings["latents"] = latents
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if value is not None} | dict(arguments or {})
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):
             part = asks[start : start + batch]
             noise = [torch.Generator("cpu").manual_seed(ask.seed) for ask in part]
-            output = pipe(prompt=[ask.text for ask in part], generator=noise, output_type="pil", **settings)
+            with _seeded(part[0].seed if arguments else None):
+                output = pipe(prompt=[ask.text for ask in part], generator=noise, output_type="pil", **settings)
             videos = getattr(output, "frames", None)
             yield [frames[len(frames) // 2] for frames in videos] if videos is not None else list(output.images)
 
@@ -173,7 +178,7 @@ def _run(
     side = _Side()
     asks = [case.ask for case in cases]
     wanted = set(shown)
-    settings: dict[str, Any] = {key: getattr(profile, key) for key in ("steps", "guidance", "batch", "size")}
+    settings: dict[str, Any] = {key: getattr(profile, key) for key in SETTINGS}
     for images in generate(pipe, asks, **settings):
         drawn = range(len(side.pictures), len(side.pictures) + len(images))
         side.verdicts += panel.judge(images, [asks[i].wants for i in drawn])
@@ -357,6 +362,17 @@ def progress(console: Console | None, title: str, total: int) -> Iterator[Callab
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Inside, torch draws from that seed: some pipelines encode a picture with noise of no generator."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from erasers.evaluation.states import (
 )
 from erasers.evaluation.store import Store, Verdicts, key_of
 from erasers.evaluation.tasks import Sample, Task
+from erasers.inputs import Pictures, call_arguments
 from erasers.judges import Judge
 from erasers.version import library_version
 
@@ -103,6 +104,7 @@ class Run:
     share: Share = field(default_factory=Share)
 
     def __post_init__(self) -> None:
+        call_arguments(self.pipe, Pictures())
         self.store, self.verdicts = Store(self.out), Verdicts(self.out, self.judge.fingerprint.digest)
         self.draws = {case: self.task.draws(case) for case in self.task.named_cases}
         self.model = fingerprint(self.pipe)
