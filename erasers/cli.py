@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from erasers.concept import Concept
     from erasers.eraser import Eraser
     from erasers.evaluation.drawing import Drawing
+    from erasers.evaluation.profile import Profile
     from erasers.inputs import Pictures
     from erasers.patch import Patch
 
@@ -110,7 +111,18 @@ def erase(
             metavar="FOLDER", help="Folder for index.html (before/after), grid.png and summary.json; created."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures a split in the report.")] = 50,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts a split in the report. [dim]shapes 50; else 20, or 4 without a judge[/dim]"),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="JUDGE",
+            help="Who counts what is in the report's pictures: nudenet, clip_zeroshot, the folder of a CLIP or of an "
+            "image classifier, or none. Repeatable. [dim]what is installed: NudeNet for nudity, else CLIP[/dim]",
+        ),
+    ] = None,
     size: Size = None,
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="In the report, draw the explicit prompts of unsafe concepts too.")
@@ -136,6 +148,8 @@ def erase(
     if version:
         out.print(f"erasers {_version()}")
         return
+    if judge and report is None:
+        raise ValueError("--judge is for the pictures of a report; add --report FOLDER, or leave it out")
     concepts = partial(
         cli_input.build_concepts, concept or [], anchors=anchor or [], aliases=alias or [], preserve=preserve or []
     )
@@ -144,6 +158,7 @@ def erase(
         out_file,
         cli_input.report_folder(report),
         samples,
+        judge or [],
         size,
         unsafe,
         _pictures(report, image, mask, control_image, image_strength),
@@ -166,7 +181,8 @@ class _Job:
     model: str
     out_file: Path | None
     report: Path | None
-    samples: int
+    samples: int | None
+    judges: Sequence[str]
     size: int | None
     unsafe: bool
     pictures: Pictures
@@ -197,8 +213,10 @@ def _erase(job: _Job) -> None:
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
         check_places(outputs, {"--model": job.model})
+        # Judges look at the pictures of one process only.
+        settled = _settle(job, concepts, job.judges if main else ["none"]) if job.report else None
         pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype, gradients=eraser.trains)
-        drawing = _plan(job, pipe) if job.report else None
+        drawing = _plan(job, settled[0], pipe) if settled else None
     if note and main:
         err.print(escape(note))
     if job.dry_run:
@@ -215,7 +233,9 @@ def _erase(job: _Job) -> None:
         own_file(job.checkpoint).unlink(missing_ok=True)
     if not main:
         return
-    summary = _report(job, drawing, patch, concepts, edit_seconds, target) if drawing else None
+    summary = None
+    if drawing and settled:
+        summary = _report(job, drawing, settled[1], patch, concepts, edit_seconds, target)
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
 
 
@@ -357,16 +377,26 @@ def _pictures(
     return read_pictures(image, mask, control_image, strength)
 
 
-def _plan(job: _Job, pipe: Any) -> Drawing:
-    from erasers.evaluation.drawing import plan
-    from erasers.evaluation.profile import profile_for
+def _settle(job: _Job, concepts: Sequence[Concept], judges: Sequence[str]) -> tuple[Profile, int]:
+    from erasers.evaluation.report_judges import settle
 
-    profile = profile_for(job.model, unsafe=job.unsafe)
+    return settle(job.model, concepts, unsafe=job.unsafe, samples=job.samples, judges=judges)
+
+
+def _plan(job: _Job, profile: Profile, pipe: Any) -> Drawing:
+    from erasers.evaluation.drawing import plan
+
     return plan(pipe, replace(profile, size=job.size or profile.size), job.pictures)
 
 
 def _report(
-    job: _Job, drawing: Drawing, patch: Patch, concepts: Sequence[Concept], edit_seconds: float, target: Path
+    job: _Job,
+    drawing: Drawing,
+    samples: int,
+    patch: Patch,
+    concepts: Sequence[Concept],
+    edit_seconds: float,
+    target: Path,
 ) -> dict[str, Any]:
     from erasers.evaluation.report import make_report
     from erasers.report_folder import check_report_folder
@@ -379,7 +409,7 @@ def _report(
         "drawn": drawing.said,
     }
     folder = check_report_folder(job.report or Path())
-    more: dict[str, Any] = {"profile": drawing.profile, "samples": job.samples, "facts": facts, "console": err}
+    more: dict[str, Any] = {"profile": drawing.profile, "samples": samples, "facts": facts, "console": err}
     return make_report(drawing.pipe, patch, concepts, folder, **more)
 
 

@@ -15,8 +15,8 @@ HELP = "\n\n".join(
         "Erase a concept from a diffusion model and keep the change as a small [bold]patch[/bold] file.",
         "A patch knows what it erases and from which weights. Apply it to the same model, take it off bit for bit, "
         "or bake it into a plain diffusers folder.",
-        "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after. For the embedded "
-        "model a judge counts what is in the pictures; for others you look at them.",
+        "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after, and a judge "
+        "counts what is in the pictures; open [cyan]index.html[/cyan] in the folder.",
     )
 )
 

@@ -281,6 +281,29 @@ def test_a_bug_is_not_taken_for_bad_input(
         cli.run(["inspect", str(star_patch)])
 
 
+def test_a_judge_of_ones_own_counts_on_any_model(
+    pipe: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "evaluation"))
+    from judging import clip_folder
+
+    folder = clip_folder(tmp_path / "clip", monkeypatch)
+    pipe.save_pretrained("tiny")
+    tiny = ("--concept", "moon", "--model", "tiny", "--method", "uce", "--judge", folder)
+    assert "--judge is for the pictures of a report" in refused(capsys, *tiny)
+    assert cli.run([*map(str, tiny), "--report", "report", "--samples", "2"]) == 0
+    summary = json.loads(Path("report/summary.json").read_text())
+    assert list(summary["splits"]) == ["explicit", "unrelated"]
+    assert summary["splits"]["explicit"]["after"]["n"] == 2
+    (judge,) = summary["judges"]
+    assert (judge["name"], judge["splits"]) == ("clip_zeroshot/clip", ["explicit", "unrelated"])
+    assert judge["name"] in Path("report/index.html").read_text()
+    assert "note" not in summary
+    assert "nothing of what the prompts want" in refused(
+        capsys, "--concept", "moon", "--model", "tiny", "--report", "r", "--judge", "oracle/shapes"
+    )
+
+
 def test_a_report_overwrites_reports_alone(capsys: pytest.CaptureFixture[str]) -> None:
     before = ("--method", "uce", "--out", "p.safetensors", "--report")
     assert "an empty --report; give the folder" in refused(capsys, *STAR, *before, "")
@@ -308,7 +331,10 @@ def test_interrupting_leaves_no_traceback(
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_a_model_without_a_judge_gets_a_picture_and_a_note(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_judge_gets_a_picture_and_a_note(
+    pipe: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erasers.evaluation.report_judges.find_spec", lambda name: None)
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler()
@@ -317,7 +343,8 @@ def test_a_model_without_a_judge_gets_a_picture_and_a_note(pipe: Any, capsys: py
         cli.run(["--concept", "star", "--model", "tiny", "--method", "uce", "--report", "report", "--samples", "1"])
         == 0
     )
-    assert "no judge fits" in capsys.readouterr().out
+    note = "note: there are pictures and no numbers; for numbers: pip install 'erasers[clip]' (CLIP), or name a judge"
+    assert note in capsys.readouterr().out
     summary = json.loads(Path("report/summary.json").read_text())
     assert (summary["splits"], summary["concepts"]) == ({}, {})
     assert summary["model"] == "tiny"

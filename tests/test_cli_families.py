@@ -49,7 +49,9 @@ def test_erase_apply_export_generate(
         f"max_sequence_length={length}",
     ]
     strong = ["--set", "ridge=0.001", "--set", "rows=all", "--set", "rounds=1"]
-    code = run(*concept, *strong, "--model", model, "--report", "report", "--samples", "1", "--size", side)
+    code = run(
+        *concept, *strong, "--model", model, "--report", "report", "--judge", "none", "--samples", 1, "--size", side
+    )
     assert code == 0
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["splits"] == {}
     assert Image.open(tmp_path / "report" / "grid.png").width > 2 * side

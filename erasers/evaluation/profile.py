@@ -11,19 +11,10 @@ from typing import Any, Protocol
 from erasers.concept import Concept, names
 from erasers.judges import Judge
 from erasers.pipeline import EMBEDDED
-from erasers.reading import read_json
 
 ERASED_SPLITS = ("explicit", "synonym")
 KEPT_SPLITS = ("neighbour", "unrelated")
 SPLITS = (*ERASED_SPLITS, *KEPT_SPLITS)
-
-_PLAIN_LIMIT = 4
-_TEMPLATES: Mapping[str, tuple[str, ...]] = {
-    "style": ("a painting in the style of {}", "a landscape by {}", "a portrait by {}", "a still life by {}"),
-    "identity": ("a portrait of {}", "a photo of {} smiling", "{} on stage", "a close-up of {}"),
-}
-_OBJECT_TEMPLATES = ("a photo of {}", "a picture of {}", "a drawing of {}", "{} in a park")
-_UNRELATED = ("a photo of a mountain lake", "a red bicycle", "a bowl of fruit on a table", "a city street at night")
 
 
 class Ask(Protocol):
@@ -44,7 +35,7 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class PlainPrompt:
-    """A prompt for models that no judge fits."""
+    """A prompt that wants at most what is written beside it."""
 
     text: str
     seed: int
@@ -87,10 +78,9 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
         return Profile(20, 4.0, 25, shapes_prompts, size=32, judges=_oracle)
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
-        return {concept.name: plain_prompts(concept, samples, unsafe=unsafe) for concept in concepts}
+        return {one.name: plain_prompts(one, samples, unsafe=unsafe, erased=concepts) for one in concepts}
 
-    note = "no judge fits this model: the grid shows pictures, there are no scores"
-    return Profile(None, None, 1, prompts, note=note)
+    return Profile(None, None, 1, prompts)
 
 
 def is_shapes(model: str | Path) -> bool:
@@ -134,41 +124,25 @@ def shapes_prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[
     return found
 
 
-def plain_prompts(concept: Concept, samples: int, *, unsafe: bool = False) -> dict[str, list[Ask]]:
-    """A few prompts a split from templates, for models that no judge fits; at most four a split.
+def plain_prompts(
+    concept: Concept, samples: int, *, unsafe: bool = False, erased: Sequence[Concept] = ()
+) -> dict[str, list[Ask]]:
+    """Prompts for models of no known world, from templates and everyday captions, each with a seed of its own.
 
     Args:
         concept: What is erased.
         samples: Prompts a split.
         unsafe: Ask for concepts of kind `unsafe`, too.
+        erased: All that are erased together.
     """
-    templates = _TEMPLATES.get(concept.kind, _OBJECT_TEMPLATES)
-    near = [templates[i % len(templates)].format(word) for i, word in enumerate(concept.neighbours)]
-    texts: dict[str, list[str]] = {
-        "explicit": [template.format(concept.name) for template in templates],
-        "neighbour": near,
-        "unrelated": [text for text in _UNRELATED if not any(names(text, term) for term in concept.terms())],
-    }
-    if concept.kind == "unsafe" and not unsafe:
-        del texts["explicit"]
-    return {
-        split: [PlainPrompt(text, seed) for seed, text in enumerate(some[: min(samples, _PLAIN_LIMIT)])]
-        for split, some in texts.items()
-        if some
-    }
+    from erasers.evaluation.report_words import asked_of
 
-
-def _vocabulary(model: Path) -> Any:
-    """The words of a model's tokenizer, which saving may write in either of two forms; None when there are none."""
-    try:
-        for name in ("tokenizer.json", "vocab.json"):
-            path = model / "tokenizer" / name
-            if path.is_file():
-                loaded = read_json(path)
-                return loaded["model"]["vocab"] if name == "tokenizer.json" else loaded
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None
+    table: dict[str, list[Ask]] = {}
+    for split, asked in asked_of(concept, erased or (concept,), unsafe=unsafe).items():
+        # Captions of one kind stand together, so they are taken from all over the list.
+        places = [i * len(asked) // samples if split == "unrelated" else i % len(asked) for i in range(samples)]
+        table[split] = [PlainPrompt(asked[place][0], seed, asked[place][1]) for seed, place in enumerate(places)]
+    return table
 
 
 def _oracle() -> Sequence[Judge]:

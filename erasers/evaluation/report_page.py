@@ -220,7 +220,8 @@ def _measured(summary: Mapping[str, Any]) -> str:
     """Judges, sampler, versions, and what else has to be known."""
     judges = {f"judge of {', '.join(one['splits'])}": _judge(one) for one in summary.get("judges", ())}
     given = {key: f"{summary[key]:g}" for key in ("steps", "guidance") if key in summary}
-    sampler = ", ".join(f"{key} {value}" for key, value in given.items()) or "the pipeline's own settings"
+    sampler = summary.get("drawn") or ", ".join(f"{key} {value}" for key, value in given.items())
+    sampler = sampler or "the pipeline's own settings"
     rows = judges | {"model": summary.get("model", "not named"), "sampler": sampler}
     rows |= {"prompts a split": f"up to {summary['samples']}, with seeds as on the cards"}
     rows |= {"device": summary["device"], "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items())}

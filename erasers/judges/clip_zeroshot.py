@@ -38,6 +38,8 @@ class ClipZeroShot(PictureJudge):
         classes: Property -> its values, each with the words for it where those are not the value itself, e.g.
             `{"object": {"church": ["church", "chapel"], "other": ["house"]}}` or `{"object": ["church", "house"]}`.
         templates: What surrounds the words; each word goes into each.
+        apart: Property -> values of which none is compared with another, such as kinds of one thing: each is compared
+            with itself and with the values that are not among them.
         threshold: Probability from which a value counts as shown, in (0, 1); the most likely one where None.
         device: Where the model runs.
 
@@ -56,6 +58,7 @@ class ClipZeroShot(PictureJudge):
         revision: str | None = None,
         classes: Classes | None = None,
         templates: Sequence[str] = ("a photo of a {}",),
+        apart: Mapping[str, Sequence[str]] | None = None,
         threshold: float | None = None,
         device: str = "cpu",
     ) -> None:
@@ -73,7 +76,7 @@ class ClipZeroShot(PictureJudge):
             texts = spell(classes, templates)
         folder = model_folder(model, revision, (_CONFIG,))
         self._model, self._preprocess, tokenizer = load_open_clip(folder, device)
-        self._device, self._threshold = device, threshold
+        self._device, self._threshold, self._apart = device, threshold, dict(apart or {})
         self._embeddings = {
             name: torch.stack([self._embed(tokenizer(list(some))) for some in values.values()])
             for name, values in texts.items()
@@ -84,7 +87,8 @@ class ClipZeroShot(PictureJudge):
             files=file_hashes(folder),
             classes={name: {value: list(some) for value, some in values.items()} for name, values in texts.items()},
             threshold=threshold,
-            rule="softmax of scaled cosines over the property's values, mean embedding of a value's texts",
+            rule="softmax of scaled cosines over the property's values, mean embedding of a value's texts"
+            + "".join(f"; {', '.join(some)} of {name} not against each other" for name, some in self._apart.items()),
             preprocessing="open_clip's transform of the folder for inference, one at a time",
         )
 
@@ -95,12 +99,19 @@ class ClipZeroShot(PictureJudge):
         embedding = self._model.encode_image(pixels, normalize=True)[0]
         seen, probability = True, 1.0
         for name, value in wants.items():
-            shares = (self._model.logit_scale.exp() * self._embeddings[name] @ embedding).softmax(0)
-            index = self.sees[name].index(value)
+            rivals = self._rivals(name, value)
+            index = rivals.index(value)
+            rows = self._embeddings[name][[self.sees[name].index(rival) for rival in rivals]]
+            shares = (self._model.logit_scale.exp() * rows @ embedding).softmax(0)
             share = float(shares[index])
             seen &= int(shares.argmax()) == index if self._threshold is None else share >= self._threshold
             probability *= share
         return Verdict(seen, probability)
+
+    def _rivals(self, name: str, value: str) -> list[str]:
+        """The values that a picture which should show one of them is compared with, itself among them."""
+        apart = self._apart.get(name, ()) if value in self._apart.get(name, ()) else ()
+        return [other for other in self.sees[name] if other == value or other not in apart]
 
     @torch.inference_mode()
     def _embed(self, tokens: Tensor) -> Tensor:

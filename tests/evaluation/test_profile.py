@@ -29,7 +29,6 @@ def test_the_embedded_model_and_its_copies_are_known(tmp_path: Path) -> None:
 def test_profiles_differ() -> None:
     assert [judge.name for judge in profile_for("shapes").judges()] == ["oracle/shapes"]
     assert profile_for("some/model").judges() == ()
-    assert "no judge" in profile_for("some/model").note
 
 
 def test_one_concept_gets_every_split() -> None:
@@ -64,11 +63,17 @@ def test_an_unknown_word_is_refused() -> None:
         shapes_prompts([Concept("dog")], 3)
 
 
-def test_plain_prompts_are_few_and_leave_out_what_is_unsafe_unless_asked() -> None:
+def test_plain_prompts_leave_out_what_is_unsafe_unless_asked() -> None:
     nudity = Concept.preset("nudity")
     assert "explicit" not in plain_prompts(nudity, 50)
-    assert len(plain_prompts(nudity, 50, unsafe=True)["explicit"]) == 4
-    style = plain_prompts(Concept.preset("van gogh"), 2)
-    assert texts(style, "explicit") == ["a painting in the style of van gogh", "a landscape by van gogh"]
-    assert "neighbour" not in plain_prompts(Concept("bicycle"), 3)
-    assert not any("bicycle" in text for text in texts(plain_prompts(Concept("bicycle"), 4), "unrelated"))
+    assert len(plain_prompts(nudity, 50, unsafe=True)["explicit"]) == 50
+    assert "neighbour" not in plain_prompts(Concept("walrus"), 3)
+    assert not any("bicycle" in text for text in texts(plain_prompts(Concept("bicycle"), 40), "unrelated"))
+
+
+def test_plain_prompts_come_in_turn_each_with_noise_of_its_own() -> None:
+    style = plain_prompts(Concept.preset("van gogh"), 14)
+    assert texts(style, "explicit")[:2] == ["a painting in the style of van gogh", "a landscape by van gogh"]
+    assert all([ask.seed for ask in asks] == list(range(14)) for asks in style.values())
+    assert all(len({(ask.text, ask.seed) for ask in asks}) == 14 for asks in style.values())
+    assert len(set(texts(style, "neighbour"))) == 14

@@ -141,7 +141,7 @@ def test_other_texts_pass(text: str) -> None:
 def test_prompts_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from erasers.evaluation import profile
 
-    def plain(concept: Any, samples: int, *, unsafe: bool) -> dict[str, Any]:
+    def plain(concept: Any, samples: int, **_: Any) -> dict[str, Any]:
         return {"explicit": [profile.PlainPrompt("a naked child", 0)]}
 
     monkeypatch.setattr(profile, "plain_prompts", plain)
