@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -267,13 +266,10 @@ def build_cogview4(folder: Path) -> Any:
 
 
 def build_prx(folder: Path) -> Any:
-    """PRX: the encoder of T5Gemma. Its pipeline calls ftfy unasked, so where that is absent texts stay as they are."""
+    """PRX: the encoder of T5Gemma."""
     from diffusers import PRXTransformer2DModel
-    from diffusers.pipelines.prx import pipeline_prx
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder, T5GemmaModuleConfig
 
-    if not hasattr(pipeline_prx, "ftfy"):
-        pipeline_prx.ftfy = SimpleNamespace(fix_text=str)
     tokenizer = make_word_tokenizer(GEMMA, prefix=["<bos>"], bos_token="<bos>", eos_token="<eos>", width=TOKENS)
     sizes = {**SIZES, "head_dim": 16, "vocab_size": len(tokenizer)}
     # Loading takes the sizes from the part of the configuration named encoder, which saving alone does not write.
