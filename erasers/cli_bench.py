@@ -68,6 +68,9 @@ def run(
     Several processes share the work with --processes, or when `accelerate launch` or `torchrun` starts them.
     """
     methods = method or ([] if patch else list_erasers())
+    if dry_run and not _embedded(task):
+        _say_what_there_is(task, methods, patch or [], folder, limit, allow_adult)
+        return
     start = (task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model)
     job = _start(*start)
     main = job.share.rank == 0
@@ -292,13 +295,43 @@ def _check_prompts(job: Run) -> None:
 
 
 def _say_what_is_missing(job: Run) -> None:
-    from erasers.evaluation.cost import estimate
+    """What a run on this folder would still draw."""
+    from erasers.evaluation.cost import Load, estimate
 
-    missing = job.missing()
-    for name, count in missing.items():
-        out.print(f"{plain(name)}  {count} pictures to draw")
-    for line in estimate(job.task, sum(missing.values()), len(missing)):
+    cases = job.cases()
+    for line in estimate(job.task, [Load(name, count, cases[name]) for name, count in job.missing().items()]):
         out.print(plain(line))
+
+
+def _embedded(name: str) -> bool:
+    """Whether a task is for the embedded model, which loads in a moment."""
+    from erasers.evaluation.profile import is_shapes
+    from erasers.evaluation.tasks import read_task
+
+    return is_shapes(read_task(name).model)
+
+
+def _say_what_there_is(
+    name: str, methods: Sequence[str], patches: Sequence[Path], folder: Path, limit: int | None, allow_adult: bool
+) -> None:
+    """What a run would draw into an empty folder: counted without the model, its judge and files of prompts."""
+    from erasers.evaluation.cost import estimate, loads
+    from erasers.evaluation.records import UNEDITED
+    from erasers.evaluation.states import REFERENCE, case_of, find_reference
+    from erasers.evaluation.tasks import read_task
+
+    for one in methods:
+        cli_input.check_method(one)
+    task = read_task(name).limited(limit)
+    _check(task, folder, allow_adult)
+    rows = {UNEDITED: list(task.named_cases)}
+    if task.references:
+        rows[REFERENCE] = [case for case, path in task.references.items() if find_reference(path)]
+    for row in _rows(methods, patches, task):
+        rows[row.name] = [case_of(task, row.patch)] if row.patch else list(task.named_cases)
+    for line in estimate(task, loads(task, rows)):
+        out.print(plain(line))
+    err.print("counted as for an empty folder, without loading the model")
 
 
 def _check(task: Task, folder: Path, allow_adult: bool) -> None:

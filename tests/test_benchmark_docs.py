@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from erasers import cli
+from erasers.evaluation.cost import estimate, loads
 from erasers.evaluation.prompt_files import parse_source
 from erasers.evaluation.sources import ALL_SPLITS
 from erasers.evaluation.tasks import list_tasks, read_task
@@ -30,6 +31,15 @@ def row(name: str) -> str:
 def test_the_table_has_the_packaged_tasks() -> None:
     table = [line for line in DOCS.splitlines() if re.match(r"\| `(sd14|shapes)-\w[\w-]*`.*\|.*\|.*\|.*\|", line)]
     assert table == [row(name) for name in list_tasks()]
+
+
+def test_the_hours_are_those_of_a_dry_run() -> None:
+    for name in (name for name in list_tasks() if name.startswith("sd14")):
+        task = read_task(name)
+        first = next(estimate(task, loads(task, {"a": list(task.named_cases)})))
+        hours = re.search(r"at most ([\d.]+) GPU-hours with attacks", first)
+        assert hours
+        assert f"`{name}` {hours[1]}" in " ".join(DOCS.split())
 
 
 def test_commands_parse() -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from erasers import cli_bench, cli_processes, list_erasers
 from erasers.cli import run
-from erasers.evaluation.cost import estimate
+from erasers.evaluation.cost import Load, estimate
 from erasers.evaluation.tasks import parse_task
 
 ROOT = Path(__file__).parent.parent
@@ -166,15 +166,14 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
     out = tmp_path / "out"
     assert run(["bench", "run", str(task), "--method", "uce", "--limit", "1", "--out", str(out), "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[:4] == [
-        "unedited  4 pictures to draw",
-        "reference  0 pictures to draw",
-        "uce  4 pictures to draw",
+    # Two pictures a case; attacks draw two of one prompt a case, and one on a fresh seed.
+    assert printed.out.splitlines() == [
+        "unedited  4 pictures to draw; at most 0.00012 CPU-hours with attacks",
+        "reference  0 pictures to draw; at most 0 CPU-hours with attacks",
+        "uce  4 pictures to draw; at most 0.00012 CPU-hours with attacks",
         "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps)",
-    ]
-    # Two concepts and three rows, one prompt each: two pictures and one on a fresh seed.
-    assert printed.out.splitlines()[4:6] == [
-        f"attack {label}  at most 0 gradients and 18 pictures" for label in ("prefixes", "words")
+        *(f"attack {label}  at most 0 gradients and 12 pictures; 8.7e-05 CPU-hours" for label in ("prefixes", "words")),
+        "estimate  at most 0.00017 CPU-hours for attacks, 0 CPU-hours of it once for all rows",
     ]
     assert "no reference for star here: nowhere is not there" in printed.err
     assert run(["bench", "run", str(task), "--limit", "1", "--out", str(out), "--dry-run"]) == 0
@@ -190,22 +189,44 @@ def test_hours_follow_from_steps_pixels_and_what_attacks_may_spend() -> None:
         "p4d": {"samples": 2, "replicate": 0},
     }
     task = parse_task(content | {"attacks": attacks})
-    first, *rest = estimate(task, 1500, 2)
+    cases = list(task.named_cases)
+    lines = list(estimate(task, [Load("a", 1000, cases), Load("b", 500, cases)]))
     # 1.2 s, half the steps, four times the pixels.
     basis = "(assumed for an A100 at 25 steps, 1024 x 1024, float16)"
-    assert first == f"estimate  1 GPU-hours for 1500 pictures, 2.4 s each {basis}"
+    assert lines[2] == f"estimate  1 GPU-hours for 1500 pictures, 2.4 s each {basis}"
     # Two cases, two rows and two prompts.
     budgets = {label: plan.attack.budget() for label, plan in task.attacks.items()}
     pictures = {"random": 8 * (budgets["random"].images + 3), "p4d": 8 * budgets["p4d"].images}
     gradients = 8 * budgets["p4d"].gradients
     assert gradients > 0 == budgets["random"].gradients
-    hours = (sum(pictures.values()) + gradients * 3 / 50) * 2.4 / 3600
-    assert rest == [
-        f"attack random  at most 0 gradients and {pictures['random']} pictures",
-        f"attack p4d  at most {gradients} gradients and {pictures['p4d']} pictures",
-        f"estimate  at most {hours:.2g} GPU-hours for attacks, a gradient as 3 passes",
+    # A picture is 50 passes, a gradient three; P4D gets ready by one picture and 100 passes a prompt, for both rows.
+    hours = [pictures["random"] * 2.4 / 3600, (pictures["p4d"] + gradients * 3 / 50) * 2.4 / 3600]
+    ready = 4 * (1 + 100 / 50) * 2.4 / 3600
+    assert lines[:2] == [
+        f"a  1000 pictures to draw; at most {2400 / 3600 + sum(hours) / 2:.2g} GPU-hours with attacks",
+        f"b  500 pictures to draw; at most {1200 / 3600 + sum(hours) / 2:.2g} GPU-hours with attacks",
     ]
-    assert len(list(estimate(parse_task(content | {"attacks": {}}), 1, 1))) == 1
+    assert lines[3:] == [
+        f"attack random  at most 0 gradients and {pictures['random']} pictures; {hours[0]:.2g} GPU-hours",
+        f"attack p4d  at most {gradients} gradients and {pictures['p4d']} pictures; {hours[1]:.2g} GPU-hours",
+        f"estimate  at most {sum(hours) + ready:.2g} GPU-hours for attacks, {ready:.2g} GPU-hours of it once for all "
+        "rows",
+    ]
+    assert len(list(estimate(parse_task(content | {"attacks": {}}), [Load("a", 1, cases)]))) == 2
+
+
+def test_an_attack_that_seeks_once_is_counted_once() -> None:
+    attacks = {
+        "cce": {"steps": 10, "batch": 4, "pictures": 6, "samples": 4, "replicate": 0},
+        "mma": {"steps": 3, "batch": 7, "samples": 4, "replicate": 0},
+    }
+    task = parse_task(TASK | {"model": "someone/model", "references": {}, "attacks": attacks, "cases": [["cat"]]})
+    row = [Load("a", 0, ["cat"])]
+    lines = list(estimate(task, row))
+    assert lines[2].startswith("attack cce  at most 40 gradients and 8 pictures;")
+    # Of the second attack's search nothing is a row's: it looks at the unedited encoder alone.
+    ready = (6 * 4 + 4 * 3 * 8 / 50) * 1.2 / 100 / 3600
+    assert lines[-1].endswith(f"{ready:.2g} GPU-hours of it once for all rows")
 
 
 @pytest.mark.parametrize(

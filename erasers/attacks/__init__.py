@@ -51,6 +51,23 @@ class Budget:
     images: int = 1
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What `Attack.prepare` takes, all of it with the unedited model.
+
+    Args:
+        images: Pictures drawn.
+        passes: Other passes of the denoiser, without gradients.
+        gradients: Backward passes through the denoiser.
+        encodes: Texts that go through a text encoder.
+    """
+
+    images: int = 0
+    passes: int = 0
+    gradients: int = 0
+    encodes: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """One thing to draw.
@@ -125,6 +142,10 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> Budget:
         """What it spends on a prompt when nothing succeeds, `prepare` not counted."""
+
+    def preparation(self, prompts: int) -> Preparation:
+        """What `prepare` takes for so many prompts."""
+        return Preparation()
 
     @abstractmethod
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
 from erasers.attacks.gradients import LossScale
 from erasers.attacks.rates import Rate, require_rate, token_rate
 from erasers.attacks.soft import (
@@ -105,6 +105,10 @@ class CCE(Attack):
     def budget(self) -> Budget:
         """See `Attack.budget`."""
         return Budget(self.steps * self.batch, self.steps, 2)
+
+    def preparation(self, prompts: int) -> Preparation:
+        """See `Attack.preparation`."""
+        return Preparation(images=self.pictures)
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
 from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import (
     SoftPrompt,
@@ -114,6 +114,10 @@ class P4D(Attack):
     def budget(self) -> Budget:
         """See `Attack.budget`."""
         return Budget(self.steps * self.batch, self.steps, self.steps // self.every + 1)
+
+    def preparation(self, prompts: int) -> Preparation:
+        """See `Attack.preparation`."""
+        return Preparation(images=prompts, passes=prompts * self.bank)
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""

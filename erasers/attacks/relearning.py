@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
 from erasers.attacks.gradients import LossScale, unmixed
-from erasers.attacks.rates import LOW_RANK_CHANGE, Rate, rate_for_change, require_rate
+from erasers.attacks.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_for_change, require_rate
 from erasers.attacks.soft import (
     check_supported,
     denoised,
@@ -97,6 +97,11 @@ class Relearning(Attack):
     def budget(self) -> Budget:
         """See `Attack.budget`."""
         return Budget(self.steps * self.batch, self.pictures, 2)
+
+    def preparation(self, prompts: int) -> Preparation:
+        """See `Attack.preparation`."""
+        measured = min(_MEASURED, self.pictures) if isinstance(self.lr, str) else 0
+        return Preparation(images=self.pictures, passes=MEASUREMENTS * measured, gradients=measured)
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
 from erasers.attacks.soft import check_supported, decode, whole_words
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class TextSearch(Attack):
     def budget(self) -> Budget:
         """See `Attack.budget`."""
         return Budget(encodes=self.encodes if self.encoder == "attacked" else 0, images=self.images)
+
+    def preparation(self, prompts: int) -> Preparation:
+        """See `Attack.preparation`; encoding the prompts themselves goes without saying."""
+        return Preparation(encodes=prompts * self.encodes if self.encoder == "original" else 0)
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""

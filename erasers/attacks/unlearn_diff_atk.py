@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
 from erasers.attacks.gradients import LossScale
 from erasers.attacks.soft import (
     SoftPrompt,
@@ -87,6 +87,10 @@ class UnlearnDiffAtk(Attack):
         """See `Attack.budget`."""
         gradients = self.timesteps * self.steps
         return Budget(gradients, gradients, self.timesteps + 1)
+
+    def preparation(self, prompts: int) -> Preparation:
+        """See `Attack.preparation`."""
+        return Preparation(images=prompts)
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""

@@ -123,6 +123,10 @@ class Run:
         """The references that are not on this machine."""
         return [case for case, path in self.task.references.items() if find_reference(path) is None]
 
+    def cases(self) -> dict[str, list[str]]:
+        """Row -> the cases that it has."""
+        return {row.name: self._cases(row) for row in self._all_rows()}
+
     def missing(self) -> dict[str, int]:
         """Row -> pictures that are not there yet; nothing is fitted for it."""
         counts = {}
