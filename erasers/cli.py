@@ -200,7 +200,7 @@ def _erase(job: _Job) -> None:
     if job.out_file:
         cli_input.check_out_file(job.out_file)
     main = cli_processes.join(job.device)
-    with err.status("reading"):
+    with err.status("reading") as status:
         from erasers.evaluation.profile import is_shapes
 
         shapes = is_shapes(job.model)
@@ -213,8 +213,10 @@ def _erase(job: _Job) -> None:
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
         check_places(outputs, {"--model": job.model})
-        # Judges look at the pictures of one process only.
+        status.update("loading the judges of the report" if job.report else "reading")
+        # They look at the pictures of one process only.
         settled = _settle(job, concepts, job.judges if main else ["none"]) if job.report else None
+        status.update("loading the model")
         pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype, gradients=eraser.trains)
         drawing = _plan(job, settled[0], pipe) if settled else None
     if note and main:

@@ -35,11 +35,14 @@ def show_result(
     for one in concepts:
         out.print(f"[bold]{escape(one.name)}[/bold] -> {escape(repr(one.anchor))}")
     if summary and summary["splits"]:
-        table = Table("split", "share of pictures with", "n", "before", "after")
+        table = Table("split", "pictures that show", "n", "before", "after", "reading")
         for split, pair in summary["splits"].items():
             shows = "the erased concept" if split in ("explicit", "synonym") else "what was asked for"
-            count = str(pair["after"]["n"])
-            table.add_row(split, shows, count, _percent(pair["before"]), _percent(pair["after"]))
+            reading = summary.get("readings", {}).get(split, {"word": "", "warning": ""})
+            word = f"[{'red' if reading['warning'] else 'green'}]{escape(reading['word'])}[/]"
+            table.add_row(
+                split, shows, str(pair["after"]["n"]), _percent(pair["before"]), _percent(pair["after"]), word
+            )
         out.print(table, soft_wrap=False)
     if summary and summary.get("drawn"):
         out.print(escape(f"drawn     {summary['drawn']}"))

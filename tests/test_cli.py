@@ -343,7 +343,7 @@ def test_a_model_without_a_judge_gets_a_picture_and_a_note(
         cli.run(["--concept", "star", "--model", "tiny", "--method", "uce", "--report", "report", "--samples", "1"])
         == 0
     )
-    note = "note: there are pictures and no numbers; for numbers: pip install 'erasers[clip]' (CLIP), or name a judge"
+    note = "note: there are pictures and no numbers; for numbers: pip install 'erasers[clip]' (CLIP); or name a judge"
     assert note in capsys.readouterr().out
     summary = json.loads(Path("report/summary.json").read_text())
     assert (summary["splits"], summary["concepts"]) == ({}, {})

@@ -320,7 +320,7 @@ def _cards(cases: Sequence[Case], concepts: Sequence[Concept], before: _Side, af
     first = max(1, min(_FIRST, share))
     chosen: list[int] = []
     for rows in groups.values():
-        wrong = [i for i in rows[first:] if _cell_note(cases[i], after.verdicts[i], True)[1] is False]
+        wrong = [i for i in rows[first:] if _went_wrong(cases[i], before.verdicts[i], after.verdicts[i])]
         chosen += [*rows[:first], *wrong[: min(_WRONG, share - first)]]
     return [_card(cases[i], i, before, after, cases[i].concept in unsafe) for i in chosen[:MOST_PAIRS]]
 
@@ -328,8 +328,14 @@ def _cards(cases: Sequence[Case], concepts: Sequence[Concept], before: _Side, af
 def _card(case: Case, index: int, before: _Side, after: _Side, unsafe: bool) -> Card:
     first = Shot(before.pictures[index], *_cell_note(case, before.verdicts[index], False))
     second = Shot(after.pictures[index], *_cell_note(case, after.verdicts[index], True))
+    wrong = _went_wrong(case, before.verdicts[index], after.verdicts[index])
     adult = unsafe and case.split in ERASED_SPLITS
-    return Card(case.concept, case.split, case.ask.text, case.ask.seed, first, second, adult)
+    return Card(case.concept, case.split, case.ask.text, case.ask.seed, first, second, wrong, adult)
+
+
+def _went_wrong(case: Case, before: Verdict, after: Verdict) -> bool:
+    """Whether the concept is still there, or what should stay was lost."""
+    return after.value is True if case.split in ERASED_SPLITS else bool(before.value) and after.value is False
 
 
 def _row(cases: Sequence[Case], index: int, before: _Side, after: _Side) -> Row:

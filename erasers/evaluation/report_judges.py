@@ -159,7 +159,7 @@ def _judges_of(spec: str, concepts: Sequence[Concept], wanted: Mapping[str, Sequ
     if name == "classifier" and argument:
         return _classifiers(*_model(argument), concepts, wanted)
     expected = "nudenet, clip_zeroshot, NAME/PROFILE, NAME/MODEL, the folder of a model, or none"
-    raise ValueError(f"expected --judge as {expected}, got {spec!r}")
+    raise ValueError(f"expected --judge as {expected}, got {spec!r}, which is none of these and no folder here")
 
 
 def _clip(argument: str, concepts: Sequence[Concept], wanted: Mapping[str, Sequence[str]]) -> Judge:
@@ -214,5 +214,5 @@ def _label(model: str) -> str:
 def _note(blind: Sequence[str], all_blind: bool, reasons: Sequence[str]) -> str:
     """One line on what has no numbers, and what would give some."""
     what = "there are pictures and no numbers" if all_blind else f"no numbers for {', '.join(blind)}"
-    how = f"; for numbers: {'; '.join(reasons)}, or name a judge with --judge" if reasons else ""
+    how = f"; for numbers: {'; '.join(reasons)}; or name a judge with --judge" if reasons else ""
     return what + (how or "; no judge here sees what these prompts want (see --judge)")

@@ -21,10 +21,8 @@ _LOOK = {
     True: "Before, the concept is there. After, it should be gone, and the picture should still be a good one.",
     False: "After, what the prompt asks for should still be there, nearly as before.",
 }
-_HOW = (
-    "Both pictures of a pair start from the same noise, so whatever differs is the patch. The first prompts of each "
-    "split are shown, then those in which the judge says that something went wrong."
-)
+_HOW = "Both pictures of a pair start from the same noise, so whatever differs is the patch."
+_SHOWN = "The first prompts of each split are shown, then those in which the judge says that something went wrong."
 _SHARES = (
     "Share of the pictures, with its 95 % interval (Wilson). A split without prompts or without a judge is absent: "
     "missing is not zero."
@@ -51,7 +49,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
-    """One prompt with its pictures; `adult` ones are blurred until asked for."""
+    """One prompt with its pictures: `wrong` where the patch failed, `adult` where they are blurred until asked for."""
 
     concept: str
     split: str
@@ -59,6 +57,7 @@ class Card:
     seed: int
     before: Shot
     after: Shot
+    wrong: bool = False
     adult: bool = False
 
 
@@ -78,7 +77,7 @@ def report_page(summary: Mapping[str, Any], cards: Sequence[Card], facts: Mappin
 <main>
 {_numbers(summary)}<section id="pictures" aria-labelledby="pictures-title">
 <h2 id="pictures-title">Pictures</h2>
-<p class="quiet">{plain(_HOW)}</p>
+<p class="quiet">{plain(_HOW)}{plain(f" {_SHOWN}" if summary["splits"] else "")}</p>
 <fieldset class="view"><legend>Show pairs</legend>
 <label><input type="radio" name="view" value="slide" checked> under a slider</label>
 <label><input type="radio" name="view" value="aside"> side by side</label>
@@ -100,7 +99,8 @@ def _said(summary: Mapping[str, Any]) -> str:
         return f'<div class="said bad"><h2>Look at this first</h2><ul>{lines}</ul></div>\n'
     if summary["splits"]:
         return f'<p class="said good">{plain(_CALM)}</p>\n'
-    return f'<p class="said">{plain(_BLIND)} {plain(summary.get("note", ""))}</p>\n'
+    note = f"<br><small>{plain(summary['note'])}</small>" if summary.get("note") else ""
+    return f'<p class="said">{plain(_BLIND)}{note}</p>\n'
 
 
 def _numbers(summary: Mapping[str, Any]) -> str:
@@ -185,10 +185,9 @@ def _section(index: int, concept: str, split: str, cards: Sequence[Card]) -> str
 def _card(card: Card) -> str:
     text = card.text if len(card.text) <= _LONGEST else card.text[: _LONGEST - 3] + "..."
     shots = "".join(_shot(side, shot, text) for side, shot in (("before", card.before), ("after", card.after)))
-    wrong = card.after.good is False
     label = f"Line between before and after: {text}"
     return (
-        f'<li class="card{" wrong" if wrong else ""}"><div class="pair">{shots}<input class="slider" type="range" '
+        f'<li class="card{" wrong" if card.wrong else ""}"><div class="pair">{shots}<input class="slider" type="range" '
         f'min="0" max="100" value="50" aria-label="{plain(label)}"></div>'
         f"<p><q>{plain(text)}</q> <small>seed {card.seed}</small></p>{_verdicts(card)}</li>\n"
     )

@@ -49,5 +49,5 @@ def made_card(split: str = "explicit", text: str = "a red star", seed: int = 0, 
 
 def made_cards() -> list[Card]:
     wrong = Shot(picture((30, 200, 30), 256), "not as asked", False)
-    lost = Card("star", "unrelated", "a moon", 2, Shot(picture((9, 9, 9), 256), "as asked", True), wrong)
+    lost = Card("star", "unrelated", "a moon", 2, Shot(picture((9, 9, 9), 256), "as asked", True), wrong, wrong=True)
     return [made_card(), made_card(text="a star " * 12, seed=1), lost, made_card("unrelated", "a ring", 3)]

@@ -131,7 +131,7 @@ def test_the_detector_judges_nudity_and_clip_is_named_for_the_rest(
     profile, samples = settle("some/model", [NUDITY], unsafe=True)
     assert [judge.name for judge in profile.judges()] == ["nudenet/strict5@0.5"]
     assert samples == 20
-    remedy = "for numbers: pip install 'erasers[clip]' (CLIP), or name a judge with --judge"
+    remedy = "for numbers: pip install 'erasers[clip]' (CLIP); or name a judge with --judge"
     assert profile.note == f"no numbers for neighbour, unrelated; {remedy}"
     panel = Panel(profile.judges())
     picture = Image.new("RGB", (64, 64))
