@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,15 @@ def test_rates_are_checked(name: str, option: str) -> None:
     for attack in ("relearning", "cce"):
         with pytest.raises(ValueError, match="expected lr above 0"):
             get_attack(attack, lr=0.0)
+
+
+def test_the_table_of_rates_is_that_of_the_committed_results() -> None:
+    found = {
+        size: [RATES.Row(**row) for row in json.loads((RATES.RESULTS / f"rates-{size}.json").read_text())["rows"]]
+        for size in ("shapes", "sd14")
+    }
+    assert RATES.table(found) in (RATES.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    used = {(size, row.what, row.rate, row.steps): row.output for size, rows in found.items() for row in rows}
+    what = "low-rank weights that relearn (rank 8)"
+    assert used["sd14", what, 5e-3, 1] > 8 * used["shapes", what, 5e-3, 1]
+    assert used["sd14", what, "auto", 1] == pytest.approx(used["shapes", what, "auto", 1], rel=0.05)
