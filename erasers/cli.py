@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
@@ -24,6 +24,7 @@ from erasers.cli_options import (
     EXAMPLES,
     HELP,
     PATCH,
+    Config,
     ControlFile,
     Device,
     Dtype,
@@ -33,9 +34,12 @@ from erasers.cli_options import (
     MaskFile,
     Model,
     PatchReference,
+    Revision,
     Size,
     Strength,
+    Variant,
     as_options,
+    model_options,
 )
 from erasers.cli_output import err, fail, out, show_cost, show_patch, show_result
 from erasers.cli_places import check_places, report_files, written_or_kept
@@ -90,6 +94,9 @@ def erase(
         str, typer.Option(help="A method or one of its presets; see [cyan]erase methods[/cyan].")
     ] = "rece",
     model: Model = DEFAULT_MODEL,
+    variant: Variant = None,
+    revision: Revision = None,
+    config: Config = None,
     anchor: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="What it becomes: TEXT, or CONCEPT=TEXT; '' for nothing in particular."),
@@ -155,6 +162,7 @@ def erase(
     )
     shared = (
         model,
+        model_options(variant, revision, config),
         out_file,
         cli_input.report_folder(report),
         samples,
@@ -179,6 +187,7 @@ class _Job:
     method: str
     settings: Sequence[str]
     model: str
+    loading: Mapping[str, Any]
     out_file: Path | None
     report: Path | None
     samples: int | None
@@ -217,7 +226,9 @@ def _erase(job: _Job) -> None:
         # They look at the pictures of one process only.
         settled = _settle(job, concepts, job.judges if main else ["none"]) if job.report else None
         status.update("loading the model")
-        pipe = load_model(job.model, cli_processes.own_device(job.device), job.dtype, gradients=eraser.trains)
+        pipe = load_model(
+            job.model, cli_processes.own_device(job.device), job.dtype, gradients=eraser.trains, **job.loading
+        )
         drawing = _plan(job, settled[0], pipe) if settled else None
     if note and main:
         err.print(escape(note))
@@ -263,6 +274,9 @@ def apply(
     patches: Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{PATCH}; applied in order.")],
     save: Annotated[Path, typer.Option(help="New or empty folder for the erased model.")],
     model: Model = DEFAULT_MODEL,
+    variant: Variant = None,
+    revision: Revision = None,
+    config: Config = None,
     strength: Strength = 1.0,
     force: Force = False,
     device: Device = "auto",
@@ -278,7 +292,7 @@ def apply(
         loaded = as_patches(patches)
         refuse_twice(model, loaded)
         folder = check_free_folder(save)
-        pipe = load_model(model, device, dtype)
+        pipe = load_model(model, device, dtype, **model_options(variant, revision, config))
     for patch in loaded:
         patch.apply(pipe, strength=strength, force=force)
     ErasedPipeline.save_pretrained(pipe, folder, loaded)
@@ -295,6 +309,9 @@ def export(
         str, typer.Option(help="lora (diffusers), kohya (web UIs, too), or delta (the edited weights themselves).")
     ] = "lora",
     model: Model = DEFAULT_MODEL,
+    variant: Variant = None,
+    revision: Revision = None,
+    config: Config = None,
     force: Force = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -309,7 +326,7 @@ def export(
 
         check_folder(folder)
         patch = as_patches(reference)[0]
-        pipe = load_model(model, device, dtype)
+        pipe = load_model(model, device, dtype, **model_options(variant, revision, config))
     if form == "delta":
         path = patch.to_delta(pipe, folder, force=force)
     else:

@@ -14,6 +14,7 @@ from erasers import cli_input
 from erasers.cli_input import load_model
 from erasers.cli_options import (
     DEFAULT_MODEL,
+    Config,
     ControlFile,
     Device,
     Dtype,
@@ -22,8 +23,11 @@ from erasers.cli_options import (
     ImageStrength,
     MaskFile,
     Model,
+    Revision,
     Size,
     Strength,
+    Variant,
+    model_options,
 )
 from erasers.cli_output import err, out
 from erasers.cli_pictures import read_pictures
@@ -33,6 +37,9 @@ from erasers.cli_places import check_places
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     model: Model = DEFAULT_MODEL,
+    variant: Variant = None,
+    revision: Revision = None,
+    config: Config = None,
     patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
@@ -77,7 +84,7 @@ def generate(
         refuse_twice(model, loaded)
         if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
             err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")
-        pipe = load_model(model, device, dtype)
+        pipe = load_model(model, device, dtype, **model_options(variant, revision, config))
         profile = profile_for(model)
         profile = replace(profile, size=size or profile.size)
         drawing = plan(pipe, profile, pictures, steps=steps, guidance=guidance)

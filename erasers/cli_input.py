@@ -255,7 +255,7 @@ def default_out(concepts: Sequence[Concept], method: str) -> Path:
     return Path(f"{re.sub(r'[^A-Za-z0-9+_]+', '_', name)[:60]}-{method}.safetensors")
 
 
-def load_model(model: str, device: str, dtype: str, *, gradients: bool = False) -> Any:
+def load_model(model: str, device: str, dtype: str, *, gradients: bool = False, **options: Any) -> Any:
     """The pipeline of `--model`, on its device and of its dtype; libraries say nothing while it loads and afterwards.
 
     Args:
@@ -263,6 +263,7 @@ def load_model(model: str, device: str, dtype: str, *, gradients: bool = False) 
         device: As on the command line.
         dtype: As on the command line.
         gradients: Whether gradients will be taken.
+        **options: As `model_options` gives them.
 
     Raises:
         ValueError: No such device.
@@ -280,7 +281,7 @@ def load_model(model: str, device: str, dtype: str, *, gradients: bool = False) 
     warnings.filterwarnings("default", module=r"erasers\.")
     warnings.showwarning = show_warning
     where = pick_device(device)
-    return load_pipeline(model, dtype=pick_dtype(dtype, where, gradients=gradients), device=where)
+    return load_pipeline(model, dtype=pick_dtype(dtype, where, gradients=gradients), device=where, **options)
 
 
 def unknown_words(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +46,23 @@ Write the patch as a LoRA:
 PATCH = "A patch file, a folder with one, or a Hub id"
 
 PatchReference = Annotated[str, typer.Argument(metavar="PATCH", help=PATCH)]
-Model = Annotated[str, typer.Option(help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, or a Hub id.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, a .safetensors checkpoint, or a Hub id."
+    ),
+]
+Variant = Annotated[
+    str | None, typer.Option(help="Of the model's files, e.g. fp16. [dim]the plain ones, or the only variant[/dim]")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="Diffusers folder of a model like the checkpoint that --model names; it needs no weights. [dim]from the "
+        "Hub[/dim]"
+    ),
+]
 Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels. [dim]the model's own[/dim]")]
 ImageFile = Annotated[
     Path | None, typer.Option("--image", help="Picture to draw from (image-to-image, inpainting, editing).")
@@ -69,6 +85,12 @@ Dtype = Annotated[
 ]
 Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
+
+
+def model_options(variant: str | None, revision: str | None, config: Path | None) -> dict[str, Any]:
+    """What the three options say about how `--model` is loaded, as the library takes it."""
+    given = {"variant": variant, "revision": revision, "config": config}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def as_options(message: str) -> str:

@@ -14,7 +14,16 @@ from rich.markup import escape
 
 from erasers import cli_input
 from erasers.atomic import write_atomically
-from erasers.cli_options import DEFAULT_MODEL, Device, Dtype, Model
+from erasers.cli_options import (
+    DEFAULT_MODEL,
+    Config,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    Variant,
+    model_options,
+)
 from erasers.cli_output import err, out, plain
 from erasers.cli_places import beside, check_places
 
@@ -46,6 +55,9 @@ def _group() -> None:
 def train(
     out_file: Annotated[Path, typer.Option("--out", help="The autoencoder; its folder must exist.")],
     model: Model = DEFAULT_MODEL,
+    variant: Variant = None,
+    revision: Revision = None,
+    config: Config = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file of prompts, one a line. [dim]captions, for the embedded model[/dim]")
     ] = None,
@@ -112,7 +124,8 @@ def train(
         way = Way(sampling_steps or usual.steps, usual.guidance if guidance is None else guidance)
         path = block if block or not (shapes and unet) else _SHAPES_BLOCK
         padded = shapes if padding is None else padding
-        rows = _rows(cli_input.load_model(model, device, dtype), component, path, texts, training, way, padded)
+        pipe = cli_input.load_model(model, device, dtype, **model_options(variant, revision, config))
+        rows = _rows(pipe, component, path, texts, training, way, padded)
     started = time.perf_counter()
     trained = _train(rows, training, checkpoint)
     facts = {"model": model, "prompts": len(texts), "training": asdict(training), "quality": asdict(trained.quality)}
@@ -132,6 +145,9 @@ def train(
 def explain(
     concept: Annotated[str, typer.Option(metavar="TEXT", help="The concept whose features are shown.")],
     model: Model = DEFAULT_MODEL,
+    variant: Variant = None,
+    revision: Revision = None,
+    config: Config = None,
     sae_file: Annotated[
         list[Path] | None, typer.Option("--sae", help="Autoencoder files. [dim]that of the embedded model[/dim]")
     ] = None,
@@ -159,7 +175,7 @@ def explain(
         if sae_file:
             options["sae"] = tuple(str(path) for path in sae_file)
         eraser = get_eraser("itd", **options)
-        pipe = cli_input.load_model(model, device, dtype)
+        pipe = cli_input.load_model(model, device, dtype, **model_options(variant, revision, config))
         shown = explanations(pipe, found, eraser)  # type: ignore[arg-type]
     for one in shown:
         _show(one, features)

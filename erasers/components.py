@@ -139,7 +139,7 @@ def load_component(cls: Any, folder: Path, dtype: torch.dtype, variant: str | No
         cls: Its class.
         folder: Where it lies.
         dtype: Type of the weights, where it has any.
-        variant: The one asked for; see `weights_variant`.
+        variant: Of the files of weights; see `weights_variant`.
 
     Raises:
         ModelNotFound: Weights are missing, are left over, or have other shapes than the model.
@@ -153,7 +153,7 @@ def load_component(cls: Any, folder: Path, dtype: torch.dtype, variant: str | No
         return cls.from_pretrained(str(folder), local_files_only=True, **distrust)
     own = {"torch_dtype": dtype} if issubclass(cls, ModelMixin) else {"dtype": dtype, "trust_remote_code": False}
     fixed = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    model, info = cls.from_pretrained(str(folder), variant=weights_variant(folder, variant), **fixed, **own)
+    model, info = cls.from_pretrained(str(folder), variant=variant, **fixed, **own)
     check_whole(model, folder, info)
     return model
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from erasers import components, folders
+from erasers import components, folders, single_file
 from erasers.components import ModelNotFound
 from erasers.folder_record import COMPONENT, RECORD, check_folder, read_hooks, recorded
 from erasers.hub import find_patch, reason
@@ -32,16 +33,19 @@ def load_pipeline(
     device: str | torch.device | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
-    """Load a stock diffusers pipeline: the embedded model, a folder or a Hub id.
+    """Load a stock diffusers pipeline: the embedded model, a folder, a checkpoint in one file, or a Hub id.
 
     Only safetensors are read and no code of the model is run. A folder from `ErasedPipeline.save_pretrained` loads
     erased, also where that takes hooks.
 
     Args:
-        model: `shapes` for the embedded model, a diffusers folder (`./shapes` for one of that name) or a Hub id.
+        model: `shapes` for the embedded model, a diffusers folder (`./shapes` for one of that name), a
+            `.safetensors` file with the names of the original code, or a Hub id.
         dtype: Type of the weights, as torch.dtype or its name; float32 when None.
         device: Where the pipeline goes; it stays on the CPU when None.
-        **options: Passed on to `DiffusionPipeline.from_pretrained`, e.g. `revision` or `variant`.
+        **options: Passed on to `DiffusionPipeline.from_pretrained`, e.g. `revision` or components. `variant` names the
+            files of weights; without it, a component that has weights of one variant alone is loaded from these.
+            `config` is the diffusers folder of a model like the one in the file; by itself, it comes from the Hub.
 
     Raises:
         ModelNotFound: No such model, no connection, or files that cannot be read.
@@ -175,6 +179,12 @@ def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options
     from diffusers import DiffusionPipeline
 
     folder = Path(source)
+    if folder.is_file():
+        return single_file.load_file(folder, dtype, variant=variant, **options)
+    if "config" in options:
+        raise ModelNotFound(f"expected config= for a checkpoint in one file alone, got {source}")
+    if "revision" in options and folder.exists():
+        raise ModelNotFound(f"expected revision= for a model on the Hub alone, got {source}")
     check_folder(folder)
     stock = folders.erased_stock(folder)
     if stock is None:
@@ -206,7 +216,15 @@ def _load_parts(
     wanted = {name: cls for name, cls in classes.items() if name not in options}
     components.refuse_code_and_pickles(folder, wanted)
     given = {key: value for key, value in options.items() if key not in _FETCHING}
-    loaded = {name: components.load_component(cls, folder / name, dtype, variant) for name, cls in wanted.items()}
+    places = {name: folder / name for name in wanted}
+    variants = {
+        n: components.weights_variant(places[n], variant) for n, cls in wanted.items() if issubclass(cls, nn.Module)
+    }
+    if variant is not None and variants and variant not in variants.values():
+        raise ModelNotFound(f"cannot load {str(folder)!r}: expected weights of the variant {variant!r}, got none")
+    loaded = {
+        name: components.load_component(cls, places[name], dtype, variants.get(name)) for name, cls in wanted.items()
+    }
     return {**loaded, **given}
 
 
@@ -234,7 +252,7 @@ def _locate(model: str | Path) -> str:
             raise ModelNotFound(f"{text} is not a diffusers model: it has no model_index.json")
         return str(path)
     if path.is_file():
-        raise ModelNotFound(f"{text} is a file; expected a diffusers folder, a Hub id or {EMBEDDED!r}")
+        return str(single_file.check_file(path))
     if isinstance(model, Path) or not text.strip() or text[0] in "./~\\" or text.count("/") > 1:
         raise ModelNotFound(f"no model folder {text!r}; expected a diffusers folder, a Hub id or {EMBEDDED!r}")
     return text

@@ -21,7 +21,7 @@ from hooked import PIPELINES
 from safetensors.torch import load_file, save_file
 from tiny import make_pipe
 
-from erasers import Concept, ModelNotFound, get_eraser, load_pipeline
+from erasers import Concept, ModelNotFound, cli, get_eraser, load_pipeline
 
 PROCESSORS = ("SiglipProcessor", "LlavaProcessor", "CLIPProcessor", "PaliGemmaProcessor", "Florence2Processor")
 OTHERS = ("Blip2Processor", "CLIPTokenizer", "T5TokenizerFast", "CLIPImageProcessor", "CLIPTextModel", "LlamaModel")
@@ -251,3 +251,63 @@ def test_a_single_file_pipeline_lends_its_trust_to_no_other_code(
     with pytest.raises((ValueError, OSError), match="code"):
         diffusers.DiffusionPipeline.from_pretrained(folder, **custom, erasure=patch)
     assert not (tmp_path / "marker").exists()
+
+
+def fp16_only(folder: Path, parts: tuple[str, ...] = ("unet", "vae", "text_encoder"), variant: str = "fp16") -> Path:
+    for part in parts:
+        (path,) = (folder / part).glob("*.safetensors")
+        path.rename(path.with_suffix(f".{variant}.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize("parts", [("unet", "vae", "text_encoder"), ("unet",)])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folder_of_one_variant_loads(parts: tuple[str, ...], variant: str | None, base: Path, folder: Path) -> None:
+    expected, got = load_pipeline(base), load_pipeline(fp16_only(folder, parts), variant=variant)
+    for name in ("unet", "text_encoder", "vae"):
+        pairs = zip(expected.components[name].parameters(), got.components[name].parameters(), strict=True)
+        assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_the_variant_that_is_asked_for_is_taken(folder: Path) -> None:
+    (plain,) = (folder / "unet").glob("*.safetensors")
+    save_file({key: 2 * value for key, value in load_file(plain).items()}, plain.with_suffix(".ema.safetensors"))
+    single, double = (load_pipeline(folder, variant=variant).unet for variant in (None, "ema"))
+    assert torch.equal(2 * single.conv_in.weight, double.conv_in.weight)
+    plain.rename(plain.with_suffix(".fp16.safetensors"))
+    with pytest.raises(ModelNotFound, match="got those of ema, fp16; choose one: --variant ema"):
+        load_pipeline(folder)
+    with pytest.raises(ModelNotFound, match="of the variant 'bf16', got those of ema, fp16"):
+        load_pipeline(folder, variant="bf16")
+
+
+def test_a_variant_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelNotFound, match="expected weights of the variant 'fp16', got none"):
+        load_pipeline(folder, variant="fp16")
+
+
+def test_the_weights_of_an_erased_folder_never_load_by_themselves(folder: Path) -> None:
+    with pytest.raises(ModelNotFound, match="cannot load"):
+        load_pipeline(fp16_only(folder, variant="unerased"))
+
+
+def test_a_revision_is_for_the_hub(folder: Path) -> None:
+    with pytest.raises(ModelNotFound, match="revision= for a model on the Hub"):
+        load_pipeline(folder, revision="main")
+
+
+def test_the_command_takes_variants_and_revisions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fp16_only(folder).parent)
+    draw = ["generate", "a star", "--n", "1", "--steps", "2", "--size", "16", "--model", "model"]
+    assert cli.run(["--concept", "star", "--anchor", "circle", "--model", "model", "--out", "a.safetensors"]) == 0
+    assert cli.run([*draw, "--variant", "fp16", "--out", "a.png"]) == 0
+    assert cli.run(["apply", "a.safetensors", "--model", "model", "--variant", "fp16", "--save", "erased"]) == 0
+    assert cli.run([*draw, "--variant", "bf16", "--out", "b.png"]) == 2
+    assert "choose one: --variant fp16" in capsys.readouterr().err
+    assert cli.run([*draw, "--revision", "main", "--out", "b.png"]) == 2
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("erasers.pipeline.load_pipeline", lambda model, **options: asked.append(options) or 1 / 0)
+    assert cli.run(["export", "a.safetensors", "--model", "x/y", "--revision", "v1", "--out", "lora"]) == 1
+    assert asked[0]["revision"] == "v1"
