@@ -1,4 +1,4 @@
-"""`erase sae train` and `erase explain`: sparse autoencoders, and what their features say."""
+"""`erase sae train`, `erase sae import` and `erase explain`: sparse autoencoders, and what their features say."""
 
 from __future__ import annotations
 
@@ -46,9 +46,17 @@ _SHAPES_BLOCK = "up_blocks.0.attentions.1"
 _SHAPES_PROMPTS = 8000
 
 
-@sae.callback()
-def _group() -> None:
-    """A group, though it has one command so far."""
+Component = Annotated[
+    str | None, typer.Option(help="text_encoder, text_encoder_2 of SDXL, or unet. [dim]text_encoder[/dim]")
+]
+Block = Annotated[
+    str | None,
+    typer.Option(
+        help="Block that is described: its number in a text encoder [dim]three quarters of the way up[/dim], "
+        "its path in a UNet [dim]up_blocks.1.attentions.1[/dim]."
+    ),
+]
+_TEXT_ENCODER = "text_encoder"
 
 
 @sae.command()
@@ -61,19 +69,19 @@ def train(
     prompts: Annotated[
         Path | None, typer.Option(help="Text file of prompts, one a line. [dim]captions, for the embedded model[/dim]")
     ] = None,
-    component: Annotated[str, typer.Option(help="text_encoder, text_encoder_2 of SDXL, or unet.")] = "text_encoder",
-    block: Annotated[
+    preset: Annotated[
         str | None,
         typer.Option(
-            help="Block that is described: its number in a text encoder [dim]three quarters of the way up[/dim], "
-            "its path in a UNet [dim]up_blocks.1.attentions.1[/dim]."
+            help="A published setting: itd, itd-nudity, steerers, saeuron-object, saeuron-style; other options win."
         ),
     ] = None,
+    component: Component = None,
+    block: Block = None,
     features: Annotated[
         int | None, typer.Option(min=1, help="Features. [dim]4096; of a UNet 20480; embedded model 1024[/dim]")
     ] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Active features a token or place. [dim]32; 16[/dim]")] = None,
-    activation: Annotated[str, typer.Option(help="batchtopk or topk.")] = "batchtopk",
+    activation: Annotated[str | None, typer.Option(help="topk or batchtopk. [dim]batchtopk[/dim]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training. [dim]4000; 500[/dim]")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Prompts a step, or pictures drawn together. [dim]50; 8; 64; 16[/dim]")
@@ -83,6 +91,9 @@ def train(
         int | None, typer.Option(min=1, help="Of the pictures that a UNet is read from. [dim]50; 20[/dim]")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="With which these are drawn. [dim]9; 4[/dim]")] = None,
+    dead_after: Annotated[
+        int | None, typer.Option(min=1, help="Rows without activity after which a feature is dead. [dim]100000[/dim]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first directions and of the order of prompts.")] = 0,
     padding: Annotated[
         bool | None,
@@ -109,13 +120,21 @@ def train(
     with err.status("reading"):
         from erasers.evaluation.profile import is_shapes
         from erasers.methods.latent_bank import Way
+        from erasers.methods.sae_presets import find_preset
         from erasers.methods.sae_rows import shapes_prompts
         from erasers.methods.sae_training import SAETraining
 
+        published = find_preset(preset) if preset else None
+        if published:
+            # A block of the preset's own component alone.
+            same = component in (None, published.component)
+            component, block = component or published.component, block or (published.block if same else None)
+        component = component or _TEXT_ENCODER
         shapes, unet = is_shapes(model), component == "unet"
         given: dict[str, Any] = {"features": features, "k": k, "steps": steps, "prompts": batch, "lr": lr}
-        given |= {"activation": activation, "seed": seed}
+        given |= {"activation": activation, "dead_after": dead_after, "seed": seed}
         defaults: dict[str, Any] = (_SHAPES_DENOISER if unet else _TEXT) if shapes else _DENOISER if unet else {}
+        defaults = dict(published.options) if published else defaults
         training = SAETraining(**{**defaults, **{key: value for key, value in given.items() if value is not None}})
         if prompts is None and not shapes:
             raise ValueError("no --prompts; name a text file of captions, one a line, for a model of your own")
@@ -140,6 +159,54 @@ def train(
         f"{found.dead:.1%} dead, on {found.rows} rows that it was not trained on"
     )
     out.print(f"curves       {escape(str(out_file.with_suffix('.json')))}, {escape(str(out_file.with_suffix('.png')))}")
+
+
+@sae.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file; cfg.json beside it is read, too.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The autoencoder; its folder must exist.")],
+    model: Model = DEFAULT_MODEL,
+    component: Component = None,
+    block: Block = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Active features a token or place, if no file says it.")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="topk or batchtopk. [dim]batchtopk where the file has a threshold[/dim]")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file of prompts to measure it on, one a line; for a text encoder.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Bring an autoencoder of another's code into the form that itd takes, for a block of a model.
+
+    Known are the files of ItD, Concept Steerers, SAeUron, sparsify, SAELens and dictionary_learning.
+    """
+    cli_input.check_device(device)
+    cli_input.check_dtype(dtype)
+    cli_input.check_out_file(out_file)
+    check_places({"--out": out_file}, {"FILE": file, "--prompts": prompts, "--model": model})
+    with err.status("reading"):
+        from erasers.sae import quality, save_sae
+        from erasers.sae_import import import_sae
+
+        if not file.is_file():
+            raise FileNotFoundError(f"expected an autoencoder, got {file}, which is no file")
+        texts = read_prompts(prompts) if prompts else []
+        if texts and component == "unet":
+            raise ValueError("expected --prompts for a text encoder, got them for unet, which reads pictures")
+        where = _find_block(cli_input.load_model(model, device, dtype), component or _TEXT_ENCODER, block)
+        found = import_sae(file, width=where.width, k=k, activation=activation)
+        about = {"imported": found.code, "file": file.name}
+        save_sae(out_file, found.sae, target=where.target, base=where.fingerprints(), about=about)
+        measured = quality(found.sae, [where.outputs(texts)[:, 1:].flatten(0, 1)]) if texts else None
+    out.print(
+        f"autoencoder  {escape(str(out_file))}  ({out_file.stat().st_size} bytes) of {where.target}: {found.sae.n} "
+        f"features, {found.sae.k} active, {found.sae.activation}, as {found.code} names them"
+    )
+    if measured:
+        shares = f"explained variance {measured.explained_variance:.4f}, {measured.l0:.1f} features a row"
+        out.print(f"measured     {shares}, on {measured.rows} rows; far below 1 it is of another block or model")
 
 
 def explain(
@@ -212,18 +279,32 @@ def _rows(
     Raises:
         ValueError: A component or a block that the model has not.
     """
-    from erasers.methods.denoiser_block import DenoiserBlock, find_denoiser_block
+    from erasers.methods.denoiser_block import DenoiserBlock
     from erasers.methods.sae_rows import DenoiserRows, TextRows
+
+    found = _find_block(pipe, component, block)
+    if isinstance(found, DenoiserBlock):
+        return DenoiserRows(found, texts, training.prompts, training.seed, way)
+    return TextRows(found, texts, training.prompts, training.seed, padding)
+
+
+def _find_block(pipe: Any, component: str, block: str | None) -> Any:
+    """The block of a text encoder or of a UNet.
+
+    Raises:
+        ValueError: A component or a block that the model has not.
+    """
+    from erasers.methods.denoiser_block import DenoiserBlock, find_denoiser_block
     from erasers.methods.text_blocks import find_blocks
 
     if component == DenoiserBlock.name:
-        return DenoiserRows(find_denoiser_block(pipe, block), texts, training.prompts, training.seed, way)
+        return find_denoiser_block(pipe, block)
     if block is not None and not block.isdecimal():
         raise ValueError(f"expected --block as a number for {component}, got {block!r:.80}")
     blocks = {one.name: one for one in find_blocks(pipe, None if block is None else int(block))}
     if component not in blocks:
         raise ValueError(f"expected --component among {', '.join(blocks)}, {DenoiserBlock.name}, got {component!r:.80}")
-    return TextRows(blocks[component], texts, training.prompts, training.seed, padding)
+    return blocks[component]
 
 
 def _train(rows: Rows, training: SAETraining, checkpoint: Path | None) -> Trained:

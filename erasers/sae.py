@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import nn
@@ -276,12 +276,17 @@ def load_sae(path: str | Path) -> tuple[SAE, dict[str, Any]]:
     n = _check_tensors(tensors, name)
     if not 1 <= meta["k"] <= n:
         raise ValueError(f"expected k from 1 to {n} in {name}, got {meta['k']}")
-    sae = SAE(1, 1, 1, activation=meta["activation"])
-    sae.k = meta["k"]
+    return assembled(tensors, meta["k"], meta["activation"]), meta
+
+
+def assembled(tensors: Mapping[str, torch.Tensor], k: int, activation: str) -> SAE:
+    """An autoencoder of these tensors, by their names in the file, in float32."""
+    sae = SAE(1, 1, 1, activation=cast(Activation, activation))
+    sae.k = k
     for key in ("encoder", "decoder", "b_pre", "b_lat"):
         setattr(sae, key, nn.Parameter(tensors[key].float(), requires_grad=False))
     sae.threshold = tensors["threshold"].float()
-    return sae, meta
+    return sae
 
 
 def _check_meta(meta: Mapping[str, Any], name: str) -> None:

@@ -44,6 +44,11 @@ class DenoiserBlock:
         assert module is not None  # noqa: S101 - `find_denoiser_block` has looked
         return module
 
+    @property
+    def width(self) -> int:
+        """d of its rows."""
+        return int(self.module.out_channels)  # type: ignore[arg-type]
+
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the block's own weights and of the first layer of its UNet, by parameter name."""
         unet = component(self.pipe, self.name)

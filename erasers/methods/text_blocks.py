@@ -47,6 +47,11 @@ class Block:
         module: nn.Module = self.model.get_submodule(self.path)
         return module
 
+    @property
+    def width(self) -> int:
+        """d of its rows."""
+        return int(self.model.config.hidden_size)
+
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the weights that make its output, by parameter name."""
         match = _BLOCK.fullmatch(self.path)
