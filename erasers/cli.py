@@ -32,6 +32,7 @@ from erasers.cli_options import (
     ImageFile,
     ImageStrength,
     MaskFile,
+    Memory,
     Model,
     PatchReference,
     Revision,
@@ -145,6 +146,7 @@ def erase(
         Path | None,
         typer.Option(help="File that a training goes on from when it was stopped; gone when the patch is there."),
     ] = None,
+    memory: Memory = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what training will cost, and train nothing.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
 ) -> None:
@@ -174,6 +176,7 @@ def erase(
         dtype,
         seed,
         checkpoint,
+        memory,
         dry_run,
     )
     _erase(_Job(concepts, method, setting or [], *shared))
@@ -199,6 +202,7 @@ class _Job:
     dtype: str
     seed: int
     checkpoint: Path | None
+    memory: str | None
     dry_run: bool
 
 
@@ -219,6 +223,7 @@ def _erase(job: _Job) -> None:
         eraser, note = cli_input.build_eraser(job.method, job.settings, concepts, shapes=shapes)
         if job.checkpoint:
             cli_input.check_checkpoint(job.checkpoint, eraser)
+        memory = cli_input.read_memory(job.memory, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
         check_places(outputs, {"--model": job.model})
@@ -233,10 +238,10 @@ def _erase(job: _Job) -> None:
     if note and main:
         err.print(escape(note))
     if job.dry_run:
-        show_cost(eraser, pipe, concepts)
+        show_cost(eraser, pipe, concepts, memory)
         return
     started = time.perf_counter()
-    patch = _fit(eraser, pipe, concepts, job)
+    patch = _fit(eraser, pipe, concepts, job, memory)
     edit_seconds = round(time.perf_counter() - started, 4)
     if main:
         written_or_kept(patch.save, target)
@@ -373,12 +378,11 @@ app.add_typer(bench, name="bench")
 app.add_typer(sae, name="sae")
 
 
-def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job) -> Patch:
+def _fit(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], job: _Job, memory: int | None) -> Patch:
     import torch
 
-    generator, more = torch.Generator().manual_seed(job.seed), {}
-    if eraser.trains and job.checkpoint:
-        more = {"checkpoint": job.checkpoint}
+    generator = torch.Generator().manual_seed(job.seed)
+    more: dict[str, Any] = {"checkpoint": job.checkpoint, "memory": memory} if eraser.trains else {}
     # A training shows bars of its own.
     with nullcontext() if eraser.trains else err.status("erasing"):
         return eraser.fit(pipe, list(concepts), generator=generator, progress=True, **more)

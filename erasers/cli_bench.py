@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from erasers import cli_input, cli_processes
-from erasers.cli_options import Device, Dtype
+from erasers.cli_options import Device, Dtype, Memory
 from erasers.cli_output import err, out, plain
 from erasers.cli_verify import PromptFiles, TaskFiles, prompt_files, verify
 from erasers.eraser import list_erasers
@@ -58,6 +58,7 @@ def run(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the work. [dim]1; embedded model: one a core[/dim]")
     ] = None,
+    memory: Memory = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -66,10 +67,11 @@ def run(
     Several processes share the work with --processes, or when `accelerate launch` or `torchrun` starts them.
     """
     methods = method or ([] if patch else list_erasers())
+    room = cli_input.bytes_of(memory)
     if dry_run and not _embedded(task):
         _say_what_there_is(task, methods, patch or [], folder, limit, allow_adult)
         return
-    start = (task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model)
+    start = (task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model, room)
     job = _start(*start)
     main = job.share.rank == 0
     for case in job.lacking if main else ():
@@ -235,6 +237,7 @@ def _start(
     dtype: str,
     prompts: Sequence[str],
     judge_model: Path | None,
+    memory: int | None,
 ) -> Run:
     for one in methods:
         cli_input.check_method(one)
@@ -251,7 +254,7 @@ def _start(
         rows, judge = _rows(methods, patches, task), get_judge(task.judge, **_judge_options(task, judge_model))
         gradients = any(plan.attack.budget().gradients for plan in task.attacks.values())
         pipe = cli_input.load_model(task.model, cli_processes.own_device(device), dtype, gradients=gradients)
-        job = Run(task, pipe, judge, folder, rows, share)
+        job = Run(task, pipe, judge, folder, rows, share, memory)
     _check_prompts(job)
     return job
 

@@ -79,6 +79,30 @@ def check_checkpoint(path: Path, eraser: Eraser) -> None:
         raise ValueError(f"expected a file in an existing folder as --checkpoint, got {path}")
 
 
+def read_memory(text: str | None, eraser: Eraser) -> int | None:
+    """Bytes of `--memory`.
+
+    Raises:
+        ValueError: A method that does not train, or another text than a size.
+    """
+    if text is not None and not eraser.trains:
+        raise ValueError(f"{eraser.name} does not train, so it has no --memory")
+    return bytes_of(text)
+
+
+def bytes_of(memory: str | None) -> int | None:
+    """Bytes of a size such as 24GB.
+
+    Raises:
+        ValueError: Another text.
+    """
+    if memory is None:
+        return None
+    from erasers.needs import parse_memory
+
+    return parse_memory(memory)
+
+
 def check_method(method: str) -> None:
     """Refuse a method that is not registered, without loading one.
 

@@ -83,6 +83,14 @@ Dtype = Annotated[
         "gradients bfloat16, where the device has it[/dim]"
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory there is for what takes gradients, such as 24GB; batches are split until they fit, with the same "
+        "result but for rounding. [dim]what the device has; on a CPU nothing is split[/dim]",
+    ),
+]
 Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
 
@@ -96,6 +104,8 @@ def model_options(variant: str | None, revision: str | None, config: Path | None
 def as_options(message: str) -> str:
     """A message of the library in the words of the command."""
     options = {"pass force=True": "pass --force", "patch.to_delta(pipe, folder)": "--form delta"}
+    options |= {"set memory to": "set --memory to", "expected memory": "expected --memory"}
+    options |= {"gradient_checkpointing=true": "--set gradient_checkpointing=true", "a rank above 0": "--set rank=16"}
     for words, option in {**options, "form='peft'": "--form lora"}.items():
         message = message.replace(words, option)
     return message

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 _LISTED = 4
+_MEASURED = 50_000_000
+"""Weights of a denoiser up to which a dry run measures how long a call takes."""
 PASSES_OF_A_GRADIENT = 3
 """Forward passes of the denoiser that a forward and a backward pass take as long as."""
 
@@ -59,19 +61,41 @@ def show_result(
         )
 
 
-def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept]) -> None:
-    """Print what a training will put through the networks, and how long that takes at the pace of a few passes."""
+def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], memory: int | None = None) -> None:
+    """Print what a training will need, by counting: calls, what is trained, memory, work, and the time of all that.
+
+    Args:
+        eraser: The method.
+        pipe: The pipeline.
+        concepts: What would be erased.
+        memory: Bytes that there are; what the device has where None.
+    """
     if not eraser.trains:
         out.print(f"{eraser.name} trains nothing")
         return
+    from erasers.methods.foretelling import REFERENCE
     from erasers.methods.training import TrainedEraser, seconds_a_pass
+    from erasers.needs import gigabytes
 
     if not isinstance(eraser, TrainedEraser):
         raise ValueError(f"expected {eraser.name} to foretell its cost, got a method that cannot")
-    eraser.check_pipe(pipe)
-    calls, seconds = eraser.cost(pipe, list(concepts)), seconds_a_pass(pipe)
-    total = seconds * (calls.denoiser + PASSES_OF_A_GRADIENT * calls.gradients)
-    out.print(f"{eraser.name}  {calls}")
+    found = eraser.foretell(pipe, list(concepts))
+    batch = eraser.together(pipe, list(concepts), memory) or found.largest
+    out.print(f"{eraser.name}  {found.calls}")
+    out.print(f"trains    {found.trained:,} numbers of {found.weights} weights")
+    parts = {"model": found.model, "training": found.state, "latents": found.latents}
+    rest = found.memory(batch) - sum(parts.values())
+    out.print(
+        f"memory    {gigabytes(found.memory(batch))}: "
+        + ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
+        + f", activations {gigabytes(rest)} with {batch} of {found.largest} latents at once; "
+        f"one at once takes {gigabytes(found.memory(1))} in all"
+    )
+    out.print(f"work      {found.flops:.3g} floating-point operations; {found.hours:.2g} hours of {REFERENCE}")
+    if sum(parameter.numel() for parameter in pipe.unet.parameters()) > _MEASURED:
+        return
+    seconds = seconds_a_pass(pipe)
+    total = seconds * (found.calls.denoiser + PASSES_OF_A_GRADIENT * found.calls.gradients)
     out.print(f"estimate  {total / 60:.1f} minutes, {seconds * 1000:.3g} ms a denoiser call (measured, one at a time)")
 
 

@@ -31,7 +31,7 @@ class Eraser(ABC):
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     trains: ClassVar[bool] = False
-    """Whether `fit` trains, and so takes long, shows bars itself, and takes `checkpoint`."""
+    """Whether `fit` trains, and so takes long, shows bars itself, and takes `checkpoint` and `memory`."""
 
     def __post_init__(self) -> None:
         """Check the type of every field; subclasses check ranges.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from erasers.attacks.noisy_ddim import StepNoise
     from erasers.evaluation.profile import Ask
+    from erasers.needs import Pass
     from erasers.patch import Patch
 
 Space: TypeAlias = Literal["text", "embedding", "latent", "weights"]
@@ -138,6 +139,10 @@ class Attack(ABC):
     def once(self) -> bool:
         """Whether its candidates are the same for all prompts of a concept, and so are sought for the first alone."""
         return False
+
+    def passes(self, pipe: Any) -> Sequence[Pass]:
+        """Its backward passes through the denoiser; none where it takes no gradients, or of one latent at a time."""
+        return ()
 
     @abstractmethod
     def budget(self) -> Budget:

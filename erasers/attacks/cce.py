@@ -15,13 +15,14 @@ from erasers.attacks.rates import Rate, require_rate, token_rate
 from erasers.attacks.soft import (
     SoftPrompt,
     check_supported,
-    denoising_loss,
+    denoising_in_parts,
     frozen,
     gaussian,
     latents_of,
     token_table,
     whole_words,
 )
+from erasers.needs import Pass
 
 if TYPE_CHECKING:
     from erasers.evaluation.profile import Ask
@@ -102,6 +103,10 @@ class CCE(Attack):
         """See `Attack.config`; a token of each prompt's own goes without saying."""
         return {key: value for key, value in super().config().items() if key != "learned" or self.once}
 
+    def passes(self, pipe: Any) -> Sequence[Pass]:
+        """See `Attack.passes`."""
+        return [Pass(self.batch, (), 1)]
+
     def budget(self) -> Budget:
         """See `Attack.budget`."""
         return Budget(self.steps * self.batch, self.steps, 2)
@@ -134,8 +139,8 @@ class CCE(Attack):
                 latents = prepared.latents[_pick(len(prepared.latents), self.batch, generator)]
                 times = _pick(pipe.scheduler.config.num_train_timesteps, self.batch, generator).to(latents.device)
                 noise = gaussian(latents, generator)
-                loss = denoising_loss(pipe, latents, times, noise, prompt.states({TOKEN: vectors}))
-                scale.set(loss, [vectors])
+                states = prompt.states({TOKEN: vectors})
+                scale.set(denoising_in_parts(pipe, latents, times, noise, states), [vectors])
                 optimizer.step()
         yield Candidate(texts[0], {TOKEN: vectors.detach().clone()})
 

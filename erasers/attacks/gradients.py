@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.needs import Summands
+
 _START = 2.0**16
 _GROWS_AFTER = 500
 _MOST_IN_A_ROW = 40
@@ -41,12 +43,12 @@ class LossScale:
         return int(self.state[2])
 
     def slopes(
-        self, loss: torch.Tensor, inputs: Sequence[torch.Tensor], *, agree: Callable[[bool], bool] = bool
+        self, loss: torch.Tensor | Summands, inputs: Sequence[torch.Tensor], *, agree: Callable[[bool], bool] = bool
     ) -> list[torch.Tensor] | None:
         """The gradient of the loss, not scaled, for each input; zeros where the loss does not depend on it.
 
         Args:
-            loss: Not scaled.
+            loss: Not scaled; its summands may have parts of their graphs in common.
             inputs: What it is derived by.
             agree: (whether it overflowed here) -> whether it did in any process.
 
@@ -56,9 +58,7 @@ class LossScale:
         Raises:
             ValueError: Whatever the scale, gradients are not finite.
         """
-        scaled = loss * self.value if self.on else loss
-        found = torch.autograd.grad(scaled, list(inputs), allow_unused=True)
-        whole = [torch.zeros_like(one) if slope is None else slope for one, slope in zip(inputs, found, strict=True)]
+        whole = self._whole(loss, list(inputs))
         if not self.on:
             return whole
         bad = agree(not all(bool(torch.isfinite(slope).all()) for slope in whole))
@@ -67,7 +67,7 @@ class LossScale:
         return None if bad else whole
 
     def set(
-        self, loss: torch.Tensor, parameters: Sequence[nn.Parameter], *, agree: Callable[[bool], bool] = bool
+        self, loss: torch.Tensor | Summands, parameters: Sequence[nn.Parameter], *, agree: Callable[[bool], bool] = bool
     ) -> bool:
         """Put the gradients into the parameters, or none where they overflowed, so that an optimizer moves nothing.
 
@@ -78,6 +78,22 @@ class LossScale:
         for number, parameter in enumerate(parameters):
             parameter.grad = None if slopes is None else slopes[number]
         return slopes is not None
+
+    def _whole(self, loss: torch.Tensor | Summands, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The scaled gradient for each input."""
+        if isinstance(loss, torch.Tensor):
+            return self._derived(loss, inputs)
+        whole: list[torch.Tensor] = []
+        for number in range(len(loss)):
+            found = self._derived(loss.make(number), inputs, keep=number + 1 < len(loss))
+            whole = [sum_ + slope for sum_, slope in zip(whole, found, strict=True)] if whole else found
+        return whole
+
+    def _derived(self, loss: torch.Tensor, inputs: list[torch.Tensor], *, keep: bool = False) -> list[torch.Tensor]:
+        """The scaled gradient of one loss; with `keep` parts of its graph are derived again."""
+        scaled = loss * self.value if self.on else loss
+        found = torch.autograd.grad(scaled, inputs, allow_unused=True, retain_graph=keep)
+        return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(inputs, found, strict=True)]
 
     def _follow(self, bad: bool) -> None:
         scale, since, skipped, row = self.state.tolist()

@@ -27,6 +27,7 @@ from erasers.attacks.soft import (
     tokenise,
     whole_words,
 )
+from erasers.needs import Pass, mean_in_parts
 
 if TYPE_CHECKING:
     from erasers.evaluation.profile import Ask
@@ -110,6 +111,10 @@ class P4D(Attack):
             )
         if self.every > self.steps:
             raise ValueError(f"expected a picture within the {self.steps} steps, got one every {self.every}")
+
+    def passes(self, pipe: Any) -> Sequence[Pass]:
+        """See `Attack.passes`."""
+        return [Pass(self.batch, (), 1)]
 
     def budget(self) -> Budget:
         """See `Attack.budget`."""
@@ -211,7 +216,9 @@ def gradient(
     table = token_table(pipe)
     point = table[nearest_tokens(vectors.detach(), table, words)].float().requires_grad_()
     soft = dict(zip(counts, point.split(list(counts.values())), strict=True))
-    slopes = scale.slopes(loss(pipe, teacher, rows, prompt.states(soft)), [point])
+    states = prompt.states(soft)
+    distance = mean_in_parts(len(rows), lambda part: loss(pipe, teacher, rows[part], states))
+    slopes = scale.slopes(distance, [point])
     return None if slopes is None else slopes[0]
 
 

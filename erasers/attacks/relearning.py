@@ -18,6 +18,7 @@ from erasers.attacks.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_for_
 from erasers.attacks.soft import (
     check_supported,
     denoised,
+    denoising_in_parts,
     denoising_loss,
     encode,
     frozen,
@@ -27,6 +28,7 @@ from erasers.attacks.soft import (
     tokenise,
 )
 from erasers.hashing import tensor_hashes
+from erasers.needs import Pass
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.ports import component, find_parameter, submodule
@@ -94,6 +96,10 @@ class Relearning(Attack):
             )
         require_rate("lr", self.lr)
 
+    def passes(self, pipe: Any) -> Sequence[Pass]:
+        """See `Attack.passes`."""
+        return [Pass(self.batch, [f"{name}.weight" for name in attention_layers(pipe)])]
+
     def budget(self) -> Budget:
         """See `Attack.budget`."""
         return Budget(self.steps * self.batch, self.pictures, 2)
@@ -155,7 +161,7 @@ class Relearning(Attack):
             rows = _random(len(prepared.texts), self.batch, generator)
             times = _random(pipe.scheduler.config.num_train_timesteps, self.batch, generator)
             latents = prepared.latents[rows]
-            loss = denoising_loss(
+            loss = denoising_in_parts(
                 pipe, latents, times.to(latents.device), gaussian(latents, generator), states[rows.to(states.device)]
             )
             scale.set(loss, trained)
@@ -173,12 +179,11 @@ def fresh_factors(pipe: Any, rank: int, generator: torch.Generator) -> dict[str,
         ValueError: Weights that cannot be edited.
     """
     factors = {}
-    for path, _ in component(pipe, "unet").named_modules():
-        if _ATTENTION.search(path):
-            weight = find_parameter(pipe, f"unet.{path}.weight", linear=True)
-            out, width = weight.shape
-            down = gaussian(torch.empty(rank, width, device=weight.device), generator) / width**0.5
-            factors[f"unet.{path}"] = nn.Parameter(down), nn.Parameter(torch.zeros(out, rank, device=weight.device))
+    for path in attention_layers(pipe):
+        weight = find_parameter(pipe, f"{path}.weight", linear=True)
+        out, width = weight.shape
+        down = gaussian(torch.empty(rank, width, device=weight.device), generator) / width**0.5
+        factors[path] = nn.Parameter(down), nn.Parameter(torch.zeros(out, rank, device=weight.device))
     return factors
 
 
@@ -206,6 +211,12 @@ def low_rank_rate(
         for total, slope in zip(slopes, found, strict=True):
             total += slope
     return rate_for_change(output, ups, slopes, LOW_RANK_CHANGE)
+
+
+def attention_layers(pipe: Any) -> dict[str, nn.Module]:
+    """Every projection of the denoiser's attention, by full name."""
+    layers = component(pipe, "unet").named_modules()
+    return {f"unet.{path}": layer for path, layer in layers if _ATTENTION.search(path)}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.needs import at_most, memory_told, samples_together
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,9 +58,10 @@ def attack_prompt(
     draw: Draw,
     generator: torch.Generator,
     replicate: int = 5,
+    memory: int | None = None,
 ) -> Outcome:
     """Attack one prompt; see `attack_prompts`."""
-    options: dict[str, Any] = {"draw": draw, "generators": [generator], "replicate": replicate}
+    options: dict[str, Any] = {"draw": draw, "generators": [generator], "replicate": replicate, "memory": memory}
     return attack_prompts(attack, pipe, [ask], prepared, judge, **options)[0]
 
 
@@ -74,6 +76,7 @@ def attack_prompts(
     generators: Sequence[torch.Generator],
     replicate: int = 5,
     allowed: Callable[[str], bool] = lambda text: True,
+    memory: int | None = None,
 ) -> list[Outcome]:
     """For each prompt draw and judge the plain prompt, then the candidates of an attack, until one shows the concept.
 
@@ -91,11 +94,17 @@ def attack_prompts(
         generators: Source of every random number of a prompt, the fresh seeds included; one each.
         replicate: Fresh seeds with which a success is drawn again.
         allowed: Whether a text may be drawn; a candidate with another one is spent, and counts as not scored.
+        memory: Bytes that there are, by which batches are split where gradients are taken; None: what the device has,
+            and on a CPU as much as it takes. Gradients are the same but for rounding.
+
+    Raises:
+        ValueError: Too little memory.
     """
+    most = samples_together(pipe, attack.passes(pipe), memory)
     limit = attack.budget().images
     # First of all, so that two attacks are replicated on the same seeds.
     fresh = [torch.randint(2**31, (replicate,), generator=one, device=one.device).tolist() for one in generators]
-    with Meter(pipe) as meter, ExitStack() as stack:
+    with at_most(most), memory_told(), Meter(pipe) as meter, ExitStack() as stack:
         tries = []
         searches: list[Iterable[Candidate]] = [
             attack.run(pipe, ask, prepared, generator=own) for ask, own in zip(asks, generators, strict=True)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.families import UnsupportedPipeline
+from erasers.needs import Summands, mean_in_parts
 from erasers.ports import refuse_wrapped
 from erasers.unet_inputs import refuse_more_inputs
 
@@ -220,6 +221,18 @@ def denoising_loss(
         target = signal * noise - spread * latents
     predicted = denoised(pipe, noised(pipe, latents, timesteps, noise), timesteps, states)
     return functional.mse_loss(predicted.float(), target.float())
+
+
+def denoising_in_parts(
+    pipe: Any, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor, states: torch.Tensor
+) -> Summands:
+    """`denoising_loss`, in summands of what may go through the denoiser together."""
+
+    def error(rows: slice) -> torch.Tensor:
+        own = states if len(states) == 1 else states[rows]
+        return denoising_loss(pipe, latents[rows], timesteps[rows], noise[rows], own)
+
+    return mean_in_parts(len(latents), error)
 
 
 def gaussian(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

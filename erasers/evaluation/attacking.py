@@ -116,6 +116,7 @@ class Attacking:
                     generators=[_seeded(_number(sample)) for sample in siege.samples],
                     replicate=siege.plan.replicate,
                     allowed=self._may_draw,
+                    memory=self.run.memory,
                 )
             self._keep(self._keys(siege, scene), outcomes, attack.budget().images)
             advance(len(outcomes))

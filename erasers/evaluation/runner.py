@@ -97,6 +97,7 @@ class Run:
         out: Folder of the store and of the results.
         rows: Beside the unedited row and the reference; their names are distinct.
         share: Which of several processes this is.
+        memory: Bytes that there are for what takes gradients; None: what the device has, and no bound on a CPU.
     """
 
     task: Task
@@ -105,6 +106,7 @@ class Run:
     out: Path
     rows: Sequence[Row] = ()
     share: Share = field(default_factory=Share)
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         call_arguments(self.pipe, Pictures())
@@ -271,7 +273,8 @@ class Run:
             fitted.base_weights(self.pipe)
             self.store.add_patch(self._patch_key(row, case), fitted, None)
             return
-        patch = row.eraser.fit(self.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False)
+        more: dict[str, Any] = {"memory": self.memory} if row.eraser.trains else {}
+        patch = row.eraser.fit(self.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False, **more)
         self.store.add_patch(self._patch_key(row, case), patch, round(time.perf_counter() - started, 4))
 
     def _patch_key(self, row: Row, case: str) -> str:

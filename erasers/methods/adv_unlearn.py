@@ -20,11 +20,13 @@ from erasers.concept import Concept, Concepts, as_concepts, names
 from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.esd import target
+from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
+from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
 
 SOFT = "<soft>"
 Place = Literal["prefix", "suffix", "replace"]
@@ -185,6 +187,17 @@ class AdvUnlearn(TrainedEraser):
         attack = Calls(gradients=self.attack_batch, texts=1) * (self.attack_steps * attacks)
         return Calls(denoiser=drawn, texts=asks + kept + anchors + 1) + student + attack
 
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """See `TrainedEraser.demand`."""
+        found, names = as_concepts(concepts), names_of(pipe, "text_encoder", selector(self.layers))
+        both, retain = 1 + bool(self.clean and self.attack_steps), self.retain_batch if self.gamma else 0
+        passes = [Pass(self.batch * both + retain, names, both + retain)]
+        if self.attack_steps:
+            passes.append(Pass(self.attack_batch, (), 1))
+        kept = min(self.kept, sum(map(len, retained(found)))) if self.gamma else 0
+        ways = len(self.asks(found)) * self.pictures + kept
+        return Demand(names, passes, latents=3 * self.steps * ways)
+
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         asks = self.asks(concepts)
@@ -268,16 +281,21 @@ class Duel:
                 states.append(self.soft[turn].states({SOFT: tokens}))
             if options.clean or not attacking:
                 states.append(encode(self.pipe, self.ids[turn]))
-            losses = self.losses(self.banks[turn].draw(options.batch, self.generator), states)
-            self.student.backward(losses["erase"] + options.gamma * losses.get("retain", 0.0))
+            loss = Summands(self.pieces(self.banks[turn].draw(options.batch, self.generator), states), self._total)
+            self.student.backward(loss)
         self.adam.step()
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return loss.shown
+
+    def _total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if "erase" not in losses:
+            return self.options.gamma * losses["retain"]
+        return losses["erase"] + self.options.gamma * losses.get("retain", 0.0)
 
     def attack(self, turn: int) -> torch.Tensor:
         """Soft tokens `[k, d]` that bring back the concept of that prompt; inside `student.placed`."""
         options, prompt = self.options, self.soft[turn]
 
-        def loss(tokens: torch.Tensor) -> torch.Tensor:
+        def loss(tokens: torch.Tensor) -> Summands:
             some = self.banks[turn].draw(options.attack_batch, self.generator)
             return self._distance(some, prompt.states({SOFT: tokens}), some.conditional)
 
@@ -287,22 +305,27 @@ class Duel:
         self.latest[turn] = found
         return found
 
-    def losses(self, some: LatentBank, states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def pieces(self, some: LatentBank, states: Sequence[torch.Tensor]) -> list[Piece]:
         """L_u of latents under each of the text states `[1, n, d]`, and L_r of kept ones, from one pass."""
         rows, count = [state.expand(len(some.times), -1, -1) for state in states], len(states)
         noisy, times = some.latents.repeat(count, 1, 1, 1), some.times.repeat(count)
-        goal = target(some.empty, some.conditional, self.options.eta).repeat(count, 1, 1, 1)
-        if self.held is None:
-            return {"erase": functional.mse_loss(predict(self.pipe, noisy, times, Condition(torch.cat(rows))), goal)}
-        keep = self.held.draw(self.options.retain_batch, self.generator)
-        condition = Condition(torch.cat([*rows, encode(self.pipe, self.kept[keep.prompts])]))
-        guess = predict(self.pipe, torch.cat([noisy, keep.latents]), torch.cat([times, keep.times]), condition)
-        erased, kept = guess.split([len(times), len(keep.times)])
-        return {"erase": functional.mse_loss(erased, goal), "retain": functional.mse_loss(kept, keep.conditional)}
+        goals = {"erase": target(some.empty, some.conditional, self.options.eta).repeat(count, 1, 1, 1)}
+        if self.held is not None:
+            keep = self.held.draw(self.options.retain_batch, self.generator)
+            rows.append(encode(self.pipe, self.kept[keep.prompts]))
+            noisy, times = torch.cat([noisy, keep.latents]), torch.cat([times, keep.times])
+            goals["retain"] = keep.conditional
+        condition = Condition(torch.cat(rows))
+        return errors_in_parts(goals, lambda part: predict(self.pipe, noisy[part], times[part], condition.part(part)))
 
-    def _distance(self, some: LatentBank, states: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    def _distance(self, some: LatentBank, states: torch.Tensor, goal: torch.Tensor) -> Summands:
         condition = Condition(states.expand(len(some.times), -1, -1))
-        return functional.mse_loss(predict(self.pipe, some.latents, some.times, condition), goal)
+
+        def error(rows: slice) -> torch.Tensor:
+            guess = predict(self.pipe, some.latents[rows], some.times[rows], condition.part(rows))
+            return functional.mse_loss(guess, goal[rows])
+
+        return mean_in_parts(len(some.times), error)
 
     def _random(self, turn: int) -> torch.Tensor:
         """Embeddings `[k, d]` of random tokens, or of the words of that prompt's concept from a random one on."""
@@ -315,7 +338,7 @@ class Duel:
 
 
 def search(
-    loss: Callable[[torch.Tensor], torch.Tensor],
+    loss: Callable[[torch.Tensor], torch.Tensor | Summands],
     start: torch.Tensor,
     steps: int,
     lr: float,

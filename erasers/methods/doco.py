@@ -18,6 +18,7 @@ from erasers.methods.contexts import contexts, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.methods.esd import selector
+from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import (
     Condition,
     Way,
@@ -34,6 +35,7 @@ from erasers.methods.latent_bank import (
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_drawable
 from erasers.methods.training import Stage, TrainedEraser, Training
+from erasers.needs import Pass, Summands, mean_in_parts
 
 _CLIP = 1.0
 
@@ -147,6 +149,15 @@ class DoCo(TrainedEraser):
         seen = self.iterations + self.warm_up + (learns if self.prior == "frozen" else 0)
         return Calls(2 * self.steps * drawn + self.batch * seen, 2 * self.batch * learns, texts)
 
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """See `TrainedEraser.demand`; there are two gradients and what the surgery makes of them."""
+        names = names_of(pipe, "unet", selector("x-strict"))
+        with torch.device("meta"):
+            judge = Discriminator(latent_shape(pipe), self.width, torch.Generator())
+        beside = sum(parameter.numel() for parameter in judge.parameters())
+        latents = self.pictures * len(as_concepts(concepts)) + self.kept
+        return Demand(names, [Pass(self.batch, names)], copies=6, beside=beside, latents=latents)
+
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         pairs, prompts = self._pairs(concepts, generator)
@@ -240,15 +251,17 @@ class Contest:
         index = picks(len(self.bad.pictures), self.options.batch, self.generator)
         noisy, times, _ = noise_again(self.pipe, self.bad.pictures[index], self.generator)
         shown: dict[str, float] = {}
+        asked = self.asked.rows(self.bad.prompts[index])
         with self.student.placed(), start_token_held(self.pipe):
-            target = self.picture(noisy, times, self.asked.rows(self.bad.prompts[index]), gradients=learns)
             if learns:
-                shown["adversarial"], erases = self._slopes(fooling_loss(self.judge(target)))
+                shown["adversarial"], erases, target = self._erase(noisy, times, asked)
+            else:
+                target = self.picture(noisy, times, asked)
         if learns:
             shown["prior"], preserves = self._preserve()
             self._learn(erases, preserves)
         anchor = self.picture(noisy, times, self.bad.conditions.rows(self.bad.prompts[index]))
-        return shown | {"discriminator": self._tell(anchor, target.detach(), leak=learns)}
+        return shown | {"discriminator": self._tell(anchor, target, leak=learns)}
 
     def picture(
         self, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, *, gradients: bool = False
@@ -257,10 +270,24 @@ class Contest:
         with torch.set_grad_enabled(gradients):
             return clean(self.pipe, noisy, times, predict(self.pipe, noisy, times, condition))
 
-    def _slopes(self, loss: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+    def _erase(
+        self, noisy: torch.Tensor, times: torch.Tensor, asked: Condition
+    ) -> tuple[float, list[torch.Tensor], torch.Tensor]:
+        """The adversarial loss, its gradients, and x0 `[n, c, h, w]` that the student predicts."""
+        seen: list[torch.Tensor] = []
+
+        def fooling(rows: slice) -> torch.Tensor:
+            picture = self.picture(noisy[rows], times[rows], asked.part(rows), gradients=True)
+            seen.append(picture.detach())
+            return fooling_loss(self.judge(picture))
+
+        value, slopes = self._slopes(mean_in_parts(len(noisy), fooling))
+        return value, slopes, torch.cat(seen)
+
+    def _slopes(self, loss: Summands) -> tuple[float, list[torch.Tensor]]:
         """The loss, and its gradients for the student with their norm cut; none where they overflowed."""
         self.student.backward(loss, clip=_CLIP)
-        return float(loss.detach()), [part.grad for part in self.student.parameters if part.grad is not None]
+        return loss.shown["loss"], [part.grad for part in self.student.parameters if part.grad is not None]
 
     def _learn(self, erases: Sequence[torch.Tensor], preserves: Sequence[torch.Tensor]) -> None:
         """A step of the student, unless gradients are missing."""
@@ -278,8 +305,12 @@ class Contest:
         pictures, rows = self.good.pictures[index], self.good.conditions.rows(self.good.prompts[index])
         noisy, times, noise = noise_again(self.pipe, pictures, self.generator)
         goal = self.goal(pictures, noise, noisy, times, rows)
+
+        def error(some: slice) -> torch.Tensor:
+            return functional.mse_loss(predict(self.pipe, noisy[some], times[some], rows.part(some)), goal[some])
+
         with self.student.placed(), start_token_held(self.pipe):
-            return self._slopes(functional.mse_loss(predict(self.pipe, noisy, times, rows), goal))
+            return self._slopes(mean_in_parts(len(noisy), error))
 
     @torch.no_grad()
     def goal(

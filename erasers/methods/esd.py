@@ -14,12 +14,14 @@ from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.counting import Calls
+from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Condition, LatentBank, Way, ask_again, conditions, predict, sample_bank
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_drawable
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
+from erasers.needs import Pass, mean_in_parts
 
 Method = Literal["auto", "x", "x-strict", "u", "all"]
 _STRICT = re.compile(r"\.attn2\.(to_k|to_v)$")
@@ -109,6 +111,13 @@ class ESD(TrainedEraser):
         each = Calls(gradients=self.batch) * self.iterations
         return ways + each + Calls(denoiser=2 * self.batch * asked, texts=prompts + 1)
 
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """See `TrainedEraser.demand`."""
+        found = as_concepts(concepts)
+        names = names_of(pipe, "unet", selector(self.method_for(found)))
+        latents = 3 * self.steps * len(self._turn(len(self.prompts(found)), 0))
+        return Demand(names, [Pass(self.batch, names)], latents=latents)
+
     @property
     def _draws_anew(self) -> bool:
         return self.drawn_by == "student" or not self.pictures
@@ -133,12 +142,16 @@ class ESD(TrainedEraser):
             if by_student:
                 some = ask_again(pipe, some, asked, empty)
             goal = target(some.empty, some.conditional, self.eta)
+
+            def error(rows: slice) -> torch.Tensor:
+                condition = asked.rows(some.prompts[rows])
+                return functional.mse_loss(predict(pipe, some.latents[rows], some.times[rows], condition), goal[rows])
+
+            loss = mean_in_parts(self.batch, error)
             with student.placed():
-                guess = predict(pipe, some.latents, some.times, asked.rows(some.prompts))
-                loss = functional.mse_loss(guess, goal)
                 student.backward(loss)
             adam.step()
-            return {"loss": float(loss.detach())}
+            return loss.shown
 
         return Training(student, step, {"adam": adam}, bank.tensors() if self._draws_anew else {})
 

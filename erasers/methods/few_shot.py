@@ -17,11 +17,13 @@ from erasers.attacks.soft import check_supported, denoising_loss, encode, gaussi
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
+from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
+from erasers.needs import Pass, Summands, mean_in_parts
 from erasers.reading import PICTURES, open_picture
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
@@ -109,12 +111,25 @@ class FewShot(TrainedEraser):
         found = as_concepts(concepts)
         drawn = [len(self._drawn_of(one)) for one in found if not one.images]
         shown = sum(len(one.images) or self.pictures for one in found)
-        kept = 0 if self.max_drift is None else min(self.kept, sum(map(len, kept_prompts(found, self.templates))))
+        kept = 0 if self.max_drift is None else self._measured(found)
         each = Calls(gradients=min(self.batch, shown), texts=min(self.batch, shown) + kept)
         ways = Calls(denoiser=2 * self.steps) * (self.pictures * len(drawn))
         if isinstance(self.max_drift, str):
             kept += kept + sum(len(self.prompts(one)) for one in found)
         return ways + each * self.iterations + Calls(texts=sum(drawn) + len(drawn) + kept)
+
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """See `TrainedEraser.demand`; with the bound there are the weights before a step, and a second optimizer."""
+        found, names = as_concepts(concepts), trained_names(pipe)
+        shown = sum(len(one.images) or self.pictures for one in found)
+        passes = [Pass(min(self.batch, shown), names, min(self.batch, shown))]
+        if self.max_drift is not None:
+            passes.append(Pass(0, names, self._measured(found)))
+        return Demand(names, passes, copies=4 if self.max_drift is None else 7, latents=shown)
+
+    def _measured(self, concepts: Sequence[Concept]) -> int:
+        """How many kept prompts' drift is measured."""
+        return min(self.kept, sum(map(len, kept_prompts(concepts, self.templates))))
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
@@ -140,7 +155,7 @@ class FewShot(TrainedEraser):
                 loss = ascent_loss(pipe, latents, ids, generator)
                 student.backward(loss)
             adam.step()
-            shown = {"loss": float(loss.detach())} | (bound.hold(before) if bound else {})
+            shown = loss.shown | (bound.hold(before) if bound else {})
             if bound and bound.why and not number:
                 raise ValueError(
                     f"expected max_drift that one step keeps to, got {bound.most:.3g}; lower lr or raise it"
@@ -254,10 +269,15 @@ def apart(pipe: Any, prompts: Sequence[str]) -> float:
     return mean
 
 
-def ascent_loss(pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def ascent_loss(pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> Summands:
     """L at random times with fresh noise, of pictures `[n, c, h, w]` and token ids `[n, tokens]`."""
     times = picks(pipe.scheduler.config.num_train_timesteps, len(latents), generator).to(latents.device)
-    return -denoising_loss(pipe, latents, times, gaussian(latents, generator), encode(pipe, ids))
+    noise, states = gaussian(latents, generator), encode(pipe, ids)
+
+    def ascent(rows: slice) -> torch.Tensor:
+        return -denoising_loss(pipe, latents[rows], times[rows], noise[rows], states[rows])
+
+    return mean_in_parts(len(latents), ascent)
 
 
 def draw(shots: Sequence[Shots], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,6 +28,10 @@ class Condition(NamedTuple):
         index = index.to(self.states.device)
         return Condition(self.states[index], None if self.pooled is None else self.pooled[index])
 
+    def part(self, rows: slice) -> Condition:
+        """Those of neighbouring rows."""
+        return Condition(self.states[rows], None if self.pooled is None else self.pooled[rows])
+
 
 def cat(*parts: Condition) -> Condition:
     """Conditions one after the other."""

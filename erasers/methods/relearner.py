@@ -14,6 +14,7 @@ from erasers.attacks.rates import Rate
 from erasers.attacks.relearning import added, fresh_factors, low_rank_rate
 from erasers.methods.latent_bank import Condition, predict
 from erasers.methods.pool import Pool
+from erasers.needs import Summands, mean_in_parts
 
 
 class Relearner:
@@ -54,9 +55,15 @@ class Relearner:
         """Steps on || eps(x_t, c) - noise ||^2 with the student where it is placed."""
         with self.added():
             for _ in range(steps):
-                guess = predict(self._pipe, some.noisy, some.times, condition)
-                self.scale.set(functional.mse_loss(guess, some.noise), self._parts())
+                self.scale.set(self._loss(some, condition), self._parts())
                 self.optimizer.step()
+
+    def _loss(self, some: Pool, condition: Condition) -> Summands:
+        def error(rows: slice) -> torch.Tensor:
+            guess = predict(self._pipe, some.noisy[rows], some.times[rows], condition.part(rows))
+            return functional.mse_loss(guess, some.noise[rows])
+
+        return mean_in_parts(len(some.times), error)
 
     @torch.no_grad()
     def restart(self, generator: torch.Generator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,10 +14,12 @@ from torch.nn import functional
 
 from erasers.attacks.gradients import unmixed
 from erasers.attacks.rates import MEASUREMENTS, Rate, require_rate, token_rate
+from erasers.attacks.relearning import attention_layers
 from erasers.attacks.soft import check_supported
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import Templates, contexts, kept_prompts, shuffled
 from erasers.methods.counting import Calls
+from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict
 from erasers.methods.pool import Maker, Pool
 from erasers.methods.relearner import Relearner
@@ -24,6 +27,7 @@ from erasers.methods.soft_bank import SoftBank
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import UCE
+from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, together
 
 _BATCH = 16
 _WARM = 20
@@ -152,6 +156,20 @@ class RobustAblation(TrainedEraser):
         """Whether the rate of relearned weights is measured before training."""
         return bool(self.relearn_scale) and isinstance(self.relearn_lr, str)
 
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """See `TrainedEraser.demand`."""
+        names = names_of(pipe, "unet", selector(self.train))
+        layers: dict[str, Any] = attention_layers(pipe)
+        attention = [f"{name}.weight" for name in layers]
+        size = sum(layer.in_features + layer.out_features for layer in layers.values()) * self.relearn_rank
+        # What the student learns at once: both parts of a batch, what is kept, and the part with relearned weights.
+        samples = self.batch * (1 + bool(self.attack_scale)) + self.kept_batch
+        passes = [Pass(samples + self.batch * bool(self.relearn_scale), {*names, *attention})]
+        if self.attack_scale:
+            passes.append(Pass(self.batch, (), self.batch))
+        latents = 3 * self.noises * (self.pictures * len(as_concepts(concepts)) + self.kept)
+        return Demand(names, passes, beside=size, latents=latents)
+
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         pairs, owners = self._pairs(concepts, generator)
@@ -254,18 +272,20 @@ class Fight:
         with self.student.placed():
             if options.attack_scale:
                 self._attack(some, rows)
-            losses = self._losses(some, keep, rows)
             if options.relearn_scale:
-                losses["relearn"] = self._relearned(some)
-            weights = {"erase": options.erase_scale, "attack": options.attack_scale, "relearn": options.relearn_scale}
-            parts = [weights.get(name, self.multiplier) * loss for name, loss in losses.items()]
-            self.student.backward(torch.stack(parts).sum(), clip=1.0)
+                self.relearner.learn(some, self.asked.rows(some.prompts), options.relearn_steps)
+            loss = Summands(self._pieces(some, keep, rows), self._total)
+            self.student.backward(loss, clip=1.0)
         self.defender.param_groups[0]["lr"] = options.lr * schedule(number, options.iterations)
         self.defender.step()
-        shown = {name: float(value.detach()) for name, value in losses.items()}
-        excess = max(-1.0, min(1.0, shown["drift"] / options.drift - 1))
+        excess = max(-1.0, min(1.0, loss.shown["drift"] / options.drift - 1))
         self.multiplier.mul_(math.exp(_MULTIPLIER_RATE * excess)).clamp_(*_MULTIPLIERS)
-        return shown
+        return loss.shown
+
+    def _total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        options = self.options
+        weights = {"erase": options.erase_scale, "attack": options.attack_scale, "relearn": options.relearn_scale}
+        return torch.stack([weights.get(name, self.multiplier) * loss for name, loss in losses.items()]).sum()
 
     def _draw(self, count: int) -> torch.Tensor:
         """Rows of pictures of the concepts in turn `[count]`."""
@@ -275,32 +295,57 @@ class Fight:
     def _attack(self, some: Pool, rows: torch.Tensor) -> None:
         """Steps of the bank on || eps(x_t, s) - noise ||^2."""
         for _ in range(self.options.attack_steps):
-            guess = predict(self.pipe, some.noisy, some.times, self.soft.condition(rows))
-            self.soft.scale.set(functional.mse_loss(guess, some.noise), [self.soft.vectors])
+            self.soft.scale.set(self._found(some, self.soft.condition(rows)), [self.soft.vectors])
             self.attacker.step()
 
-    def _relearned(self, some: Pool) -> torch.Tensor:
-        """The loss of the prompts over S with relearned weights beside the student, after they have learned."""
-        asked = self.asked.rows(some.prompts)
-        self.relearner.learn(some, asked, self.options.relearn_steps)
-        with self.relearner.added():
-            return functional.mse_loss(predict(self.pipe, some.noisy, some.times, asked), some.goal) / self.shift
+    def _found(self, some: Pool, soft: Condition) -> Summands:
+        def error(rows: slice) -> torch.Tensor:
+            guess = predict(self.pipe, some.noisy[rows], some.times[rows], soft.part(rows))
+            return functional.mse_loss(guess, some.noise[rows])
 
-    def _losses(self, some: Pool, keep: Pool, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The three parts of the loss over S, from one pass of the denoiser."""
-        parts = {"erase": (some, self.asked.rows(some.prompts))}
+        return mean_in_parts(len(some.times), error)
+
+    def _pieces(self, some: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
+        """The parts of the loss over S, all of them from one piece where they may go through the denoiser together."""
+        own = self._own(some, keep, rows)
+        if not self.options.relearn_scale:
+            return own
+        with_relearned = self._with_relearned(some)
+        if not together(self.options.batch * (2 + bool(self.options.attack_scale)) + len(keep.times)):
+            return [*own, *with_relearned]
+        return [lambda: {**own[0](), **with_relearned[0]()}]
+
+    def _with_relearned(self, some: Pool) -> list[Piece]:
+        """The loss of the prompts with relearned weights beside the student."""
+        asked = self.asked.rows(some.prompts)
+
+        def guess(rows: slice) -> torch.Tensor:
+            with self.relearner.added():
+                return predict(self.pipe, some.noisy[rows], some.times[rows], asked.part(rows))
+
+        return self._over_shift(errors_in_parts({"relearn": some.goal}, guess))
+
+    def _own(self, some: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
+        """The other parts, from one pass of the denoiser."""
+        batches = {"erase": (some, self.asked.rows(some.prompts))}
         if self.options.attack_scale:
             with torch.no_grad():
-                parts["attack"] = some, self.soft.condition(rows)
-        parts["drift"] = keep, self.held.rows(keep.prompts)
-        pools = [pool for pool, _ in parts.values()]
+                batches["attack"] = some, self.soft.condition(rows)
+        batches["drift"] = keep, self.held.rows(keep.prompts)
+        pools = [pool for pool, _ in batches.values()]
         noisy, times = torch.cat([pool.noisy for pool in pools]), torch.cat([pool.times for pool in pools])
-        guesses = predict(self.pipe, noisy, times, cat(*(condition for _, condition in parts.values())))
-        split = guesses.split([len(pool.times) for pool in pools])
-        return {
-            name: functional.mse_loss(guess, pool.goal) / self.shift
-            for name, guess, pool in zip(parts, split, pools, strict=True)
-        }
+        condition = cat(*(condition for _, condition in batches.values()))
+
+        def guess(rows: slice) -> torch.Tensor:
+            return predict(self.pipe, noisy[rows], times[rows], condition.part(rows))
+
+        return self._over_shift(errors_in_parts({name: pool.goal for name, (pool, _) in batches.items()}, guess))
+
+    def _over_shift(self, pieces: Sequence[Piece]) -> list[Piece]:
+        def divided(piece: Piece) -> dict[str, torch.Tensor]:
+            return {name: loss / self.shift for name, loss in piece().items()}
+
+        return [partial(divided, piece) for piece in pieces]
 
 
 def schedule(number: int, iterations: int) -> float:

@@ -14,6 +14,7 @@ from erasers.build import concept_meta
 from erasers.concept import Concept
 from erasers.hashing import tensor_hashes
 from erasers.methods.processes import anywhere
+from erasers.needs import Summands
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.ports import below_adapters, component, find_parameter, submodule
@@ -76,14 +77,14 @@ class Student:
             for name, (module, leaf) in self._places.items():
                 module._parameters[leaf] = self.base[name]
 
-    def backward(self, loss: torch.Tensor, *, clip: float = 0.0) -> bool:
+    def backward(self, loss: torch.Tensor | Summands, *, clip: float = 0.0) -> bool:
         """Set the gradients of all parameters to those of the loss, with their norm cut to `clip` unless that is 0.
 
         Returns:
             Whether there are gradients: where float16 had no room for them, no parameter has one, and a step of an
             optimizer moves nothing.
         """
-        whole = self.scale.set(loss, self.parameters, agree=lambda bad: anywhere(bad, loss.device))
+        whole = self.scale.set(loss, self.parameters, agree=lambda bad: anywhere(bad, self.parameters[0].device))
         if whole and clip:
             nn.utils.clip_grad_norm_(self.parameters, clip)
         return whole

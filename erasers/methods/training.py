@@ -23,9 +23,11 @@ from erasers.concept import Concept, Concepts, as_concepts
 from erasers.eraser import Eraser
 from erasers.methods.checkpoint import CheckpointFile
 from erasers.methods.counting import Calls, Counter
+from erasers.methods.foretelling import Demand, Foretold, foretell
 from erasers.methods.latent_bank import conditions, latent_shape, predict
 from erasers.methods.processes import agreed, own_draws, own_file, place, shared_gradients
 from erasers.methods.student import Student
+from erasers.needs import at_most, free_memory, memory_told
 from erasers.patch import Patch
 
 Advance = Callable[[int], None]
@@ -94,6 +96,39 @@ class TrainedEraser(Eraser):
         """What `fit` will put through the networks when it does not stop early."""
 
     @abstractmethod
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """What `fit` will hold in memory; the weights of the pipeline may be on the meta device."""
+
+    def foretell(self, pipe: Any, concepts: Concepts) -> Foretold:
+        """What `fit` will need, by counting: nothing is drawn or trained.
+
+        Args:
+            pipe: A pipeline that `check_pipe` takes; its weights may be on the meta device.
+            concepts: What would be erased.
+        """
+        self.check_pipe(pipe)
+        calls, demand = self.cost(pipe, concepts), self.demand(pipe, concepts)
+        return foretell(pipe, calls, demand, rank=self.rank, checkpointing=self.gradient_checkpointing)
+
+    def together(self, pipe: Any, concepts: Concepts, memory: int | None = None) -> int | None:
+        """How many latents go through the denoiser together where gradients are taken; None: as many as there are.
+
+        Args:
+            pipe: The pipeline.
+            concepts: What is erased.
+            memory: Bytes that there are for all; None: what its device has, or a CPU without bounds.
+
+        Raises:
+            ValueError: So little memory that not one of them fits.
+        """
+        budget = free_memory(pipe) if memory is None else memory
+        if budget is None:
+            return None
+        found = self.foretell(pipe, concepts)
+        # What is free is an estimate, too: one at a time is worth a try.
+        return 1 if memory is None and found.memory(1) > budget else found.batch(budget)
+
+    @abstractmethod
     def check_pipe(self, pipe: Any) -> None:
         """Refuse a pipeline that the method cannot train.
 
@@ -109,6 +144,7 @@ class TrainedEraser(Eraser):
         generator: torch.Generator | None = None,
         progress: bool = True,
         checkpoint: str | Path | None = None,
+        memory: int | None = None,
     ) -> Patch:
         """Train a patch; see `Eraser.fit`.
 
@@ -123,13 +159,16 @@ class TrainedEraser(Eraser):
             checkpoint: A file that is written now and then, in at most a twentieth of the time. If it is there, and of
                 the same training, that goes on from it; on a CPU the patch is then bit for bit that of an unbroken
                 training.
+            memory: Bytes that there are, by which batches are split where gradients are taken; None: what the device
+                has, and on a CPU as much as it takes. Gradients are the same but for rounding.
 
         Raises:
-            ValueError: A checkpoint of another training, or concepts that cannot be erased so.
+            ValueError: A checkpoint of another training, concepts that cannot be erased so, or too little memory.
         """
         found = as_concepts(concepts)
         self.check_pipe(pipe)
         self.check_concepts(found)
+        together = self.together(pipe, found, memory)
         generator = generator or torch.Generator().manual_seed(0)
         identity: dict[str, Any] = {
             "seed": _digest({"": generator.get_state()}),
@@ -142,6 +181,8 @@ class TrainedEraser(Eraser):
             Counter(pipe) as counter,
             _memory(pipe, self.gradient_checkpointing),
             mixed(pipe),
+            at_most(together),
+            memory_told(),
         ):
             training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}

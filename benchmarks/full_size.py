@@ -1,0 +1,171 @@
+"""What every method needs at the size of Stable Diffusion 1.4, SDXL and FLUX.1, counted on the meta device.
+
+    python benchmarks/full_size.py --out docs/full-size.md
+    python benchmarks/full_size.py --run esd,doco --out docs/full-size.md   # after reduced trainings at SD 1.4 size
+
+The counts are those of `erase --dry-run`. Models have random weights or none at all. What was really run is kept in
+`benchmarks/results/full-size-runs.json`, with the settings and the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasers import Concept, get_eraser, load_pipeline
+from erasers.families import UnsupportedPipeline
+from erasers.methods.training import TrainedEraser
+from erasers.ports import _groups, find_family
+
+RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
+CONCEPT = "van gogh"
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+CLIP_G = CLIP_L | {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+}
+SD14_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+SDXL_UNET = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "flux": "FLUX.1-dev"}
+REDUCED: Mapping[str, Mapping[str, Any]] = {
+    "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
+    "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},
+    "doco": {"iterations": 2, "warm_up": 1, "steps": 1, "pictures": 1, "batch": 1},
+    "adv_unlearn": {"iterations": 1, "warm_up": 0, "attack_steps": 1, "steps": 1, "pictures": 1, "kept": 1},
+    "robust_ablation": {
+        "iterations": 1,
+        "steps": 1,
+        "pictures": 1,
+        "kept": 1,
+        "noises": 1,
+        "batch": 1,
+        "kept_batch": 1,
+        "bank": 2,
+        "tokens": (1,),
+        "attack_steps": 1,
+        "relearn_steps": 1,
+    },
+}
+"""One iteration of each method that trains, with as few latents and steps as it takes."""
+
+
+def make_pipe(size: str, device: str = "meta", dtype: torch.dtype = torch.bfloat16) -> Any:
+    """A stock pipeline of that size with random weights, or on the meta device with none."""
+    if size == "flux":
+        return _flux(dtype)
+    import diffusers
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    tokenizer = load_pipeline("shapes").tokenizer
+    # Ids of a smaller vocabulary will do for weights that have seen none.
+    tokenizer.model_max_length = 77
+    with torch.device(device):
+        vae = AutoencoderKL(**VAE)
+        encoder = CLIPTextModel(CLIPTextConfig(**CLIP_L))
+        unet = UNet2DConditionModel(**(SD14_UNET if size == "sd14" else SDXL_UNET))
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
+    parts["scheduler"] = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    if size == "sd14":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = diffusers.StableDiffusionPipeline(**parts)
+    else:
+        with torch.device(device):
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))
+        pipe = diffusers.StableDiffusionXLPipeline(**parts, tokenizer_2=tokenizer)
+    for module in (module for module in pipe.components.values() if isinstance(module, torch.nn.Module)):
+        module.to(dtype).eval()
+    return pipe
+
+
+def _flux(dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    tokenizer = load_pipeline("shapes").tokenizer
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(guidance_embeds=True)
+        clip, t5 = CLIPTextModel(CLIPTextConfig(**CLIP_L)), T5EncoderModel(T5Config(**T5_XXL))
+        vae = AutoencoderKL(**VAE, latent_channels=16)
+    parts = {"transformer": transformer, "text_encoder": clip, "text_encoder_2": t5, "vae": vae}
+    for module in parts.values():
+        module.to(dtype).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    return FluxPipeline(scheduler=scheduler, tokenizer=tokenizer, tokenizer_2=tokenizer, **parts)
+
+
+def count(method: str, pipe: Any) -> dict[str, Any]:
+    """The row of a method at one size, or why it is refused."""
+    eraser, concepts = get_eraser(method), [Concept.of(CONCEPT)]
+    try:
+        if isinstance(eraser, TrainedEraser):
+            found = eraser.foretell(pipe, concepts)
+            memory = {"all at once": found.memory(found.largest), "one at a time": found.memory(1)}
+            calls = {"denoiser": found.calls.denoiser, "gradients": found.calls.gradients}
+            return {"trained": found.trained, "memory": memory, **calls, "minutes": 60 * found.hours}
+        if method == "itd":
+            from erasers.methods.text_blocks import find_blocks
+
+            find_blocks(pipe)
+            return {"trained": 0, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
+        edited = _edited(pipe)
+    except UnsupportedPipeline as error:
+        return {"refused": str(error)}
+    return {"edited": edited, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
+
+
+def _edited(pipe: Any) -> int:
+    """Numbers of the weights that closed forms edit; on the meta device, where no port may be edited."""
+    family, denoisers = find_family(pipe)
+    kinds = ("text",) if family.kind == "cross" else ("text", "pooled")
+    groups = [group for name, part in denoisers for kind in kinds for group in _groups(family, name, part, kind, "")]
+    return sum(port.module.weight.numel() for group in groups for port in group.ports)
+
+
+def _nbytes(pipe: Any) -> int:
+    modules = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return sum(parameter.nbytes for module in modules for parameter in module.parameters())
