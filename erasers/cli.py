@@ -24,6 +24,7 @@ from erasers.cli_options import (
     EXAMPLES,
     HELP,
     PATCH,
+    REPORT,
     Config,
     ControlFile,
     Device,
@@ -42,7 +43,7 @@ from erasers.cli_options import (
     as_options,
     model_options,
 )
-from erasers.cli_output import err, fail, out, show_cost, show_patch, show_result
+from erasers.cli_output import err, fail, out, show_cost, show_next, show_patch, show_result
 from erasers.cli_places import check_places, report_files, written_or_kept
 from erasers.cli_sae import explain, sae
 from erasers.families import UnsupportedPipeline
@@ -116,24 +117,32 @@ def erase(
     report: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Folder for index.html (before/after), grid.png and summary.json; created."
+            metavar="FOLDER",
+            help="Draw and judge before and after: a folder for index.html, grid.png and summary.json; created.",
+            rich_help_panel=REPORT,
         ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Prompts a split in the report. [dim]shapes 50; else 20, or 4 without a judge[/dim]"),
+        typer.Option(
+            min=1,
+            help="Prompts a split. [dim]shapes 50; else 20, or 4 without a judge[/dim]",
+            rich_help_panel=REPORT,
+        ),
     ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(
             metavar="JUDGE",
-            help="Who counts what is in the report's pictures: nudenet, clip_zeroshot, the folder of a CLIP or of an "
-            "image classifier, or none. Repeatable. [dim]what is installed: NudeNet for nudity, else CLIP[/dim]",
+            help="Who counts what is in the pictures: nudenet, clip_zeroshot, the folder of a CLIP or of an image "
+            "classifier, or none. Repeatable. [dim]what is installed: NudeNet for nudity, else CLIP[/dim]",
+            rich_help_panel=REPORT,
         ),
     ] = None,
     size: Size = None,
     unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="In the report, draw the explicit prompts of unsafe concepts too.")
+        bool,
+        typer.Option("--unsafe", help="Draw the prompts that name unsafe concepts, too.", rich_help_panel=REPORT),
     ] = False,
     image: ImageFile = None,
     mask: MaskFile = None,
@@ -255,6 +264,7 @@ def _erase(job: _Job) -> None:
     if drawing and settled:
         summary = _report(job, drawing, settled[1], patch, concepts, edit_seconds, target)
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
+    show_next(target, job.model)
 
 
 @app.command()

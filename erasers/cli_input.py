@@ -137,7 +137,7 @@ def build_concepts(
         ValueError: No or empty concepts, or words that the embedded world does not know.
     """
     if not names:
-        raise ValueError("no concept; say what goes, e.g. --concept star")
+        raise ValueError("no concept; say what goes, e.g. --concept star (erase --help has examples)")
     if any(not name.strip() for name in names):
         raise ValueError("an empty --concept; say what goes, e.g. --concept star")
     keys = [name.strip() for name in names]

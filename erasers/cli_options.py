@@ -22,28 +22,32 @@ HELP = "\n\n".join(
 
 EXAMPLES = """[bold]Examples[/bold]
 
-Erase stars from the embedded model, offline, and look at what happened:
+Erase stars from the embedded model, offline; then open report/index.html:
 
   [cyan]erase --concept star --model shapes --report report[/cyan]
 
-Erase a concept from Stable Diffusion 1.4:
+The same with a model of your own, a folder, a .safetensors checkpoint or a Hub id:
 
-  [cyan]erase --concept nudity --method rece --out nudity.safetensors[/cyan]
+  [cyan]erase --concept "van gogh" --model MODEL --out van-gogh.safetensors --report report[/cyan]
+
+Try a prompt, before and after:
+
+  [cyan]erase generate "a cafe by van gogh" --model MODEL --patch van-gogh.safetensors --out cafe.png[/cyan]
+
+Write the erased model as a plain diffusers folder, which loads without this library, or the patch as a LoRA:
+
+  [cyan]erase apply van-gogh.safetensors --model MODEL --save erased[/cyan]
+
+  [cyan]erase export van-gogh.safetensors --model MODEL --form lora --out lora[/cyan]
 
 Several concepts in one solve, each with what it becomes:
 
   [cyan]erase --concept star --anchor star=circle --concept red --anchor red=green --model shapes[/cyan]
-
-Write the erased model as a plain diffusers folder, which loads without this library:
-
-  [cyan]erase apply star-rece.safetensors --model shapes --save erased[/cyan]
-
-Write the patch as a LoRA:
-
-  [cyan]erase export star-rece.safetensors --model shapes --out lora[/cyan]
 """
 
 PATCH = "A patch file, a folder with one, or a Hub id"
+REPORT, PICTURES = "The report", "The pictures that are drawn"
+"""Heads of groups of options in the help."""
 
 PatchReference = Annotated[str, typer.Argument(metavar="PATCH", help=PATCH)]
 Model = Annotated[
@@ -63,17 +67,33 @@ Config = Annotated[
         "Hub[/dim]"
     ),
 ]
-Size = Annotated[int | None, typer.Option(min=8, help="Side of the pictures in pixels. [dim]the model's own[/dim]")]
-ImageFile = Annotated[
-    Path | None, typer.Option("--image", help="Picture to draw from (image-to-image, inpainting, editing).")
+Size = Annotated[
+    int | None,
+    typer.Option(min=8, help="Side of the pictures in pixels. [dim]the model's own[/dim]", rich_help_panel=PICTURES),
 ]
-MaskFile = Annotated[Path | None, typer.Option("--mask", help="Mask for it: white is drawn anew (inpainting).")]
+ImageFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--image", help="Picture to draw from (image-to-image, inpainting, editing).", rich_help_panel=PICTURES
+    ),
+]
+MaskFile = Annotated[
+    Path | None,
+    typer.Option("--mask", help="Mask for it: white is drawn anew (inpainting).", rich_help_panel=PICTURES),
+]
 ControlFile = Annotated[
-    Path | None, typer.Option("--control-image", help="Edges, depths or a pose, for a ControlNet or adapter.")
+    Path | None,
+    typer.Option(
+        "--control-image", help="Edges, depths or a pose, for a ControlNet or adapter.", rich_help_panel=PICTURES
+    ),
 ]
 ImageStrength = Annotated[
     float | None,
-    typer.Option("--image-strength", help="How far to go from --image, up to 1. [dim]the pipeline's own[/dim]"),
+    typer.Option(
+        "--image-strength",
+        help="How far to go from --image, up to 1. [dim]the pipeline's own[/dim]",
+        rich_help_panel=PICTURES,
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, xpu.")]
 Dtype = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,12 @@ def show_result(
         )
 
 
+def show_next(patch: Path, model: str) -> None:
+    """Print what a user may do with a new patch."""
+    command = f"erase generate PROMPT --model {shlex.quote(model)} --patch {shlex.quote(str(patch))}"
+    out.print(f"next      {plain(command)}  (before and after; see also erase apply)")
+
+
 def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], memory: int | None = None) -> None:
     """Print what a training will need, by counting: calls, what is trained, memory, work, and the time of all that.
 
@@ -116,7 +123,7 @@ def show_patch(path: Path, patch: Patch) -> None:
     out.print(f"method    {plain(meta['method'])}  (erasers {plain(meta.get('library', 'unknown'))})")
     for entry in meta["concepts"]:
         rest = {key: value for key, value in entry.items() if key not in ("name", "anchor") and value}
-        words = ", ".join(f"{key}={value!r}" for key, value in rest.items())
+        words = ", ".join(f"{key}={_listed(value)}" for key, value in rest.items())
         out.print(f"concept   {plain(entry.get('name'))}  -> {plain(repr(entry.get('anchor', '')))}  {plain(words)}")
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
     out.print(f"options   {plain(options)}")
@@ -135,6 +142,13 @@ def show_patch(path: Path, patch: Patch) -> None:
         size = _bytes(tensor.numel() * tensor.element_size())
         table.add_row(plain(name), shape, str(tensor.dtype).removeprefix("torch."), size)
     out.print(table, soft_wrap=False)
+    command = f"erase apply {shlex.quote(str(path))} --model MODEL --save FOLDER"
+    out.print(f"use       {plain(command)}  with the model that it was fitted on")
+
+
+def _listed(value: object) -> str:
+    """A value of a concept; texts that are only counted in the file as their number."""
+    return f"{value['count']} texts" if isinstance(value, dict) and "count" in value else repr(value)
 
 
 def plain(value: object) -> str:

@@ -47,7 +47,10 @@ def find_target(pipe: Any, hook: Hook) -> nn.Module:
     except ValueError as error:
         raise PatchError(str(error)) from None
     if module is None:
-        raise PatchError(f"expected {type(pipe).__name__} with {hook.target}, got a {hook.component} without it")
+        raise PatchError(
+            f"expected {type(pipe).__name__} with {hook.target}, got a {hook.component} without it; "
+            "is it the model that it was fitted on?"
+        )
     return module
 
 

@@ -186,7 +186,10 @@ def find_parameter(pipe: Any, name: str, *, linear: bool, edit: bool = True) -> 
     layer = below_adapters(layer)
     parameter = None if layer is None else layer._parameters.get(leaf)
     if not isinstance(parameter, nn.Parameter):
-        raise ValueError(f"expected {type(pipe).__name__} with {name}, got a {component_name} without it")
+        raise ValueError(
+            f"expected {type(pipe).__name__} with {name}, got a {component_name} without it; "
+            "is it the model that it was fitted on?"
+        )
     check_plain(name, parameter)
     return parameter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ def test_the_main_job(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     assert "star -> 'circle'" in output
     assert "explicit" in output
+    assert "a/report/index.html" in output
+    assert "next      erase generate PROMPT --model shapes --patch star.safetensors" in output
     patch = Patch.load("star.safetensors")
     assert patch.meta["concepts"][0]["name"] == "star"
     summary = json.loads(Path("a/report/summary.json").read_text())
@@ -318,6 +321,27 @@ def test_a_report_overwrites_reports_alone(capsys: pytest.CaptureFixture[str]) -
     for _ in range(2):
         assert cli.run([*STAR, *before, "site", "--samples", "1"]) == 0
     assert Path("site/notes.txt").read_text() == "mine"
+
+
+def test_what_comes_next_can_be_pasted(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe.save_pretrained("my model")
+    assert (
+        cli.run(["--concept", "moon", "--model", "my model", "--method", "uce", "--out", "my $patch.safetensors"]) == 0
+    )
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next"))
+    words = shlex.split(line.partition("  (")[0])[1:]
+    assert words[2:] == ["PROMPT", "--model", "my model", "--patch", "my $patch.safetensors"]
+    assert cli.run([*words[1:], "--steps", "1", "--n", "1"]) == 0
+    assert cli.run(["inspect", "my $patch.safetensors"]) == 0
+    assert "use       erase apply 'my $patch.safetensors' --model MODEL" in capsys.readouterr().out
+
+
+def test_a_patch_of_another_model_is_refused_with_a_hint(
+    pipe: Any, capsys: pytest.CaptureFixture[str], star_patch: Path
+) -> None:
+    pipe.save_pretrained("tiny")
+    error = refused(capsys, "apply", star_patch, "--model", "tiny", "--save", "erased")
+    assert "is it the model that it was fitted on?" in error
 
 
 def test_interrupting_leaves_no_traceback(
