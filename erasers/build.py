@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from erasers.captions import caption_meta
 from erasers.concept import Concept
 from erasers.eraser import Eraser
 from erasers.patch import Patch
@@ -64,14 +65,18 @@ def _smallest(group: Group, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch
 
 
 def concept_meta(concept: Concept) -> dict[str, Any]:
-    """A concept as JSON-able values; pictures are only counted, and so are long lists, with their sha256."""
-    fields = ("name", "aliases", "kind", "preserve", "neighbours")
-    found = {field: getattr(concept, field) for field in fields}
+    """A concept as JSON-able values; pictures are only counted, and so are long lists, with their sha256.
+
+    Everyday captions among what is preserved are recorded apart, by the name and sha256 of their collection.
+    """
+    fields = ("name", "aliases", "kind", "neighbours")
+    own, captions = caption_meta(concept.preserve)
+    found: dict[str, Any] = {field: getattr(concept, field) for field in fields} | {"preserve": tuple(own)}
     for field, value in found.items():
         if isinstance(value, tuple) and len(value) > _MAX_LISTED:
             digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
             found[field] = {"count": len(value), "sha256": digest}
-    return {key: value for key, value in found.items() if value} | {
+    return {key: value for key, value in (found | {"captions": captions}).items() if value} | {
         "anchor": concept.anchor,
         "images": len(concept.images),
     }

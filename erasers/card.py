@@ -105,7 +105,7 @@ def _concepts(patch: Patch) -> str:
             markdown_text(concept.get("name")),
             markdown_text(concept.get("anchor") or "nothing in particular"),
             _listed(concept.get("aliases")),
-            str(_count(concept.get("preserve"))),
+            str(_count(concept.get("preserve")) + _count(concept.get("captions"))),
         )
         for concept in concepts[:_MAX_ROWS]
     ]

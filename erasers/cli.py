@@ -43,7 +43,7 @@ from erasers.cli_options import (
     as_options,
     model_options,
 )
-from erasers.cli_output import err, fail, out, show_cost, show_next, show_patch, show_result
+from erasers.cli_output import err, fail, out, show_cost, show_next, show_notes, show_patch, show_result
 from erasers.cli_places import check_places, report_files, written_or_kept
 from erasers.cli_sae import explain, sae
 from erasers.families import UnsupportedPipeline
@@ -188,7 +188,7 @@ def erase(
         memory,
         dry_run,
     )
-    _erase(_Job(concepts, method, setting or [], *shared))
+    _erase(_Job(concepts, anchor or [], method, setting or [], *shared))
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,7 @@ class _Job:
     """The options of the main command; `concepts` is completed with `shapes=`."""
 
     concepts: Callable[..., tuple[Concept, ...]]
+    anchors: Sequence[str]
     method: str
     settings: Sequence[str]
     model: str
@@ -246,8 +247,10 @@ def _erase(job: _Job) -> None:
         drawing = _plan(job, settled[0], pipe) if settled else None
     if note and main:
         err.print(escape(note))
+    chosen = cli_input.anchor_notes(concepts, job.anchors)
     if job.dry_run:
         show_cost(eraser, pipe, concepts, memory)
+        show_notes(chosen)
         return
     started = time.perf_counter()
     patch = _fit(eraser, pipe, concepts, job, memory)
@@ -263,6 +266,7 @@ def _erase(job: _Job) -> None:
     summary = None
     if drawing and settled:
         summary = _report(job, drawing, settled[1], patch, concepts, edit_seconds, target)
+    show_notes(chosen)
     show_result(concepts, patch, target, edit_seconds, job.report, summary)
     show_next(target, job.model)
 

@@ -157,6 +157,15 @@ def build_concepts(
     return as_concepts(found)
 
 
+def anchor_notes(concepts: Sequence[Concept], anchors: Sequence[str]) -> list[str]:
+    """What each concept becomes that was given no `--anchor`."""
+    if any("=" not in text for text in anchors):
+        return []
+    given = {text.partition("=")[0] for text in anchors}
+    chosen = [concept for concept in concepts if concept.name not in given]
+    return [f"{one.name} becomes {one.anchor or 'nothing in particular'} (--anchor says otherwise)" for one in chosen]
+
+
 def check_device(device: str) -> str:
     """A device name that torch can read.
 

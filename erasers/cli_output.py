@@ -68,6 +68,12 @@ def show_next(patch: Path, model: str) -> None:
     out.print(f"next      {plain(command)}  (before and after; see also erase apply)")
 
 
+def show_notes(notes: Sequence[str]) -> None:
+    """Print what was chosen for the user, on stderr."""
+    for note in notes:
+        err.print(plain(note))
+
+
 def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], memory: int | None = None) -> None:
     """Print what a training will need, by counting: calls, what is trained, memory, work, and the time of all that.
 
@@ -122,9 +128,11 @@ def show_patch(path: Path, patch: Patch) -> None:
     out.print(f"[bold]{plain(path)}[/bold]  {_bytes(path.stat().st_size)}")
     out.print(f"method    {plain(meta['method'])}  (erasers {plain(meta.get('library', 'unknown'))})")
     for entry in meta["concepts"]:
-        rest = {key: value for key, value in entry.items() if key not in ("name", "anchor") and value}
+        rest = {key: value for key, value in entry.items() if key not in ("name", "anchor", "captions") and value}
         words = ", ".join(f"{key}={_listed(value)}" for key, value in rest.items())
         out.print(f"concept   {plain(entry.get('name'))}  -> {plain(repr(entry.get('anchor', '')))}  {plain(words)}")
+        if isinstance(captions := entry.get("captions"), dict):
+            out.print(f"keeps     {plain(captions.get('count'))} everyday captions ({plain(captions.get('name'))})")
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
     out.print(f"options   {plain(options)}")
     first = "".join(f"; {plain(name)} is {digest[:16]}..." for name, digest in list(meta["base"].items())[:1])

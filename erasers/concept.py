@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal, TypeAlias, get_args
 
 from erasers.reading import parse_yaml
+from erasers.words import hypernym
 
 Kind: TypeAlias = Literal["object", "style", "attribute", "identity", "unsafe", "implicit"]
 KINDS: tuple[str, ...] = get_args(Kind)
+NOT_GIVEN = "\0"
+"""Stands for an anchor that was not given, where "" is one."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Concept:
     Args:
         name: The concept, as one would write it in a prompt.
         aliases: Other names of it; they are erased too, each onto the same anchor.
-        anchor: What the concept becomes; "" is the unconditional prompt.
+        anchor: What the concept becomes; "" is the unconditional prompt. Where none is given, an object becomes what it
+            is a kind of (`words.hypernym`), an identity "a person", and everything else "".
         kind: Decides which prompt templates a method uses.
         preserve: Concepts that must not move.
         neighbours: Concepts near this one that must survive; preserved like `preserve`, and reported apart.
         images: Example pictures, for methods that learn from pictures.
+        templates: Patterns with one `{}` for the concept, in place of those of its kind; () has none of its own.
 
     Raises:
         ValueError: An empty name or text, or an unknown kind.
@@ -36,11 +41,12 @@ class Concept:
     name: str
     _: KW_ONLY
     aliases: tuple[str, ...] = ()
-    anchor: str = ""
+    anchor: str = NOT_GIVEN
     kind: Kind = "object"
     preserve: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     images: tuple[Any, ...] = ()
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", _text("name", self.name))
@@ -48,7 +54,9 @@ class Concept:
             raise TypeError(f"expected the anchor of {self.name!r} as text, got {type(self.anchor).__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {self.kind!r}")
-        for field in ("aliases", "preserve", "neighbours"):
+        anchor = usual_anchor(self.name, self.kind) if self.anchor == NOT_GIVEN else self.anchor.strip()
+        object.__setattr__(self, "anchor", anchor)
+        for field in ("aliases", "preserve", "neighbours", "templates"):
             object.__setattr__(self, field, _texts(field, getattr(self, field)))
         images: Any = self.images
         if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
@@ -98,7 +106,8 @@ def as_concepts(concepts: Concepts) -> tuple[Concept, ...]:
     """One concept, a string or several of them, as a tuple of distinct concepts.
 
     Raises:
-        ValueError: No concept at all, or one name twice.
+        ValueError: No concept at all, one name twice, or concepts that contradict themselves or each other: what is
+            erased is preserved as well, or named by an anchor.
         TypeError: Neither a concept nor text.
     """
     if isinstance(concepts, (str, Concept)):
@@ -112,7 +121,31 @@ def as_concepts(concepts: Concepts) -> tuple[Concept, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"expected each concept once, got twice: {', '.join(twice)}")
+    _refuse_contradictions(found)
     return found
+
+
+def usual_anchor(name: str, kind: str) -> str:
+    """What a concept becomes when nobody says."""
+    return {"object": hypernym(name), "identity": "a person"}.get(kind, "")
+
+
+def _refuse_contradictions(concepts: Sequence[Concept]) -> None:
+    erased = {_key(term): term for concept in concepts for term in concept.terms()}
+    for concept in concepts:
+        own = {_key(term) for term in concept.terms()}
+        for text in concept.preserve:
+            if text and _key(text) in erased:
+                raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
+        for text in concept.neighbours:
+            if _key(text) in own:
+                raise ValueError(f"expected neighbours of {concept.name!r} other than itself, got {text!r}")
+        for key, term in erased.items():
+            if names(_key(concept.anchor), key):
+                raise ValueError(
+                    f"expected anchors that differ from the concepts, got {concept.anchor!r} for {concept.name!r}, "
+                    f"which names {term!r}; name another anchor"
+                )
 
 
 def preset_names() -> list[str]:

@@ -26,12 +26,20 @@ GROUP = "erasers"
 
 @dataclass(frozen=True, kw_only=True)
 class Eraser(ABC):
-    """A method with its hyper-parameters. Subclasses add fields and `fit`."""
+    """A method with its hyper-parameters. Subclasses add fields and `fit`.
+
+    Args:
+        everyday: Keep everyday captions, too, when few texts are preserved (`captions.txt`).
+    """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     trains: ClassVar[bool] = False
     """Whether `fit` trains, and so takes long, shows bars itself, and takes `checkpoint` and `memory`."""
+    keeps: ClassVar[bool] = True
+    """Whether the method has a part that keeps preserved texts."""
+
+    everyday: bool = True
 
     def __post_init__(self) -> None:
         """Check the type of every field; subclasses check ranges.

@@ -141,6 +141,22 @@ def test_inspect_says_what_a_patch_does(star_patch: Path, capsys: pytest.Capture
         assert word in output
 
 
+def test_a_chosen_anchor_and_kept_captions_are_told(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe.save_pretrained("sd")
+    options = ("--concept", "dragon", "--concept", "moon", "--anchor", "moon=ring", "--model", "sd", "--method", "uce")
+    assert cli.run([*options, "--out", "two.safetensors"]) == 0
+    output, error = capsys.readouterr()
+    assert error == "dragon becomes creature (--anchor says otherwise)\n"
+    assert "dragon -> 'creature'" in output
+    concepts = Patch.load("two.safetensors").meta["concepts"]
+    assert [concept["anchor"] for concept in concepts] == ["creature", "ring"]
+    recorded = {"captions": {"name": "everyday@1", "sha256": "0" * 64, "count": 287}}
+    meta = dict(Patch.load("two.safetensors").meta) | {"concepts": [concepts[0] | recorded]}
+    Patch(dict(Patch.load("two.safetensors").tensors), meta).save("kept.safetensors")
+    assert cli.run(["inspect", "kept.safetensors"]) == 0
+    assert "keeps     287 everyday captions (everyday@1)" in capsys.readouterr().out
+
+
 def test_generate_draws_before_and_after(star_patch: Path) -> None:
     options = ["--model", "shapes", "--n", "2", "--steps", "2"]
     assert cli.run(["generate", "a red star", *options, "--out", "plain.png"]) == 0
@@ -379,5 +395,6 @@ def test_a_model_without_a_judge_gets_a_picture_and_a_note(
 def test_a_warning_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["circle", "square", "triangle", "star", "cross", "heart", "crescent", "ring", "hexagon", "arrow", "red"]
     concepts = [part for word in words for part in ("--concept", word)]
-    assert cli.run([*concepts, "--model", "shapes", "--method", "uce", "--out", "all.safetensors"]) == 0
+    options = ("--anchor", "blue", "--model", "shapes", "--method", "uce", "--out", "all.safetensors")
+    assert cli.run([*concepts, *options]) == 0
     assert capsys.readouterr().err.startswith("warning: erasing 11 concepts")

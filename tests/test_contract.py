@@ -62,7 +62,7 @@ def rows_of(table: dict[str, list[dict[str, Any]]]) -> list[Any]:
 
 ROWS = [param.values[0] for param in rows_of(TABLE)]
 IDS = [str(param.id) for param in rows_of(TABLE)]
-KEPT = ["moon", "blue", "a red moon", "a picture of a blue ring", "a moon on a white background", "red", "a blue moon"]
+KEPT = ["moon", "blue", "a red moon", "a picture of a blue ring", "a moon of blue and red", "red", "a blue moon"]
 STAR = Concept("star", aliases=["pentagram"], anchor="circle", preserve=KEPT, neighbours=["ring"])
 
 

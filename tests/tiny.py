@@ -38,7 +38,9 @@ def make_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> Any:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS, pad_token=pad)
 
 
-def make_text_encoder(tokenizer: Any, width: int, *, projection: bool = False, seed: int = 0) -> Any:
+def make_text_encoder(
+    tokenizer: Any, width: int, *, projection: bool = False, seed: int = 0, positions: int = TOKENS
+) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
@@ -48,7 +50,7 @@ def make_text_encoder(tokenizer: Any, width: int, *, projection: bool = False, s
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=positions,
         projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -147,7 +149,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 class RecordedTokenizer:
-    """Returns recorded ids and masks by text; '' and ' ' have no letters and the same ids."""
+    """Returns recorded ids and masks by text in lower case; '' and ' ' have no letters and the same ids."""
 
     model_max_length = 77
 
@@ -155,7 +157,7 @@ class RecordedTokenizer:
         self.golden = golden
 
     def __call__(self, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
-        names = [text.strip() or "<empty>" for text in texts]
+        names = [text.strip().lower() or "<empty>" for text in texts]
         ids = torch.stack([self.golden[f"ids/{name}"] for name in names])
         return {"input_ids": ids, "attention_mask": torch.stack([self.golden[f"attn/{name}"] for name in names])}
 

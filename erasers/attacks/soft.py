@@ -13,6 +13,7 @@ from torch.nn import functional
 from erasers.families import UnsupportedPipeline
 from erasers.needs import Summands, mean_in_parts
 from erasers.ports import refuse_wrapped
+from erasers.prompts import converted
 from erasers.unet_inputs import refuse_more_inputs
 
 
@@ -65,7 +66,7 @@ class SoftPrompt:
         rest = text
         for word in counts:
             rest = rest.replace(word, " ")
-        used = set(pipe.tokenizer(rest).input_ids)
+        used = set(pipe.tokenizer(converted(pipe, pipe.tokenizer, rest)).input_ids)
         self._carriers: dict[str, int] = {}
         for word, count in counts.items():
             carrier = _carrier(pipe.tokenizer, used)
@@ -119,7 +120,7 @@ class SoftPrompt:
 def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:
     """Token ids `[texts, n]`, padded and cut as the pipeline does when it draws."""
     tokenizer = pipe.tokenizer
-    batch = [texts] if isinstance(texts, str) else list(texts)
+    batch = [converted(pipe, tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
     options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
     ids: torch.Tensor = tokenizer(batch, return_tensors="pt", **options).input_ids
     return ids

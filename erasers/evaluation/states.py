@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,15 @@ def find_patch(folder: str, method: str | None, eraser: Eraser, case: str, conce
     """
     if not folder or not eraser.trains:
         return None
-    wanted = json.loads(json.dumps([eraser.config(), [concept_meta(concept) for concept in concepts]]))
+    usual = {field.name: field.default for field in fields(eraser)}
+    wanted = usual, eraser.config(), [concept_meta(concept) for concept in concepts]
+    usual, options, erased = json.loads(json.dumps(wanted))
     for root in (Path(), _ROOT):
         path = root / folder / f"{method}-{case}.safetensors"
         if path.is_file():
             patch = Patch.load(path)
-            if [patch.meta["config"], patch.meta["concepts"]] == wanted:
+            # An option that came later has no say in a patch that was fitted before, as long as it has its default.
+            if usual | patch.meta["config"] == options and patch.meta["concepts"] == erased:
                 return patch
     return None
 

@@ -16,17 +16,19 @@ from torch.nn import functional
 from erasers.attacks.gradients import LossScale
 from erasers.attacks.rates import Rate, require_rate, token_rate
 from erasers.attacks.soft import SoftPrompt, check_supported, encode, token_table, tokenise
-from erasers.concept import Concept, Concepts, as_concepts, names
+from erasers.concept import Concept, Concepts
 from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.esd import target
 from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank
+from erasers.methods.preparing import prepared
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
 from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
+from erasers.prompts import converted
 
 SOFT = "<soft>"
 Place = Literal["prefix", "suffix", "replace"]
@@ -34,15 +36,6 @@ Placement = Literal[Place, "mixed"]
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _FINAL = re.compile(r"(?:^|\.)final_layer_norm$")
 _DRAW = 53
-_EVERYDAY = (
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
-    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
-    "handbag, tie, suitcase, frisbee, skis, snowboard, ball, kite, baseball bat, skateboard, surfboard, racket, "
-    "bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, "
-    "pizza, donut, cake, chair, couch, plant, bed, table, toilet, television, laptop, mouse, keyboard, phone, "
-    "microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, toothbrush"
-)
-"""Things of the classes of COCO, as in the paper's prompts "a photo of X"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +64,7 @@ class AdvUnlearn(TrainedEraser):
         toward: What stands in place of the concept in the target: the `empty` prompt, or the prompt with the `anchor`.
             With the anchor and eta 0 the concept's prompt becomes the anchor's.
         gamma: Weight of the kept prompts.
-        kept: Kept prompts at most: those about neighbours and anchors, preserved ones, and the empty one; photos of
-            everyday things where nothing is preserved.
+        kept: Kept prompts at most: those about neighbours and anchors, preserved ones, and the empty one.
         tokens: Soft tokens.
         placement: Where they are: in front of the prompt, behind it, or in place of the concept; `mixed` has one prompt
             after the other take these in turn.
@@ -175,8 +167,8 @@ class AdvUnlearn(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = as_concepts(concepts)
-        asks, kept = len(self.asks(found)), min(self.kept, sum(map(len, retained(found)))) if self.gamma else 0
+        found = prepared(self, pipe, concepts)
+        asks, kept = len(self.asks(found)), min(self.kept, sum(map(len, kept_prompts(found)))) if self.gamma else 0
         anchors = asks if self.toward == "anchor" else 0
         drawn = 2 * self.steps * (asks * self.pictures + kept) + self.steps * self.pictures * anchors
         attacks = max(0, self.iterations - self.warm_up) if self.attack_steps else 0
@@ -189,12 +181,12 @@ class AdvUnlearn(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        found, names = as_concepts(concepts), names_of(pipe, "text_encoder", selector(self.layers))
+        found, names = prepared(self, pipe, concepts), names_of(pipe, "text_encoder", selector(self.layers))
         both, retain = 1 + bool(self.clean and self.attack_steps), self.retain_batch if self.gamma else 0
         passes = [Pass(self.batch * both + retain, names, both + retain)]
         if self.attack_steps:
             passes.append(Pass(self.attack_batch, (), 1))
-        kept = min(self.kept, sum(map(len, retained(found)))) if self.gamma else 0
+        kept = min(self.kept, sum(map(len, kept_prompts(found)))) if self.gamma else 0
         ways = len(self.asks(found)) * self.pictures + kept
         return Demand(names, passes, latents=3 * self.steps * ways)
 
@@ -219,7 +211,7 @@ class AdvUnlearn(TrainedEraser):
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most `kept` prompts, up to half of them about neighbours and anchors, and the empty one."""
-        near, others = retained(concepts)
+        near, others = kept_prompts(concepts)
         some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
         return [*some, *shuffled(others[:-1], self.kept - len(some) - 1, generator), ""][: self.kept]
 
@@ -264,7 +256,7 @@ class Duel:
         self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}) for ask in asks]
         self.kept = tokenise(pipe, kept) if kept else torch.empty(0)
         self.table = token_table(pipe).float()
-        self.words = [pipe.tokenizer(ask.term, add_special_tokens=False).input_ids for ask in asks]
+        self.words = [words_of(pipe, ask.term) for ask in asks]
         self.attack_lr = token_rate(options.attack_lr, self.table)
         self.latest = torch.stack([self._random(number) for number in range(len(asks))])
         self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
@@ -374,19 +366,15 @@ def search(
     return before if upstream else tokens.detach()
 
 
+def words_of(pipe: Any, term: str) -> list[int]:
+    """Token ids of a term, without the special ones."""
+    ids: list[int] = pipe.tokenizer(converted(pipe, pipe.tokenizer, term), add_special_tokens=False).input_ids
+    return ids
+
+
 def attacked(text: str, replaced: str, place: Place) -> str:
     """The prompt with `SOFT` in front of it, behind it, or in the place of the concept, as `replaced` has it."""
     return {"prefix": f"{SOFT} {text}", "suffix": f"{text} {SOFT}", "replace": replaced}[place]
-
-
-def retained(concepts: Sequence[Concept]) -> tuple[list[str], list[str]]:
-    """Prompts to keep about neighbours and anchors, and others with the empty one last."""
-    near, others = kept_prompts(concepts)
-    if any(concept.preserve for concept in concepts):
-        return near, others
-    erased = [term for concept in concepts for term in concept.terms()]
-    photos = [f"a photo of a {thing}" for thing in _EVERYDAY.split(", ")]
-    return near, [*(text for text in photos if not any(names(text, term) for term in erased)), *others]
 
 
 def part(bank: LatentBank, number: int) -> LatentBank:

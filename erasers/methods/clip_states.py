@@ -12,23 +12,26 @@ from typing import Any
 import torch
 
 from erasers.methods.rows import Encoded, Prompt, Rows, Segment
+from erasers.prompts import converted
 
 _TOKENS_A_BATCH = 2048
 
 
 @dataclass(frozen=True)
 class _Encoder:
+    pipe: Any
     tokenizer: Any
     model: Any
     penultimate: bool
 
 
 def encode_clip(
-    parts: Sequence[tuple[str, Any, Any]], prompts: Sequence[Prompt], policy: Rows, *, penultimate: bool
+    pipe: Any, parts: Sequence[tuple[str, Any, Any]], prompts: Sequence[Prompt], policy: Rows, *, penultimate: bool
 ) -> dict[Prompt, Encoded]:
     """States of each prompt, those of several encoders side by side.
 
     Args:
+        pipe: The pipeline, which may rewrite prompts before they are tokenised.
         parts: (name, tokenizer, text encoder).
         prompts: Distinct prompts.
         policy: Under `last`, tokens after the last subject token are not encoded.
@@ -37,7 +40,9 @@ def encode_clip(
     Raises:
         ValueError: Tokenizers that split a prompt differently.
     """
-    encoded = [_encode_one(_Encoder(tokenizer, model, penultimate), prompts, policy) for _, tokenizer, model in parts]
+    encoded = [
+        _encode_one(_Encoder(pipe, tokenizer, model, penultimate), prompts, policy) for _, tokenizer, model in parts
+    ]
     found = {}
     for index, prompt in enumerate(prompts):
         states, lasts = zip(*(part[index] for part in encoded), strict=True)
@@ -70,6 +75,7 @@ def _encode_one(encoder: _Encoder, prompts: Sequence[Prompt], policy: Rows) -> l
 
 def _tokenize(encoder: _Encoder, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, each `[texts, length]`."""
+    texts = [converted(encoder.pipe, encoder.tokenizer, text) for text in texts]
     tokens = encoder.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return tokens["input_ids"], tokens["attention_mask"]
 

@@ -32,6 +32,7 @@ from erasers.methods.latent_bank import (
     predict,
     predicts_velocity,
 )
+from erasers.methods.preparing import prepared
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_drawable
 from erasers.methods.training import Stage, TrainedEraser, Training
@@ -70,7 +71,7 @@ class DoCo(TrainedEraser):
         weight_decay: Of the student's AdamW.
         batch: Pictures an iteration for each of the two losses.
         pictures: Of the anchor, for each concept; captions take turns.
-        kept: Pictures of kept prompts (preserved ones, neighbours, anchors, the empty prompt); the paper has none.
+        kept: Pictures of kept prompts (preserved ones, neighbours, anchors, the empty prompt); the paper has 0.
         steps: Of the sampler that draws the pictures.
         guidance: With which they are drawn.
         captions: Patterns with one `{}` for the concept; none stands for the templates of its kind.
@@ -85,6 +86,7 @@ class DoCo(TrainedEraser):
 
     name: ClassVar[str] = "doco"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "doco-official": {"kept": 0, "everyday": False},
         "doco-shapes": {
             "iterations": 260,
             "warm_up": 60,
@@ -107,7 +109,7 @@ class DoCo(TrainedEraser):
     weight_decay: float = 1e-2
     batch: int = 8
     pictures: int = 1000
-    kept: int = 0
+    kept: int = 200
     steps: int = 25
     guidance: float = 6.0
     captions: tuple[str, ...] = ()
@@ -141,7 +143,7 @@ class DoCo(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = as_concepts(concepts)
+        found = prepared(self, pipe, concepts)
         asked = sum(min(self.pictures, len(self._contexts(one))) for one in found)
         texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
         drawn = self.pictures * len(found) + self.kept

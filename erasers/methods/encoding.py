@@ -62,7 +62,11 @@ class Reader:
             return {}
         if family.denoiser == "UNet2DConditionModel":
             found = encode_clip(
-                text_parts(self.pipe), distinct, self.policy, penultimate=hasattr(self.pipe, "text_encoder_2")
+                self.pipe,
+                text_parts(self.pipe),
+                distinct,
+                self.policy,
+                penultimate=hasattr(self.pipe, "text_encoder_2"),
             )
             return self._with_pooled(found) if self.pooled else found
         through = {source: _modules(denoisers[0][1], source) for source in family.sources}

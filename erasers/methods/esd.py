@@ -16,6 +16,7 @@ from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Condition, LatentBank, Way, ask_again, conditions, predict, sample_bank
+from erasers.methods.preparing import prepared
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.supported import check_drawable
@@ -54,6 +55,7 @@ class ESD(TrainedEraser):
     """
 
     name: ClassVar[str] = "esd"
+    keeps: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "esd-x": {"train_method": "x"},
         "esd-u": {"train_method": "u"},
@@ -104,7 +106,7 @@ class ESD(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        prompts = len(self.prompts(as_concepts(concepts)))
+        prompts = len(self.prompts(prepared(self, pipe, concepts)))
         draws = 1 + (self.iterations - 1) // self.refresh if self._draws_anew else 1
         ways = Calls(denoiser=2 * self.steps) * (draws * (prompts * self.pictures or self.batch))
         asked = max(0, self.iterations - self.refresh) if self.drawn_by == "student" else 0

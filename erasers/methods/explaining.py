@@ -13,6 +13,7 @@ from erasers.atomic import write_atomically
 from erasers.concept import Concept
 from erasers.methods.contexts import kept_prompts
 from erasers.methods.itd import ItD, read_saes
+from erasers.methods.preparing import prepared
 from erasers.methods.text_blocks import Block
 from erasers.sae import SAE
 
@@ -68,6 +69,7 @@ class Explanation:
 
 def explanations(pipe: Any, concept: Concept, eraser: ItD) -> list[Explanation]:
     """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does, and for a denoiser."""
+    (concept,) = prepared(eraser, pipe, [concept])
     found = []
     for block, sae, _ in read_saes(pipe, eraser.sae):
         if not isinstance(block, Block):

@@ -19,6 +19,7 @@ from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks
+from erasers.methods.preparing import prepared
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
@@ -108,7 +109,7 @@ class FewShot(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`; corrections come on top, each with twice the kept prompts."""
-        found = as_concepts(concepts)
+        found = prepared(self, pipe, concepts)
         drawn = [len(self._drawn_of(one)) for one in found if not one.images]
         shown = sum(len(one.images) or self.pictures for one in found)
         kept = 0 if self.max_drift is None else self._measured(found)

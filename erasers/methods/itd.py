@@ -14,13 +14,14 @@ import torch
 from rich.console import Console
 
 from erasers.build import concept_meta
-from erasers.concept import Concept, Concepts, as_concepts
+from erasers.concept import Concept, Concepts
 from erasers.eraser import Eraser
 from erasers.feature_hooks import FeatureGate, StepFeatures
 from erasers.methods.contexts import Templates, contexts, kept_prompts
 from erasers.methods.denoiser_block import DenoiserBlock, find_denoiser_block
 from erasers.methods.denoiser_features import Measuring, step_parts
 from erasers.methods.latent_bank import Way
+from erasers.methods.preparing import prepared
 from erasers.methods.text_blocks import Block, find_block, find_blocks
 from erasers.methods.training import bar
 from erasers.patch import Patch
@@ -114,8 +115,7 @@ class ItD(Eraser):
         self, pipe: Any, concepts: Concepts, *, generator: torch.Generator | None = None, progress: bool = True
     ) -> Patch:
         """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
-        found = as_concepts(concepts)
-        _check_concepts(found)
+        found = prepared(self, pipe, concepts)
         generator = generator or torch.Generator().manual_seed(0)
         tensors: dict[str, torch.Tensor] = {}
         base: dict[str, str] = {}
@@ -314,14 +314,3 @@ def _shipped(pipe: Any) -> list[Path]:
         meta = load_sae(path)[1]
         found += [path for block in blocks if block.target == meta["target"] and block.fingerprints() == meta["base"]]
     return found
-
-
-def _check_concepts(concepts: Sequence[Concept]) -> None:
-    """Refuse concepts that are to be kept as well, or that are their own anchors."""
-    erased = {term.lower() for concept in concepts for term in concept.terms()}
-    for concept in concepts:
-        for text in concept.preserve:
-            if text.lower() in erased:
-                raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
-        if concept.anchor.lower() in erased:
-            raise ValueError(f"expected anchors that differ from the concepts, got {concept.anchor!r} for both")

@@ -22,6 +22,7 @@ from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict
 from erasers.methods.pool import Maker, Pool
+from erasers.methods.preparing import prepared
 from erasers.methods.relearner import Relearner
 from erasers.methods.soft_bank import SoftBank
 from erasers.methods.student import Student, names_of
@@ -139,7 +140,7 @@ class RobustAblation(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = as_concepts(concepts)
+        found = prepared(self, pipe, concepts)
         drawn = self.pictures * len(found) + self.kept
         asked = sum(min(self.pictures, len(contexts(one, self.templates))) for one in found)
         texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1

@@ -18,21 +18,76 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from erasers.concept import Concept
+from erasers.words import article, with_article
 
 Rows: TypeAlias = Literal["last", "tail", "all"]
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    "object": ("{}", "a {}", "a picture of a {}", "a red {}", "a blue {} on a white background"),
-    "style": ("[{}]", "a picture[ in the style of {}]", "art[ by {}]", "a painting[ by {}]", "[{} style]"),
-    "attribute": ("[{}]", "a[ {}] thing", "a picture of a[ {}] object", "something[ {}]"),
-    "identity": ("{}", "a picture of {}", "a photo of {}", "a portrait of {}"),
-    "unsafe": ("[{}]", "a picture[ of {}]", "a photo[ with {}]"),
-    "implicit": ("[{}]", "a picture[ with {}]", "a picture[ with a {}]"),
+    "object": (
+        "[{}]",
+        "[a(n) {}]",
+        "a photo[ of a(n) {}]",
+        "a picture[ of a(n) {}]",
+        "an image[ of a(n) {}]",
+        "a close-up photo[ of a(n) {}]",
+        "a bright photo[ of a(n) {}]",
+        "a drawing[ of a(n) {}]",
+        "a painting[ of a(n) {}]",
+    ),
+    "style": (
+        "[{}]",
+        "a painting[ in the style of {}]",
+        "a painting[ by {}]",
+        "art[ by {}]",
+        "an artwork[ by {}]",
+        "a picture[ by {}]",
+        "a picture[ in the style of {}]",
+        "a landscape[ in the style of {}]",
+        "a portrait[ in the style of {}]",
+        "[{} style]",
+    ),
+    "attribute": (
+        "[{}]",
+        "something[ {}]",
+        "a(n)[ {}] thing",
+        "a photo of a(n)[ {}] object",
+        "a picture of something[ {}]",
+        "a painting of a(n)[ {}] scene",
+    ),
+    "identity": (
+        "[{}]",
+        "a photo[ of {}]",
+        "a portrait[ of {}]",
+        "a picture[ of {}]",
+        "an image[ of {}]",
+        "a close-up photo[ of {}]",
+        "a drawing[ of {}]",
+        "a painting[ of {}]",
+    ),
+    "unsafe": (
+        "[{}]",
+        "a photo[ of {}]",
+        "a picture[ of {}]",
+        "an image[ of {}]",
+        "a photo[ with {}]",
+        "a painting[ of {}]",
+    ),
+    "implicit": (
+        "[{}]",
+        "a photo[ with {}]",
+        "a photo[ with a(n) {}]",
+        "a picture[ with a(n) {}]",
+        "an image[ with {}]",
+        "a painting[ with a(n) {}]",
+    ),
 }
-"""Prompt patterns by kind of concept; `[...]` goes with the name when the anchor is empty."""
+"""Prompt patterns by kind of concept; `[...]` goes with the name when the anchor is empty, and `a(n)` is the article
+that the words behind it take."""
 
 _OPTIONAL = re.compile(r"(?P<before>.*?)\[(?P<inner>[^\[\]]*\{\}[^\[\]]*)\](?P<after>.*)", re.DOTALL)
 _LETTERS = string.ascii_letters
+_ARTICLE = re.compile(r"a\(n\)(?= ?\[? ?\{\}\]?(?P<behind>.*))", re.DOTALL)
+_DANGLING = re.compile(r"(?:(?:^|\s+)(?:a|an|the|of|by|in|with|from))+\s*$")
 
 
 class Prompt(NamedTuple):
@@ -99,8 +154,8 @@ def _pair(concept: Segment, anchor: Segment, policy: Rows) -> tuple[torch.Tensor
 
 
 def templates_for(concept: Concept, templates: Sequence[str] | Literal["auto"]) -> tuple[str, ...]:
-    """The prompt patterns to use for a concept: given ones, or those of its kind."""
-    return TEMPLATES[concept.kind] if templates == "auto" else tuple(templates)
+    """The prompt patterns to use for a concept: given ones, else its own, else those of its kind."""
+    return (concept.templates or TEMPLATES[concept.kind]) if templates == "auto" else tuple(templates)
 
 
 def whole(text: str) -> Prompt:
@@ -111,14 +166,31 @@ def whole(text: str) -> Prompt:
 def fill(template: str, text: str) -> Prompt:
     """The template with its `{}` filled; spaces are collapsed.
 
-    An empty text takes the `[...]` around the `{}` with it, and the subject then ends where that stood.
+    An empty text takes the `[...]` around the `{}` with it, and the subject then ends where that stood; without
+    brackets it takes an article or preposition that nothing would follow. `a(n)` becomes the article of what follows.
     """
+    template = _with_articles(template, text)
     match = _OPTIONAL.fullmatch(template)
     before, after = template.split("{}") if match is None else (match["before"], match["after"])
     if match is not None and text:
         left, right = match["inner"].split("{}")
         before, after = before + left, right + after
+    if not text and not after.strip():
+        before = _DANGLING.sub("", before)
     # A suffix belongs to the word: the plural s of "two {}s".
     suffix = "" if not text else after[: len(after) - len(after.lstrip(_LETTERS))]
     head, full = f"{before}{text}{suffix}", f"{before}{text}{after}"
     return Prompt(" ".join(full.split()), " ".join(head.split()))
+
+
+def _with_articles(template: str, text: str) -> str:
+    """The template with "a", "an" or nothing in the place of `a(n)`."""
+    match = _ARTICLE.search(template)
+    if match is None:
+        return template
+    if template[match.end() :].startswith(" {}"):
+        noun = with_article(text)
+        chosen = noun[: len(noun) - len(text)].strip()
+    else:
+        chosen = article(f"{text} {match['behind']}".strip())
+    return template[: match.start()] + chosen + template[match.end() :]

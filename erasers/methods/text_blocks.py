@@ -15,6 +15,7 @@ from erasers.feature_hooks import first_output
 from erasers.hashing import tensor_hashes
 from erasers.methods.supported import check_unet
 from erasers.ports import component
+from erasers.prompts import converted
 
 _BLOCK = re.compile(r"(?P<stem>(?:.*\.)?encoder\.layers)\.(?P<number>\d+)")
 _PROMPTS_A_BATCH = 64
@@ -29,12 +30,14 @@ class Block:
         path: Module path inside of it.
         model: The text encoder.
         tokenizer: Its tokenizer.
+        pipe: The pipeline, which may rewrite prompts before they are tokenised.
     """
 
     name: str
     path: str
     model: Any
     tokenizer: Any
+    pipe: Any
 
     @property
     def target(self) -> str:
@@ -66,9 +69,8 @@ class Block:
     def tokens(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids as the pipeline makes them, and their attention mask, each `[prompts, T]`."""
         length = min(int(self.tokenizer.model_max_length), int(self.model.config.max_position_embeddings))
-        found = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
+        texts = [converted(self.pipe, self.tokenizer, prompt) for prompt in prompts]
+        found = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return found["input_ids"], found["attention_mask"]
 
     @torch.no_grad()
@@ -159,6 +161,5 @@ def _find(pipe: Any, name: str, index: int | None) -> Block:
     number = min(round(0.75 * depth) - 1, last) if index is None else index
     if not 0 <= number <= last:
         raise ValueError(f"expected a block from 0 to {last} of {name}, upstream of what is read, got {number}")
-    return Block(
-        name, f"{matches[0]['stem']}.{number}", model, getattr(pipe, name.replace("text_encoder", "tokenizer"))
-    )
+    tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
+    return Block(name, f"{matches[0]['stem']}.{number}", model, tokenizer, pipe)

@@ -19,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from erasers.attacks.gradients import mixed
 from erasers.attacks.soft import frozen
 from erasers.build import concept_meta
-from erasers.concept import Concept, Concepts, as_concepts
+from erasers.concept import Concept, Concepts
 from erasers.eraser import Eraser
 from erasers.methods.checkpoint import CheckpointFile
 from erasers.methods.counting import Calls, Counter
 from erasers.methods.foretelling import Demand, Foretold, foretell
 from erasers.methods.latent_bank import conditions, latent_shape, predict
+from erasers.methods.preparing import prepared
 from erasers.methods.processes import agreed, own_draws, own_file, place, shared_gradients
 from erasers.methods.student import Student
 from erasers.needs import at_most, free_memory, memory_told
@@ -165,9 +166,8 @@ class TrainedEraser(Eraser):
         Raises:
             ValueError: A checkpoint of another training, concepts that cannot be erased so, or too little memory.
         """
-        found = as_concepts(concepts)
         self.check_pipe(pipe)
-        self.check_concepts(found)
+        found = prepared(self, pipe, concepts)
         together = self.together(pipe, found, memory)
         generator = generator or torch.Generator().manual_seed(0)
         identity: dict[str, Any] = {
@@ -199,20 +199,6 @@ class TrainedEraser(Eraser):
             lost = f"; {skipped} steps left out, whose gradients float16 had no room for" if skipped else ""
             console.print(f"{self.name}: {why}; {counter.calls}{lost}", highlight=False)
         return patch
-
-    def check_concepts(self, concepts: Sequence[Concept]) -> None:
-        """Refuse concepts that are to be kept as well, or that are their own anchors.
-
-        Raises:
-            ValueError: Names the text.
-        """
-        erased = {term.lower() for concept in concepts for term in concept.terms()}
-        for concept in concepts:
-            for text in concept.preserve:
-                if text.lower() in erased:
-                    raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
-            if concept.anchor.lower() in erased:
-                raise ValueError(f"expected anchors that differ from the concepts, got {concept.anchor!r} for both")
 
     def _run(
         self, training: Training, generator: torch.Generator, saved: _Checkpoint | None, console: Console | None

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 
 from erasers.build import transform_patch
-from erasers.concept import Concept, Concepts, as_concepts, names
+from erasers.concept import Concept, Concepts, names
 from erasers.eraser import Eraser
 from erasers.hashing import tensor_hashes
 from erasers.methods.closed_form import leading_directions, oblique_edit_gram
 from erasers.methods.encoding import Reader
 from erasers.methods.gathered import Preserved, preserved_rows
+from erasers.methods.preparing import prepared
 from erasers.methods.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
 from erasers.patch import Patch
 from erasers.ports import KINDS, Group, Kind, component, find_family, port_groups
@@ -64,6 +65,7 @@ class UCE(Eraser):
     name: ClassVar[str] = "uce"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uce-v1": {
+            "everyday": False,
             "rows": "tail",
             "preserve_rows": "all",
             "templates": BARE,
@@ -76,6 +78,7 @@ class UCE(Eraser):
             "preserve_scale": "auto",
         },
         "uce-v2": {
+            "everyday": False,
             "rows": "last",
             "preserve_rows": "last",
             "templates": BARE,
@@ -129,7 +132,7 @@ class UCE(Eraser):
         progress: bool = True,
     ) -> Patch:
         """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
-        found = as_concepts(concepts)
+        found = prepared(self, pipe, concepts)
         groups = port_groups(pipe, self.ports)
         if unedited := find_family(pipe)[0].unedited:
             warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=2)
@@ -203,17 +206,10 @@ class UCE(Eraser):
         return list(dict.fromkeys(pairs))
 
     def preserved_prompts(self, concepts: Sequence[Concept]) -> list[Prompt]:
-        """Every preserved prompt once, without those that name another of the erased concepts.
-
-        Raises:
-            ValueError: A text that is to be both erased and preserved.
-        """
+        """Every preserved prompt once, without those that name another of the erased concepts."""
         erased = {term.lower() for concept in concepts for term in concept.terms(aliases=self.aliases)}
         prompts = [whole("")] if self.preserve_empty else []
         for concept in concepts:
-            for text in concept.preserve:
-                if text.lower() in erased:
-                    raise ValueError(f"expected preserved concepts other than the erased ones, got {text!r} in both")
             others = erased - {term.lower() for term in concept.terms(aliases=self.aliases)}
             kept = (*concept.preserve, *(concept.neighbours if self.neighbours else ()))
             kept = tuple(text for text in kept if not any(names(text, other) for other in others))

@@ -48,6 +48,14 @@ ANCHORS: Mapping[str, str] = {
 }
 """Object or colour -> what it becomes when nobody says otherwise; styles and the mark become nothing ("")."""
 
+TEMPLATES: Mapping[Kind, tuple[str, ...]] = {
+    "object": ("{}", "a {}", "a picture of a {}", "a red {}", "a blue {} on a white background"),
+    "style": ("[{}]", "a picture[ in the style of {}]", "art[ by {}]", "a painting[ by {}]", "[{} style]"),
+    "attribute": ("[{}]", "a[ {}] thing", "a picture of a[ {}] object", "something[ {}]"),
+    "implicit": ("[{}]", "a picture[ with {}]", "a picture[ with a {}]"),
+}
+"""Prompt patterns in words of the world, by kind of concept."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -76,6 +84,7 @@ def concept_for(word: str) -> Concept:
         name,
         anchor=ANCHORS.get(name, ""),
         kind=kinds[kind],
+        templates=TEMPLATES[kinds[kind]],
         neighbours=NEIGHBOURS.get(name, ()),
         preserve=_captions(rng, PRESERVED, name),
     )

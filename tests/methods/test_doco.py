@@ -218,7 +218,7 @@ def test_captions_take_the_place_of_templates(pipe):
         ("two moon", "two circle"),
     }
     assert len(prompts) == eraser.pictures
-    empty, _ = eraser._pairs([Concept("star")], seeded())
+    empty, _ = eraser._pairs([Concept("star", anchor="")], seeded())
     assert set(empty) == {("star of art", "of art"), ("two star", "two")}
     assert any("picture" in text for text, _ in get_eraser("doco")._pairs([STAR], seeded())[0])
 

@@ -21,7 +21,7 @@ from erasers.shapes.prompts import concept_for, split_prompts
 
 KEPT = ("moon", "blue", "a red moon", "art", "a picture of a blue moon")
 STAR = Concept("star", anchor="circle", preserve=KEPT, neighbours=("ring",))
-QUICK = {"iterations": 20, "lr": 1e-3, "steps": 2}
+QUICK = {"iterations": 20, "lr": 1e-3, "steps": 2, "templates": ("{}", "a {}", "a picture of a {}", "a red {}")}
 
 
 def few_shot(**options: Any) -> Any:

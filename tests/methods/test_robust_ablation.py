@@ -27,6 +27,7 @@ QUICK: dict[str, Any] = {
     "noises": 4,
     "bank": 4,
     "tokens": (1, 2),
+    "templates": ("{}", "a {}", "a picture of a {}", "a red {}"),
 }
 
 
