@@ -104,6 +104,16 @@ FAMILIES: tuple[Family, ...] = (
         pooled=Pooled(r"^add_embedding\.linear_1$", output=2),
     ),
     Family(
+        "AnimateDiff",
+        "UNetMotionModel",
+        "cross",
+        # Not the motion modules, whose attn2 goes from frame to frame.
+        re.compile(r"\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_[kv]$"),
+        (Source(("text_encoder", "text_encoder_2")),),
+        components=("unet",),
+        pooled=Pooled(r"^add_embedding\.linear_1$", output=2),
+    ),
+    Family(
         "Stable Diffusion 3 and 3.5",
         "SD3Transformer2DModel",
         "joint",

@@ -30,6 +30,7 @@ _TEXT_LAYER = re.compile(r"self_attn\.(q|k|v|out)_proj$")
 # Class of the denoiser -> prefix of its layers, and the layers that diffusers and web UIs read under such names.
 _KOHYA = {
     "UNet2DConditionModel": ("lora_unet_", re.compile(r".+\.attentions\..+|add_embedding\.linear_[12]")),
+    "UNetMotionModel": ("lora_unet_", re.compile(r".+\.attentions\..+|add_embedding\.linear_[12]")),
     "FluxTransformer2DModel": (
         "lora_transformer_",
         re.compile(

@@ -18,11 +18,13 @@ _UNFIT = {
     r"^Marigold": "it takes no prompt",
     r"^(AudioLDM|MusicLDM)": "it makes sound",
     r"^IF[A-Z]|^IFPipeline$": "its UNet projects the states of T5 before it reads them",
-    r"^(Kandinsky|UnCLIP)": "its denoiser reads what a prior makes of the prompt",
+    r"^(Kandinsky|UnCLIP|StableUnCLIPPipeline$)": "its denoiser reads what a prior makes of the prompt",
+    r"^StableDiffusionLatentUpscale": "a summary of the prompt enters beside the time, where nothing is edited",
     r"^AltDiffusion": "its text encoder is not CLIP",
     r"^BlipDiffusion": "a reference picture is mixed into the states of its prompt",
     r"^(QwenImageEdit|ZImageOmni)": "its text encoder reads the picture together with the prompt",
     r"^VisualCloze": "its prompt is a task in pictures",
+    r"^QwenImageLayered": "it takes a picture apart, and its prompt is a caption of that",
     r"^(LDMTextToImage|VersatileDiffusion|PaintByExample|StableDiffusionImageVariation)": "it has no CLIP text encoder",
 }
 # Classes that are fitted, but take more than the command can give.
@@ -32,8 +34,10 @@ _UNDRAWN = {
     r"ControlNetUnion": "the kind of each control picture (control_mode)",
     r"^LEdits": "an editing prompt and an inverted picture",
     r"^CycleDiffusion": "a prompt of the picture it starts from",
+    r"GLIGEN": "phrases with boxes",
     r"AttendAndExcite": "the positions of tokens",
     r"DiffEdit|Pix2PixZero": "an inverted picture",
+    r"^ChromaInpaint": "a setting of its transformer (guidance_embeds) that diffusers does not save",
 }
 _OPTIONAL = re.compile(r"^Flux2(Klein|KleinKV)?Pipeline$|^FluxKontextPipeline$")
 _WORDS = {"image": "a picture", "mask": "a mask", "control_image": "a control picture"}

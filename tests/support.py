@@ -1,7 +1,8 @@
-"""The table of what is supported, made from test results: `python -m pytest tests/test_support.py --write-support`.
+"""The table of what is supported, made from test results, by the command `WRITE`.
 
-A test notes what it found about one cell (family, method, form) or one family; the notes of a whole run become
-`docs/support.json` and, from that alone, `docs/support.md`. A run without the option compares its notes with the file.
+A test notes what it found about one cell (family, method, form), one family or one class of pipelines; the notes of a
+run go into `docs/support.json`, and `docs/support.md` is made from that alone. A run without the option compares its
+notes with the file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from families.all import FAMILIES as ALL
 
 from erasers.families import FAMILIES
 
+WRITE = "python -m pytest tests/test_support.py tests/test_variants.py --write-support"
 DOCS = Path(__file__).parent.parent / "docs"
 FORMS = {
     "baked": "weights edited in place, `Patch.apply`",
@@ -25,12 +27,12 @@ FORMS = {
     "folder": "`ErasedPipeline.save_pretrained`, loaded by stock `from_pretrained`; at most 2e-5 from baked",
 }
 KINDS = {"cross": "cross-attention", "joint": "joint attention", "single": "one sequence"}
-_HEAD = """# What is supported
+_HEAD = f"""# What is supported
 
-Generated from test results by `python -m pytest tests/test_support.py --write-support`; do not edit. Every cell was run
-on a small random pipeline of the family, made by the stock class, on a CPU in float32: the patch fits, changes the
-picture, comes off bit for bit, and each form gives the picture of the baked patch. It says that a form works, not that
-a concept is gone from a real checkpoint: that is for the benchmark.
+Generated from test results by `{WRITE}`;
+do not edit. Every cell was run on a small random pipeline of the family, made by the stock class, on a CPU in float32:
+the patch fits, changes the picture, comes off bit for bit, and each form gives the picture of the baked patch. It says
+that a form works, not that a concept is gone from a real checkpoint: that is for the benchmark.
 """
 
 
@@ -44,7 +46,7 @@ def render(notes: Mapping[str, Any]) -> str:
         parts.append(_table(["family", "pipeline", "text enters by", *FORMS], rows))
     reasons = _reasons(notes)
     parts += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    return "\n".join([*parts, *_exactness(notes), *_ways_in()]) + "\n"
+    return "\n".join([*parts, *_pipelines(notes), *_exactness(notes), *_ways_in()]) + "\n"
 
 
 def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
@@ -57,6 +59,25 @@ def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
 def _reasons(notes: Mapping[str, Any]) -> dict[str, int]:
     found = dict.fromkeys(cell["reason"] for cell in notes["cells"].values() if not cell["works"])
     return {reason: number for number, reason in enumerate(found, start=1)}
+
+
+def _pipelines(notes: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, about in notes["pipelines"].items():
+        takes = ", ".join(f"`--{key.replace('_', '-')}`" for key in about["takes"])
+        why = f" ({about['reason']})" if about["reason"] else ""
+        fit, drawn = ("yes" if about["fit"] else f"no{why}"), ("yes" if about["drawn"] else "no")
+        rows.append([f"`{name}`", takes, fit, f"no{why}" if about["fit"] and why else drawn])
+    return [
+        "\n## Other pipelines around the same denoisers\n",
+        "Every class that diffusers has around the denoisers above, but for those that it no longer maintains. *Draws",
+        "from*: what `erase generate` and `--report` need beside the prompt. *Fitted*: UCE leads the prompt to its",
+        "anchor and the patch comes off bit for bit; where it says no, the class is refused with that reason. *Drawn*:",
+        "by the command; a no names what the command cannot give. A ControlNet reads the prompt by layers of its own,",
+        "which stay unedited, and applying a patch says so. Methods that train take Stable Diffusion 1, 2 and XL",
+        "pipelines whose UNet reads latents, the time and text alone; others are refused before any work.\n",
+        _table(["pipeline", "draws from", "fitted", "drawn"], rows),
+    ]
 
 
 def _exactness(notes: Mapping[str, Any]) -> list[str]:
@@ -105,7 +126,7 @@ class Collector:
 
     def __init__(self, write: bool) -> None:
         self.write = write
-        self.notes: dict[str, dict[str, Any]] = {"families": {}, "cells": {}}
+        self.notes: dict[str, dict[str, Any]] = {"families": {}, "cells": {}, "pipelines": {}}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         for name, value in report.user_properties if report.when == "call" and report.passed else ():
@@ -115,20 +136,27 @@ class Collector:
 
     def pytest_sessionfinish(self, session: Any) -> None:
         path = DOCS / "support.json"
-        if self.write and self.notes["cells"]:
-            order = list(ALL)
-            notes = {
-                part: dict(sorted(found.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
-                for part, found in self.notes.items()
-            }
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if self.write and any(self.notes.values()):
+            notes = {part: _ordered({**known.get(part, {}), **found}) for part, found in self.notes.items()}
             path.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
             (DOCS / "support.md").write_text(render(notes), encoding="utf-8")
             return
-        known = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [key for key, found in self.notes["cells"].items() if known["cells"].get(key) != found]
+        parts = ("cells", "pipelines")
+        wrong = [key for part in parts for key, found in self.notes[part].items() if known[part].get(key) != found]
         if wrong:
             session.exitstatus = 1
             raise SystemExit(
-                f"docs/support.json differs from the test results in {wrong[0]} and {len(wrong) - 1} more; run "
-                "python -m pytest tests/test_support.py --write-support"
+                f"docs/support.json differs from the test results in {wrong[0]} and {len(wrong) - 1} more; run {WRITE}"
             )
+
+
+def _ordered(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """By family as the tests list them, then by name."""
+    order = list(ALL)
+
+    def rank(key: str) -> tuple[int, str]:
+        family = key.partition("/")[0]
+        return (order.index(family) if family in order else len(order), key)
+
+    return {key: notes[key] for key in sorted(notes, key=rank)}

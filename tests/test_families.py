@@ -46,8 +46,10 @@ PORTS: dict[str, dict[str, list[tuple[int, int]]]] = {
     "zimage": {"text": [(1, 64)]},
     "cogview4": {"text": [(1, 64)]},
     "prx": {"text": [(1, 64)]},
+    "animatediff": {"text": [(8, 32)]},
 }
 CAUSAL = {"sd1", "sd2", "sdxl", "flux2", "qwenimage", "sana", "luminanext", "lumina2", "zimage", "cogview4"}
+CAUSAL |= {"animatediff"}
 PROMPT = "a picture of star"
 STAR = Concept("star", anchor="circle", preserve=["moon"])
 EXACT: dict[str, Any] = {"rows": "all", "preserve_rows": "all", "ridge": 1e-6, "preserve_scale": 1.0, "cache": False}

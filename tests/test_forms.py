@@ -16,7 +16,6 @@ import torch
 from families.all import FAMILIES
 from families.base import draw
 from families.patches import TEXT, adapters, hand_patch, layers, stock_load, transform_patch, weight
-from tiny import FAMILIES as UNETS
 from tiny import same, weights
 
 from erasers import Patch, PatchError, cli, get_eraser, load_lora
@@ -28,7 +27,7 @@ SHORT, CROSS = FAMILIES["sd1"].options, TEXT["sd1"]
 # Guidance multiplies what rounding does.
 UNGUIDED = {"guidance_scale": 1.0}
 WITHOUT_LORA = {"pixart", "pixart-sigma", "hunyuandit", "luminanext", "prx"}
-KOHYA = {"sd1", "sd2", "sdxl", "flux"}
+KOHYA = {"sd1", "sd2", "sdxl", "flux", "animatediff"}
 
 
 # Every family
@@ -48,7 +47,7 @@ def built(family: str, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def patch(family: str, built: Any) -> Patch:
-    return hand_patch(built, layers(built, "unet" if family in UNETS else "transformer", TEXT[family]))
+    return hand_patch(built, layers(built, "unet" if hasattr(built, "unet") else "transformer", TEXT[family]))
 
 
 def test_lora_is_exact_or_refused(family, built, patch, tmp_path):
@@ -92,7 +91,7 @@ def test_kohya_is_exact_or_refused(family, built, patch, tmp_path):
     file = patch.to_lora(built, tmp_path / "lora", form="kohya")
     names = set(safetensors.torch.load_file(file))
     assert {name.partition(".")[2] for name in names} == {"lora_down.weight", "lora_up.weight", "alpha"}
-    assert all(name.startswith("lora_unet_" if family in UNETS else "lora_transformer_") for name in names)
+    assert all(name.startswith("lora_unet_" if hasattr(built, "unet") else "lora_transformer_") for name in names)
     plain = picture()
     with patch.applied(built):
         baked = picture()
@@ -280,7 +279,7 @@ def test_delta_of_dense_edits_in_half_precision(pipe, tmp_path):
 
 def test_delta_loads_as_its_docstring_says(family, built, patch, tmp_path, monkeypatch):
     lines = re.findall(r"^ {12}(\w.*)$", str(Patch.to_delta.__doc__), re.MULTILINE)[:3]
-    if family in UNETS:
+    if hasattr(built, "unet"):
         lines = [line.replace("transformer", "unet") for line in lines]
     monkeypatch.chdir(tmp_path)
     patch.to_delta(built, "folder")

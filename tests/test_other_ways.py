@@ -77,7 +77,7 @@ def test_attn2_of_sd35_reads_the_picture(tmp_path):
 @pytest.mark.parametrize(
     ("attribute", "name"),
     [
-        ("unet", "UNetMotionModel"),
+        ("unet", "I2VGenXLUNet"),
         ("unet", "Kandinsky3UNet"),
         ("unet", "StableCascadeUNet"),
         ("unet", "UNet3DConditionModel"),

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from families.all import FAMILIES
 from families.base import draw
 from families.patches import stock_load
+from families.variants import VARIANTS, classes
 from safetensors.torch import load_file
 from support import DOCS, FORMS, render
 from tiny import same, weights
@@ -19,6 +21,7 @@ from tiny import same, weights
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser, list_erasers
 from erasers.eraser import eraser_class
 from erasers.families import FAMILIES as TABLE
+from erasers.inputs import unfit_reason
 from erasers.ports import find_family
 
 pytestmark = [
@@ -29,7 +32,7 @@ pytestmark = [
 STAR = Concept("star", anchor="circle", preserve=["moon"])
 QUICK: dict[str, dict[str, Any]] = {"uce": {"ridge": 0.01}, "rece": {"ridge": 0.01, "rounds": 1}}
 NO_LORA = {"pixart", "pixart-sigma", "hunyuandit", "luminanext", "prx"}
-KOHYA = {"sd1", "sd2", "sdxl", "flux"}
+KOHYA = {"sd1", "sd2", "sdxl", "flux", "animatediff"}
 REASONS = {
     "LoRA": "stock diffusers loads no LoRA into this denoiser; use delta",
     "kohya": "stock diffusers reads no LoRA of this form for this denoiser",
@@ -115,7 +118,7 @@ def make(form: str, patch: Patch, pipe: Any, folder: Path) -> Any:
 def test_exactness(family, pipe, note):
     """Figures for the table, and a bound where the ports are all that text enters by."""
     denoiser = find_family(pipe)[0]
-    kinds = ("text", "pooled") if denoiser.pooled and family not in ("sd1", "sd2") else ("text",)
+    kinds = ("text", "pooled") if denoiser.pooled and family not in ("sd1", "sd2", "animatediff") else ("text",)
     before = {text: draw(pipe, text, FAMILIES[family].options) for text in ("star", "circle", "moon")}
     figures = {
         "pipeline": type(pipe).__name__,
@@ -146,4 +149,6 @@ def test_the_page_is_the_rendering_of_the_notes(request: pytest.FixtureRequest):
     notes = json.loads((DOCS / "support.json").read_text(encoding="utf-8"))
     assert (DOCS / "support.md").read_text(encoding="utf-8") == render(notes)
     assert len(notes["cells"]) == len(FAMILIES) * len(QUICK) * len(FORMS)
+    unfit = [name for name in classes() if unfit_reason(getattr(diffusers, name))]
+    assert set(notes["pipelines"]) == {*VARIANTS, *unfit}
     assert {about["kind"] for about in notes["families"].values()} == {row.kind for row in TABLE}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from erasers.families import Family, Source
+from erasers.families import Family, Source, UnsupportedPipeline
 from erasers.methods.clip_states import encode_clip
 from erasers.methods.rows import Encoded, Prompt, Rows, Segment
 from erasers.ports import find_family, read_through
@@ -60,7 +60,7 @@ class Reader:
         _check_encoders(self.pipe, family)
         if not distinct:
             return {}
-        if family.denoiser == "UNet2DConditionModel":
+        if family.components == ("unet",):
             found = encode_clip(
                 self.pipe,
                 text_parts(self.pipe),
@@ -123,7 +123,8 @@ def _encode_batch(
     for number, call in enumerate(calls):
         more = {"text_encoder_index": number} if len(calls) > 1 else {}
         output, ids = _call(reader, [prompt.text for prompt in prompts], call, more)
-        if family.negative and not prompts[0].text:
+        # Pipelines without guidance (Sana Sprint) have no rules for a negative prompt.
+        if family.negative and not prompts[0].text and "do_classifier_free_guidance" in _parameters(pipe):
             both, _ = _call(reader, [""] * len(prompts), call, {"do_classifier_free_guidance": True})
             output = both[family.negative :]
         ends = [_ends(reader, prompts, source, ids[source], more) for source in call]
@@ -200,6 +201,8 @@ def _call(
 ) -> tuple[Any, dict[Source, torch.Tensor]]:
     """What `encode_prompt` returns, and the token ids `[texts, tokens]` that the first encoder of each source got."""
     ids: dict[Source, torch.Tensor] = {}
+    if "prompt" not in _parameters(reader.pipe):
+        raise UnsupportedPipeline(f"{type(reader.pipe).__name__} encodes no plain prompt; its text ports can be edited")
 
     def watch(source: Source) -> Any:
         def look(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:

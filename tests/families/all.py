@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from families import llm, t5
+from families import llm, motion, t5
 from families.base import Family
 from tiny import FAMILIES as UNETS
 from tiny import make_pipe
@@ -15,4 +15,5 @@ FAMILIES: dict[str, Family] = {
     **{name: Family(partial(make_pipe, name), _CALL) for name in UNETS},
     **t5.FAMILIES,
     **llm.FAMILIES,
+    **motion.FAMILIES,
 }

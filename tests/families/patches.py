@@ -20,6 +20,7 @@ CAPTION, CROSS, SINGLE = r"^caption_projection\.linear", r"attn2\.to_[kv]$", r"^
 TEXT = {
     "sd1": CROSS,
     "sd2": CROSS,
+    "animatediff": r"\.attentions\..*attn2\.to_[kv]$",
     "sdxl": rf"{CROSS}|^add_embedding\.linear",
     "sd3": rf"{EMBEDDER}|{POOLED}|{ADDED}",
     "sd35": rf"{EMBEDDER}|{POOLED}|{ADDED}",
