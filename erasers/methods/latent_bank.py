@@ -103,7 +103,7 @@ class LatentBank:
     Args:
         latents: x_t `[n, c, h, w]`, of unit variance.
         times: t `[n]`.
-        prompts: Which prompt each is on its way to `[n]`.
+        prompts: Which prompt each is on its way to `[n]`, on the CPU as all numbers of rows are.
         conditional: eps*(x_t, t, c) `[n, c, h, w]`.
         empty: eps*(x_t, t, "") `[n, c, h, w]`.
         pictures: x_0 `[pictures, c, h, w]`, where the ways end.
@@ -123,7 +123,7 @@ class LatentBank:
 
     def draw(self, count: int, generator: torch.Generator) -> LatentBank:
         """A random part of the latents, with replacement."""
-        index = picks(len(self), count, generator).to(self.latents.device)
+        index = picks(len(self), count, generator)
         parts = {name: getattr(self, name)[index] for name in ("latents", "times", "prompts", "conditional", "empty")}
         return replace(self, **parts)
 

@@ -47,6 +47,12 @@ class Rows(ABC):
         """The module that makes them, `<component>.<module path>`."""
         return str(self.block.target)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; rows themselves are on the CPU."""
+        device: torch.device = next(self.block.module.parameters()).device
+        return device
+
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of weights that make them, by parameter name."""
         found: dict[str, str] = self.block.fingerprints()

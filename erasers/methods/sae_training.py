@@ -106,7 +106,7 @@ def train_sae(
     checkpoint: Path | None = None,
     tell: Told = lambda count, text: None,
 ) -> Trained:
-    """Train an autoencoder on rows, which are made step by step.
+    """Train an autoencoder on rows, which are made step by step, where the model is that makes them.
 
     Args:
         rows: Where they come from.
@@ -124,29 +124,31 @@ def train_sae(
         raise ValueError(
             f"expected dead_after below the rows of the training, about {count}, got {training.dead_after}"
         )
-    run = _Run(training, width)
+    run, where = _Run(training, width, rows.device), rows.device
     saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(rows, training))
     if saved is None or not saved.load(run):
-        run.sae.b_pre.data.copy_(geometric_median(rows.first()))
+        run.sae.b_pre.data.copy_(geometric_median(rows.first().to(where)))
     tell(run.done, "")
     while run.done < training.steps:
-        tell(1, run.step(rows.step(run.done)))
+        tell(1, run.step(rows.step(run.done).to(where)))
         if saved is not None:
             saved.save(run)
     for parameter in run.sae.parameters():
         parameter.requires_grad_(False)
-    return Trained(run.sae, quality(run.sae, rows.held()), run.curves)
+    measured = quality(run.sae, (some.to(where) for some in rows.held()))
+    return Trained(run.sae.cpu(), measured, run.curves)
 
 
 class _Run:
     """A training on its way."""
 
-    def __init__(self, training: SAETraining, width: int) -> None:
+    def __init__(self, training: SAETraining, width: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(training.seed)
         self.training = training
-        self.sae = SAE(width, training.features, training.k, activation=training.activation, generator=generator)
+        sae = SAE(width, training.features, training.k, activation=training.activation, generator=generator)
+        self.sae = sae.to(device)
         self.adam = torch.optim.Adam(self.sae.parameters(), lr=training.lr, betas=(0.9, 0.999), eps=6.25e-10)
-        self.silent = torch.zeros(training.features, dtype=torch.int64)
+        self.silent = torch.zeros(training.features, dtype=torch.int64, device=device)
         self.curves: dict[str, list[float]] = {"unexplained": [], "auxiliary": [], "dead": [], "threshold": []}
 
     @property
@@ -213,7 +215,7 @@ class _Run:
             adam.setdefault(int(number), {})[what] = value
         self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
         self.curves = {name: values.tolist() for name, values in parts["curves"].items()}
-        self.silent = tensors["silent"]
+        self.silent = tensors["silent"].to(self.silent.device)
 
 
 class _Checkpoint:
