@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 
 from erasers.card import markdown_text
-from erasers.evaluation.leaderboard_files import Result, read_tasks
+from erasers.evaluation.leaderboard_files import Result, read_tasks, setting_text
 from erasers.evaluation.scoring import Comparison, compare
 from erasers.evaluation.statistics import holm
 
@@ -70,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="two rows or more; all of them by default")
     options = parser.parse_args(arguments)
     try:
-        lines = [show(*line) for line in compared(rows_of(options.task, options.rows))]
+        rows = rows_of(options.task, options.rows)
+        lines = [show(*line) for line in compared(rows)]
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     for line in (HEADS, ["---"] * len(HEADS), *lines):
         print(f"| {' | '.join(line)} |")
+    settings = {setting_text(row): row.name for row in rows}
+    if len(settings) > 1:
+        told = "; ".join(f"{name} and its like {said}" for said, name in settings.items())
+        print(f"drawn differently: {told}", file=sys.stderr)
     return 0
 
 

@@ -4,9 +4,9 @@
     python benchmarks/leaderboard.py --check             # exit 1 and name the files that are not what results say
     python benchmarks/leaderboard.py --adopt results     # first take over what `erase bench run --out results` wrote
 
-Of the pictures of a run only those that the leaderboard shows are kept, in `results/images/`, no larger than it shows
-them. Tasks that were cut short stay out, and so do those of adult content: their prompts do not belong into a
-repository.
+Only results that verify get in; the tasks of this folder (`*.yaml`) count as those of the package do. Of the pictures
+of a run only those that the leaderboard shows are kept, in `results/images/`, no larger than it shows them. Tasks that
+were cut short stay out, and so do those of adult content: their prompts do not belong into a repository.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 
 from erasers.atomic import write_atomically
 from erasers.evaluation.leaderboard import shown_images, write_leaderboard
-from erasers.evaluation.leaderboard_files import Result, read_tasks
+from erasers.evaluation.leaderboard_files import Result, read_tasks, result_files
 from erasers.evaluation.leaderboard_pictures import shrunk
+from erasers.evaluation.verifying import Verifier, verified
 
 FOLDER = Path(__file__).parent
 FILES = ("leaderboard.md", "leaderboard.html")
@@ -50,8 +51,9 @@ def adopt(store: Path, results: Path) -> list[str]:
         What stayed out, and why.
 
     Raises:
-        ValueError: Damaged results or pictures, or a store that is `results` itself.
+        ValueError: Damaged results or pictures, results that do not verify, or a store that is `results` itself.
     """
+    refuse_wrong([store])
     tasks = read_tasks([store])
     out = {title: why for title, rows in tasks.items() if (why := _refused(rows))}
     taken = [rows for title, rows in tasks.items() if title not in out]
@@ -60,6 +62,17 @@ def adopt(store: Path, results: Path) -> list[str]:
     for path in _stray(results):
         path.unlink()
     return [f"{title} stays out: {why}" for title, why in out.items()]
+
+
+def refuse_wrong(paths: Sequence[Path]) -> None:
+    """Hold result files against their tasks.
+
+    Raises:
+        ValueError: Some do not verify; says which, and why.
+    """
+    _, refused = verified(result_files(paths), Verifier(sorted(FOLDER.glob("*.yaml"))))
+    if refused:
+        raise ValueError("; ".join(f"{path} does not verify: {why}" for path, why in refused.items()))
 
 
 def _refused(rows: Sequence[Result]) -> str:
@@ -107,12 +120,16 @@ def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.check:
+            if any((folder / "results").glob("*@*")):
+                refuse_wrong([folder / "results"])
             found = wrong(folder)
             for name in found:
                 print(f"{name} is not what the results say; run python benchmarks/leaderboard.py")
             return int(bool(found))
         for line in adopt(options.adopt, folder / "results") if options.adopt else ():
             print(line)
+        if not options.adopt:
+            refuse_wrong([folder / "results"])
         write_leaderboard([folder / "results"], folder)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -15,6 +15,7 @@ from rich.console import Console
 from erasers import cli_input, cli_processes
 from erasers.cli_options import Device, Dtype, Memory
 from erasers.cli_output import err, out, plain
+from erasers.cli_verify import PromptFiles, TaskFiles, prompt_files, verify
 from erasers.eraser import list_erasers
 
 if TYPE_CHECKING:
@@ -49,10 +50,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to draw and how long it may take, and draw nothing.")
     ] = False,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Your copy of a file of prompts that the task names. Repeatable."),
-    ] = None,
+    prompts: PromptFiles = None,
     judge_model: Annotated[
         Path | None, typer.Option(help="Folder with the judge's model. [dim]fetched from where the task says[/dim]")
     ] = None,
@@ -106,23 +104,7 @@ def score(task: TaskName, folder: Out = RESULTS, limit: Limit = None) -> None:
         out.print(plain(path))
 
 
-@bench.command()
-def verify(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files.")],
-) -> None:
-    """Compute the scores of result files from their samples, and say which numbers differ; exit code 1 if any does."""
-    from erasers.evaluation.scoring import verify as differences
-
-    wrong = False
-    for path in results:
-        found = differences(path)
-        wrong |= bool(found)
-        for line in found:
-            out.print(f"{plain(path)}: {plain(line)}")
-        if not found:
-            out.print(f"{plain(path)}: all scores follow from its samples")
-    if wrong:
-        raise typer.Exit(1)
+bench.command()(verify)
 
 
 @bench.command()
@@ -133,6 +115,7 @@ def compare(
     """Compare two rows of a task on the pictures that both were scored on; p-values are Holm's over all lines."""
     from rich.table import Table
 
+    from erasers.evaluation.leaderboard_files import drawn_apart
     from erasers.evaluation.scoring import compare as pairs
 
     table = Table("score", "A", "B", "A - B", "95 % interval", "pictures", "p", "", box=None, pad_edge=False)
@@ -143,6 +126,8 @@ def compare(
         numbers = (f"{one.first:.3f}", f"{one.second:.3f}", f"{one.difference.value:+.3f}", interval)
         table.add_row(one.name, *numbers, str(one.difference.n), f"{one.p:.3g}", verdict)
     out.print(table, soft_wrap=False)
+    for note in drawn_apart(first, second):
+        err.print(plain(note))
 
 
 @bench.command()
@@ -152,13 +137,23 @@ def leaderboard(
     allow_adult: Annotated[
         bool, typer.Option("--allow-adult", help="Show pictures of tasks with sexual content, blurred.")
     ] = False,
+    task: TaskFiles = None,
+    prompts: PromptFiles = None,
 ) -> None:
-    """Write leaderboard.md and leaderboard.html."""
+    """Write leaderboard.md and leaderboard.html from the results that verify; exit code 1 if others were left out."""
     from erasers.evaluation.leaderboard import write_leaderboard
+    from erasers.evaluation.leaderboard_files import result_files
+    from erasers.evaluation.verifying import Verifier, verified
 
-    write_leaderboard(results, folder, allow_adult=allow_adult)
-    for name in ("leaderboard.md", "leaderboard.html"):
-        out.print(plain(folder / name))
+    right, refused = verified(result_files(results), Verifier(task or [], prompt_files(prompts or [])))
+    for path, why in refused.items():
+        err.print(f"{plain(path)} is left out: {plain(why)}")
+    if right:
+        write_leaderboard(right, folder, allow_adult=allow_adult)
+        for name in ("leaderboard.md", "leaderboard.html"):
+            out.print(plain(folder / name))
+    if refused:
+        raise typer.Exit(1)
 
 
 def _work(job: Run, console: Console | None) -> None:
@@ -268,10 +263,7 @@ def _located(task: Task, prompts: Sequence[str], main: bool) -> Task:
     """The task with its files of prompts; says what they are."""
     from erasers.evaluation.prompt_notes import notes
 
-    pairs = [one.partition("=")[::2] for one in prompts]
-    if wrong := [one for one, (name, file) in zip(prompts, pairs, strict=True) if not (name and file)]:
-        raise ValueError(f"expected --prompts NAME=FILE, got {wrong[0]!r}")
-    found = task.located({name: Path(file) for name, file in pairs})
+    found = task.located(prompt_files(prompts))
     for line in notes(found, [name for name, one in task.sources.items() if one.sha256 is None]) if main else ():
         err.print(plain(line))
     return found

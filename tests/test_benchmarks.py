@@ -52,6 +52,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up results are of no task."""
+    monkeypatch.setattr(LEADERBOARD, "refuse_wrong", lambda paths: None)
+
+
 def kept(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "results" / "images").rglob("*.png")}
 
@@ -67,6 +73,7 @@ def test_the_committed_leaderboard_is_that_of_the_committed_results(capsys: pyte
     assert there == [any((folder / "results").glob("*@*"))] * 2
 
 
+@pytest.mark.usefixtures("made_up")
 def test_a_run_is_adopted_with_the_pictures_that_are_shown(store: Path, tmp_path: Path) -> None:
     assert LEADERBOARD.main(["--adopt", str(store)], tmp_path) == 0
     assert kept(tmp_path) == set(shown_images([store]))
@@ -79,6 +86,7 @@ def test_a_run_is_adopted_with_the_pictures_that_are_shown(store: Path, tmp_path
     assert content(tmp_path) == content(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("made_up")
 def test_what_a_task_lost_since_is_dropped(store: Path, tmp_path: Path) -> None:
     LEADERBOARD.main(["--adopt", str(store)], tmp_path)
     shutil.copytree(store, tmp_path / "later")
@@ -89,6 +97,7 @@ def test_what_a_task_lost_since_is_dropped(store: Path, tmp_path: Path) -> None:
     assert kept(tmp_path) == set(shown_images([tmp_path / "results"])) < set(shown_images([store]))
 
 
+@pytest.mark.usefixtures("made_up")
 def test_large_pictures_are_kept_as_large_as_they_are_shown(tmp_path: Path) -> None:
     write_results(tmp_path / "run", cases=["star"])
     key = shown_images([tmp_path / "run"])[0]
@@ -99,6 +108,7 @@ def test_large_pictures_are_kept_as_large_as_they_are_shown(tmp_path: Path) -> N
     assert LEADERBOARD.main(["--check"], tmp_path) == 0
 
 
+@pytest.mark.usefixtures("made_up")
 def test_tasks_that_were_cut_short_and_adult_ones_stay_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_results(tmp_path / "run", name="adult", adult=True, cases=["heart"])
     write_results(tmp_path / "run", name="whole", cases=["star"], pictures=False)
@@ -113,6 +123,7 @@ def test_tasks_that_were_cut_short_and_adult_ones_stay_out(tmp_path: Path, capsy
     assert "short@1-limit3 stays out: it was cut short" in out
 
 
+@pytest.mark.usefixtures("made_up")
 @pytest.mark.parametrize("name", [*FILES, "results/images/00/stray.png"])
 def test_the_check_names_what_differs(
     store: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -131,6 +142,7 @@ def test_the_check_names_what_differs(
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("made_up")
 def test_the_check_wants_a_leaderboard_where_there_are_results_and_none_else(store: Path, tmp_path: Path) -> None:
     assert LEADERBOARD.wrong(tmp_path) == []
     for name in FILES:
@@ -142,6 +154,7 @@ def test_the_check_wants_a_leaderboard_where_there_are_results_and_none_else(sto
     assert LEADERBOARD.wrong(tmp_path) == list(FILES)
 
 
+@pytest.mark.usefixtures("made_up")
 def test_results_are_not_adopted_from_where_they_lie(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +165,7 @@ def test_results_are_not_adopted_from_where_they_lie(
     assert sorted((tmp_path / "results").rglob("*")) == before
 
 
+@pytest.mark.usefixtures("made_up")
 def test_damaged_results_change_nothing(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     LEADERBOARD.main(["--adopt", str(store)], tmp_path)
     before = content(tmp_path)
@@ -161,6 +175,21 @@ def test_damaged_results_change_nothing(store: Path, tmp_path: Path, capsys: pyt
     assert "uce.json" in capsys.readouterr().err
     assert content(tmp_path) == before
     assert LEADERBOARD.main(["--check"], tmp_path) == 0
+
+
+def test_only_results_that_verify_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(ROOT / "benchmarks" / "results" / "shapes-inversion@1", tmp_path / "shapes-inversion@1"))
+    data = json.loads((run / "uce.json").read_text())
+    del data["cases"]["star"]["samples"][0]
+    (run / "uce.json").write_text(json.dumps(data))
+    for arguments in (["--adopt", str(run)], []):
+        assert LEADERBOARD.main(arguments, tmp_path) == 2
+        message = capsys.readouterr().err
+        assert "uce.json does not verify: star: 1 of 120 prompts are missing, e.g. explicit" in message
+        assert "unedited.json" not in message
+        shutil.copytree(run, tmp_path / "results" / run.name, dirs_exist_ok=True)
+    assert LEADERBOARD.main(["--check"], tmp_path) == 2
+    assert not any((tmp_path / name).exists() for name in FILES)
 
 
 def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:

@@ -143,6 +143,7 @@ def test_inspect_says_what_a_patch_does(star_patch: Path, capsys: pytest.Capture
 
 def test_a_chosen_anchor_and_kept_captions_are_told(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pipe.save_pretrained("sd")
+    capsys.readouterr()  # the bars of that
     options = ("--concept", "dragon", "--concept", "moon", "--anchor", "moon=ring", "--model", "sd", "--method", "uce")
     assert cli.run([*options, "--out", "two.safetensors"]) == 0
     output, error = capsys.readouterr()

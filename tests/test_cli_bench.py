@@ -128,18 +128,19 @@ def test_processes_of_the_command_itself_change_nothing(
 
 
 def test_results_verify_until_a_number_is_changed(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(finished / "tiny@1", tmp_path / "tiny@1"))
-    assert run(["bench", "verify", *map(str, sorted(out.glob("*.json")))]) == 0
-    assert capsys.readouterr().out.count("all scores follow from its samples") == 3
+    known = ["--task", str(task)]
+    assert run(["bench", "verify", *known, *map(str, sorted(out.glob("*.json")))]) == 0
+    assert capsys.readouterr().out.count("it is of its task, and all scores follow") == 3
     data = json.loads((out / "uce.json").read_text())
     data["scores"]["all"]["pillars"]["specificity"]["low"] = 0.123
     (out / "uce.json").write_text(json.dumps(data))
-    assert run(["bench", "verify", str(out / "rece.json"), str(out / "uce.json")]) == 1
+    assert run(["bench", "verify", *known, str(out / "rece.json"), str(out / "uce.json")]) == 1
     printed = capsys.readouterr().out
     assert "scores.all.pillars.specificity.low is 0.123, the samples give" in printed
-    assert "rece.json: all scores follow" in printed
+    assert "rece.json: it is of its task" in printed
 
 
 def test_scoring_again_writes_the_same(task: Path, finished: Path, tmp_path: Path) -> None:
@@ -156,8 +157,8 @@ def test_two_rows_are_compared(finished: Path, capsys: pytest.CaptureFixture[str
     assert "is better" not in printed
 
 
-def test_the_leaderboard_is_written(finished: Path, tmp_path: Path) -> None:
-    assert run(["bench", "leaderboard", str(finished), "--out", str(tmp_path / "board")]) == 0
+def test_the_leaderboard_is_written(task: Path, finished: Path, tmp_path: Path) -> None:
+    assert run(["bench", "leaderboard", str(finished), "--out", str(tmp_path / "board"), "--task", str(task)]) == 0
     assert "rece" in (tmp_path / "board" / "leaderboard.md").read_text()
     assert (tmp_path / "board" / "leaderboard.html").is_file()
 

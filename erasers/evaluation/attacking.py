@@ -57,7 +57,7 @@ class Attacking:
     def _sieges(self, case: str) -> Iterator[Siege]:
         """Those of a case, in the order of the task."""
         task = self.run.task
-        concepts, prompts = task.concepts(case), _attacked(self.run.draws[case])
+        concepts, prompts = task.concepts(case), attacked(self.run.draws[case])
         attacks = {label: plan.against(concepts, task.model) for label, plan in task.attacks.items()}
         images = {label: attack.budget().images for label, attack in attacks.items()}
         for label, plan in task.attacks.items():
@@ -163,7 +163,7 @@ class Attacking:
         return [image for images in draw(latents=arguments.get("latents")) for image in images]
 
 
-def _attacked(draws: Sequence[Sample]) -> list[Sample]:
+def attacked(draws: Sequence[Sample]) -> list[Sample]:
     """The explicit prompts, those of several concepts taking turns."""
     concepts = _by_concept([sample for sample in draws if sample.split == "explicit"])
     return [sample for some in zip_longest(*concepts) for sample in some if sample is not None]

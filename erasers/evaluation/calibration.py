@@ -89,17 +89,22 @@ def stored(judge: Judge, wants: Mapping[str, str]) -> Calibration | None:
         wants: Property -> value. One property has figures of its own for every value; several together have those of
             the properties, over all values.
     """
-    entry = _table().get(judge.name, {})
-    if entry.get("fingerprint") != judge.fingerprint.digest:
-        return None
-    fields = entry["wants"].get(key(wants))
-    return fields and Calibration.from_json(fields)
+    fields = stored_by(judge.name, judge.fingerprint.digest, [wants]).get(key(wants))
+    return Calibration.from_json(fields) if fields else None
 
 
 def stored_all(judge: Judge, wants: Iterable[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
     """Key -> what has been measured of a judge, as plain values, for all that some prompts want."""
-    found = {key(one): stored(judge, one) for one in wants}
-    return {name: one.to_json() for name, one in sorted(found.items()) if one}
+    return stored_by(judge.name, judge.fingerprint.digest, wants)
+
+
+def stored_by(name: str, fingerprint: str, wants: Iterable[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+    """As `stored_all`, of a judge that need not be here."""
+    entry = _table().get(name, {})
+    if entry.get("fingerprint") != fingerprint:
+        return {}
+    fields = {one: entry["wants"].get(one) for one in sorted(set(map(key, wants)))}
+    return {one: Calibration.from_json(some).to_json() for one, some in fields.items() if some}
 
 
 def key(wants: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ FORMATS = (1, FORMAT)
 REFERENCE = "reference"
 KINDS = (UNEDITED, REFERENCE, "method", "patch")
 ALL = "all"
+REDRAWN = "redrawn"
+"""Folder beside result files of what drawing their pictures again came to."""
 
 _IMAGE = re.compile(r"[0-9a-f]{64}")
 _NUMBER = (int, float)
@@ -115,13 +118,52 @@ def read_tasks(paths: Sequence[Path]) -> dict[str, list[Result]]:
             the unedited row lacks, or no unedited row; the message names the file.
         OSError: A file that cannot be read.
     """
+    tasks: dict[str, list[Result]] = {}
+    for result in map(read_result, result_files(paths)):
+        tasks.setdefault(result.title, []).append(result)
+    return {title: _checked(title, tasks[title]) for title in sorted(tasks)}
+
+
+def result_files(paths: Sequence[Path]) -> list[Path]:
+    """The result files among files and folders, sorted, each once.
+
+    Raises:
+        ValueError: There are none.
+    """
     files = sorted({file.resolve() for path in paths for file in _files(path)})
     if not files:
         raise ValueError(f"expected result files, or folders <task>@<version> with some, got {_names(paths)}")
-    tasks: dict[str, list[Result]] = {}
-    for result in map(read_result, files):
-        tasks.setdefault(result.title, []).append(result)
-    return {title: _checked(title, tasks[title]) for title in sorted(tasks)}
+    return files
+
+
+def setting_text(result: Result) -> str:
+    """How the pictures of a row were drawn, in words."""
+    drawn = result.data.get("drawn")
+    if drawn is None:
+        return "not recorded"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(drawn["versions"].items()))
+    return f"{drawn['scheduler'].get('class')} in {drawn['dtype']} on {drawn['device']}, {versions}"
+
+
+def drawn_apart(first: Path, second: Path) -> list[str]:
+    """A line when two rows were drawn with another scheduler, dtype, device or version; none when they were not."""
+    said = [setting_text(read_result(path)) for path in (first, second)]
+    if said[0] == said[1]:
+        return []
+    return [f"drawn differently: A {said[0]}; B {said[1]}; what differs may come from that"]
+
+
+def redrawn(result: Result) -> int:
+    """How many pictures of a row were drawn again and held; 0 where none were, or the file is another since."""
+    path = result.path.parent / REDRAWN / result.path.name
+    if not path.is_file():
+        return 0
+    try:
+        mark = read_json(path)
+        count: int = value_of(mark, "samples", int)
+        return count if mark.get("file") == hashlib.sha256(result.path.read_bytes()).hexdigest() else 0
+    except ValueError as error:
+        raise ValueError(f"{path} is not what drawing again came to: {error}") from None
 
 
 def read_result(path: Path) -> Result:

@@ -9,7 +9,7 @@ from typing import Any
 
 from erasers.evaluation.bootstrap import Estimate
 from erasers.evaluation.leaderboard_details import budgets, detectable, figure_names, metric_of
-from erasers.evaluation.leaderboard_files import ALL, REFERENCE, Result
+from erasers.evaluation.leaderboard_files import ALL, REFERENCE, Result, redrawn, setting_text
 from erasers.evaluation.leaderboard_pictures import Find, Grid, finds, grids
 from erasers.evaluation.pillars import OVERALL, PILLARS, Rise, compare
 from erasers.evaluation.records import UNEDITED
@@ -31,6 +31,7 @@ class Row:
         nbytes: Of the patch, the mean over the cases; None where there is no patch or its size is not known.
         seconds: To make it, likewise.
         only: The cases that it has, in the board of all, where the task has more.
+        redrawn: Pictures that were drawn again and held.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row:
     seconds: float | None
     only: Sequence[str] = ()
     figures: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    redrawn: int = 0
 
     @property
     def baseline(self) -> bool:
@@ -110,6 +112,7 @@ def task_view(title: str, results: Sequence[Result], *, allow_adult: bool = Fals
     if not made:
         notes.append(f"No pictures: {'those of adult tasks are left out' if hidden else 'none are in the store'}.")
     notes += [note] if (note := detectable(results)) else []
+    notes.append(_setting_note(results))
     return TaskView(
         title=title,
         about=results[0].task,
@@ -122,6 +125,15 @@ def task_view(title: str, results: Sequence[Result], *, allow_adult: bool = Fals
         finds=finds(shown),
         notes=notes,
     )
+
+
+def _setting_note(results: Sequence[Result]) -> str:
+    """How the pictures were drawn, as far as the rows record it."""
+    names: dict[str, list[str]] = {}
+    for result in results:
+        names.setdefault(setting_text(result), []).append(result.name)
+    parts = [said + (f" ({', '.join(some)})" if len(names) > 1 else "") for said, some in names.items()]
+    return f"Scheduler, dtype and versions: {'; '.join(parts)}."
 
 
 def ranks(results: Sequence[Result]) -> dict[str, int]:
@@ -188,6 +200,7 @@ def _row(result: Result, case: str, every: set[str], columns: Sequence[str], ord
         seconds=_mean([some.seconds for some in cases]),
         only=list(result.cases) if case == ALL and every - set(result.cases) else (),
         figures={(metric_of(one)[0], one["extractor"]): one for one in result.figures.get(case, ())},
+        redrawn=redrawn(result),
     )
 
 
@@ -198,9 +211,10 @@ def _mean(costs: Sequence[float | None]) -> float | None:
 
 
 def tag_of(row: Row) -> str:
-    """What a row is where it is no method and its name does not say so."""
+    """What a row is where it is no method and its name does not say so, and whether it was drawn again."""
     tag = {UNEDITED: "row 0", "method": ""}.get(row.kind, row.kind)
-    return "" if tag == row.name else tag
+    again = f"{row.redrawn} redrawn" if row.redrawn else ""
+    return ", ".join(part for part in ("" if tag == row.name else tag, again) if part)
 
 
 def rows_with(board: Board, details: Sequence[str]) -> list[Row]:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -41,6 +41,9 @@ from erasers.evaluation.tasks import Sample, Task
 from erasers.inputs import Pictures, call_arguments
 from erasers.judges import Judge
 from erasers.version import library_version
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Advance = Callable[[int], None]
 Progress = Callable[[int], AbstractContextManager[Advance]]
@@ -133,9 +136,9 @@ class Run:
         """Row -> pictures that are not there yet; nothing is fitted for it."""
         counts = {}
         for row in self._all_rows():
-            known = [scene for case in self._cases(row) if (scene := self._scene(row, case)) is not None]
+            known = [scene for case in self._cases(row) if (scene := self.scene(row, case)) is not None]
             unfitted = set(self._cases(row)) - {case for scene in known for case in scene.cases}
-            keys = {key for scene in known for unit in self._units(scene) for key, _ in unit.pictures}
+            keys = {key for scene in known for unit in self.units(scene) for key, _ in unit.pictures}
             lacking = sum(not self.store.has_image(key) for key in keys)
             counts[row.name] = lacking + sum(len(self.draws[case]) for case in unfitted)
         return counts
@@ -143,14 +146,14 @@ class Run:
     def fit(self, advance: Advance = lambda count: None) -> None:
         """Fit this process's share of what the store has no patch of, then what others have not fitted yet."""
         for row, case in (job for part in self.share.split(self._fits()) for job in part):
-            if self._scene(row, case) is None:
+            if self.scene(row, case) is None:
                 self._fit(row, case)
                 advance(1)
 
     def unfitted(self) -> int:
         """Patches of this process's share that are to be fitted."""
         mine, _ = self.share.split(self._fits())
-        return sum(self._scene(row, case) is None for row, case in mine)
+        return sum(self.scene(row, case) is None for row, case in mine)
 
     def _fits(self) -> list[tuple[Row, str]]:
         return [(row, case) for row in self.rows if row.eraser for case in self._cases(row)]
@@ -225,14 +228,14 @@ class Run:
                 found.append(Scene(row, tuple(self.draws), nullcontext, self.model))
                 continue
             for case in self._cases(row):
-                scene = self._scene(row, case)
+                scene = self.scene(row, case)
                 if scene is None:
                     raise ValueError(f"expected the patch of {row.name} for {case}, got none; fit comes first")
                 found.append(scene)
         return found
 
     def _all_units(self) -> list[Unit]:
-        return [unit for scene in self.scenes for unit in self._units(scene)]
+        return [unit for scene in self.scenes for unit in self.units(scene)]
 
     def _all_rows(self) -> list[Row]:
         return [Row(UNEDITED, UNEDITED), Row(REFERENCE, REFERENCE), *self.rows]
@@ -243,7 +246,7 @@ class Run:
             return [case for case in self.task.references if case not in self.lacking]
         return [case_of(self.task, row.patch)] if row.patch else list(self.draws)
 
-    def _scene(self, row: Row, case: str) -> Scene | None:
+    def scene(self, row: Row, case: str) -> Scene | None:
         """The state of the model for one case; None when its patch was not fitted yet."""
         if row.kind == UNEDITED:
             return Scene(row, (case,), nullcontext, self.model)
@@ -279,7 +282,7 @@ class Run:
         options = row.to_json()["options"]
         return key_of({"method": row.method, "options": options, "concepts": concepts, "model": self.model})
 
-    def _units(self, scene: Scene) -> Iterator[Unit]:
+    def units(self, scene: Scene) -> Iterator[Unit]:
         """The pictures of a scene in batches; a picture that several samples share is in the first of theirs."""
         pictures: dict[str, list[Sample]] = {}
         for case in scene.cases:
@@ -315,9 +318,7 @@ class Run:
     def _do(self, unit: Unit, advance: Advance) -> None:
         """Draw the unit unless all of it is there, then judge what has no verdict; the model is in its state."""
         if not all(self.store.has_image(key) for key, _ in unit.pictures):
-            asks, sampling = [samples[0] for _, samples in unit.pictures], asdict(self.task.sampling)
-            images = next(iter(generate(self.pipe, asks, **sampling | {"batch": len(asks)})))
-            for (key, _), image in zip(unit.pictures, images, strict=True):
+            for (key, _), image in zip(unit.pictures, self.draw(unit), strict=True):
                 self.store.add_image(key, image)
         pairs = self._unjudged(unit)
         images = [self.store.read_image(key) for key, _ in pairs]
@@ -327,6 +328,11 @@ class Run:
             for (key, sample), verdict, image in zip(pairs, verdicts, images, strict=True)
         )
         advance(len(unit.pictures))
+
+    def draw(self, unit: Unit) -> list[Image.Image]:
+        """The pictures of a unit, drawn together; the model is in its state."""
+        asks, sampling = [samples[0] for _, samples in unit.pictures], asdict(self.task.sampling)
+        return next(iter(generate(self.pipe, asks, **sampling | {"batch": len(asks)})))
 
     def _judged(self, scene: Scene, case: str) -> list[dict[str, Any]]:
         """The samples of a case as results have them."""

@@ -94,19 +94,16 @@ def write_result(path: Path, data: Mapping[str, Any]) -> None:
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def verify(path: Path) -> list[str]:
-    """Compute the scores of a result file anew from its samples and those of `unedited.json` beside it.
+def differences(row: Result, base: Result) -> list[str]:
+    """Compute the scores of a row anew from its samples and those of the unedited row.
 
     Returns:
         A line for each number that differs; none when all are right.
 
     Raises:
-        ValueError: A damaged file, or files that do not belong together.
-        OSError: A file that cannot be read.
+        ValueError: A damaged file.
     """
-    row = read_result(path)
-    again = _again(row, _unedited(row), row.scheme)
-    return list(_differences("scores", row.data["scores"], again))
+    return list(unlike("scores", row.data["scores"], _again(row, base, row.scheme), "the samples give"))
 
 
 def rescore(folder: Path, scheme: Scheme) -> list[Path]:
@@ -120,7 +117,7 @@ def rescore(folder: Path, scheme: Scheme) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"no results in {folder}; erase bench run writes them")
     rows = [read_result(path) for path in paths]
-    fresh = [_again(row, _unedited(row), scheme) for row in rows]
+    fresh = [_again(row, unedited(row), scheme) for row in rows]
     for row, one in zip(rows, fresh, strict=True):
         data = dict(row.data)
         write_result(row.path, data | {"task": data["task"] | {"scheme": lists(asdict(scheme))}, "scores": one})
@@ -142,7 +139,7 @@ def compare(first: Path, second: Path) -> list[Comparison]:
     common = [case for case in rows[0].cases if case in rows[1].cases]
     if not common:
         raise ValueError(f"expected rows with a case in common, got none in {first} and {second}")
-    scheme, base = rows[0].scheme, _pool(_unedited(rows[0]).data["cases"], common)
+    scheme, base = rows[0].scheme, _pool(unedited(rows[0]).data["cases"], common)
     one, other = ((_pool(row.data["cases"], common, row.task.get("attacks")), _rise(row, common)) for row in rows)
     found = pillars.compare(one[0], other[0], base, scheme, kids=(one[1], other[1]))
     names = [name for name in (*scheme.pillars, OVERALL) if name in found]
@@ -157,7 +154,7 @@ def _values(some: Sequence[Record], base: Sequence[Record], scheme: Scheme, kid:
     return values | ({OVERALL: measured.overall.value} if measured.overall else {})
 
 
-def _unedited(row: Result) -> Result:
+def unedited(row: Result) -> Result:
     """The unedited row beside a row, which it may be itself."""
     path = row.path.with_name(f"{UNEDITED}.json")
     if not path.is_file():
@@ -189,13 +186,13 @@ def _pool(cases: Cases, names: Sequence[str], plans: Mapping[str, Mapping[str, A
     return [record for case in sorted(names) if case in cases for record in records(case, cases[case], plans)]
 
 
-def _differences(where: str, old: Any, new: Any) -> Iterator[str]:
-    """Where two plain values differ."""
+def unlike(where: str, old: Any, new: Any, source: str) -> Iterator[str]:
+    """A line wherever two plain values differ; numbers may differ in the last digit that is kept."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            yield from _differences(f"{where}.{key}", old.get(key), new.get(key))
+            yield from unlike(f"{where}.{key}", old.get(key), new.get(key), source)
     elif isinstance(old, float) and isinstance(new, float):
         if not abs(old - new) <= _TOLERANCE:
-            yield f"{where} is {old}, the samples give {new}"
+            yield f"{where} is {old}, {source} {new}"
     elif old != new:
-        yield f"{where} is {json.dumps(old)}, the samples give {json.dumps(new)}"
+        yield f"{where} is {json.dumps(old)[:200]}, {source} {json.dumps(new)[:200]}"

@@ -18,10 +18,10 @@ from erasers.evaluation import attacking
 from erasers.evaluation.leaderboard_files import read_result
 from erasers.evaluation.records import Record, attack_records
 from erasers.evaluation.runner import Run, Share
-from erasers.evaluation.scoring import verify
 from erasers.evaluation.states import Row
 from erasers.evaluation.task_attacks import parse_attacks
 from erasers.evaluation.tasks import Sample, parse_task, read_task
+from erasers.evaluation.verifying import Verifier
 from erasers.judges import Verdict
 from erasers.judges.oracle import Oracle
 
@@ -251,7 +251,7 @@ def test_every_state_is_attacked_on_the_same_prompts(finished: Path) -> None:
     assert shown
     for one in shown:
         assert (finished / "images" / one["picture"][:2] / f"{one['picture']}.png").is_file()
-    assert [verify(finished / "tiny@1" / name) for name in found] == [[], []]
+    assert [Verifier().verify(finished / "tiny@1" / name).wrong for name in found] == [(), ()]
 
 
 def test_scores_of_attacks_follow_from_their_outcomes(finished: Path) -> None:

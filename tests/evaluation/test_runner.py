@@ -19,9 +19,9 @@ from erasers.evaluation import runner
 from erasers.evaluation.drawn import UNRECORDED
 from erasers.evaluation.report import generate
 from erasers.evaluation.runner import Run, Share
-from erasers.evaluation.scoring import verify
 from erasers.evaluation.states import Row
 from erasers.evaluation.tasks import Task, parse_task
+from erasers.evaluation.verifying import Verifier
 from erasers.judges.oracle import Oracle
 
 GOLD = "benchmarks/reference/unet-without-star"
@@ -104,7 +104,7 @@ def test_every_row_has_its_cases_and_scores_that_follow(finished: Path) -> None:
         "reference.json": ["star"],
         "uce.json": ["star", "star+ring"],
     }
-    assert [verify(finished / "tiny@1" / name) for name in rows] == [[]] * 3
+    assert [Verifier().verify(finished / "tiny@1" / name).wrong for name in rows] == [()] * 3
     uce = rows["uce.json"]
     options = json.loads(json.dumps(get_eraser("uce").config()))
     assert uce["row"] == {"name": "uce", "kind": "method", "method": "uce", "options": options}
@@ -344,7 +344,7 @@ def test_a_patch_is_a_row_of_its_own_case(start: Callable[..., Run], shapes: Any
     assert list(mine["cases"]) == ["star"]
     assert mine["cases"]["star"]["patch"] == {"digest": patch.digest, "bytes": patch.nbytes, "edit_seconds": None}
     assert mine["row"]["options"] == dict(patch.meta["config"])
-    assert verify(paths[1]) == []
+    assert Verifier().verify(paths[1]).wrong == ()
 
 
 def test_a_patch_that_fits_nothing_is_refused_first(start: Callable[..., Run], shapes: Any, tmp_path: Path) -> None:
@@ -372,11 +372,11 @@ def test_every_setting_has_pictures_of_its_own(start: Callable[..., Run], tmp_pa
     keys = []
     for task in tasks:
         run = start(tmp_path, task, [])
-        keys.append({key for scene in run.scenes for unit in run._units(scene) for key, _ in unit.pictures})
+        keys.append({key for scene in run.scenes for unit in run.units(scene) for key, _ in unit.pictures})
     assert len(set.union(*keys)) == sum(map(len, keys))
     # How many are drawn together is not a setting.
     batched = start(tmp_path, replace(TASK, sampling=replace(sampling, batch=1)), [])
-    assert {k for scene in batched.scenes for unit in batched._units(scene) for k, _ in unit.pictures} == keys[0]
+    assert {k for scene in batched.scenes for unit in batched.units(scene) for k, _ in unit.pictures} == keys[0]
 
 
 def test_writing_before_everything_is_judged_is_refused(start: Callable[..., Run], tmp_path: Path) -> None:

@@ -11,12 +11,19 @@ from typing import Any
 import pytest
 
 from erasers.evaluation import pillars
+from erasers.evaluation.leaderboard_files import read_result
 from erasers.evaluation.pillars import Scheme
-from erasers.evaluation.scoring import compare, records, rescore, scores, verify, write_result
+from erasers.evaluation.scoring import compare, differences, records, rescore, scores, unedited, write_result
 
 SCHEME = Scheme(pillars=("erasure", "specificity"))
 TASK = {"name": "made-up", "version": 1, "model": "shapes", "scheme": {"pillars": ["erasure", "specificity"]}}
 N = 40
+
+
+def verify(path: Path) -> list[str]:
+    """What does not follow from the samples of a file and those of the unedited row beside it."""
+    row = read_result(path)
+    return differences(row, unedited(row))
 
 
 def samples(shown: int, kept: int, unscored: int = 0) -> list[dict[str, Any]]:
