@@ -15,6 +15,7 @@ from erasers.eraser import Eraser
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.ports import Group
+from erasers.sketch import sketches
 from erasers.version import library_version
 
 _MAX_LISTED = 32
@@ -49,6 +50,7 @@ def transform_patch(
         "concepts": [concept_meta(concept) for concept in concepts],
         "groups": {group.name: [port.name for port in group.ports] for group, _, _ in edits},
         "base": {port.parameter: hashes[port.parameter] for port in ports},
+        "sketches": sketches({port.parameter: port.module.weight for port in ports}),
         "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
     }
     return Patch(tensors, meta)

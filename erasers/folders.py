@@ -36,6 +36,7 @@ from erasers.hooks import Hook
 from erasers.patch import Patch, PatchError, applied_patches
 from erasers.ports import component, find_parameter
 from erasers.reading import read_json
+from erasers.sketch import sketches
 
 VARIANT = "unerased"
 _MODULE = "erasers_patches"
@@ -236,7 +237,7 @@ def _remainder(pipe: Any, patch: Patch, hooks: Sequence[Hook]) -> Patch:
     if base == patch.meta["base"]:
         return Patch(tensors, patch.meta)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    return Patch(tensors, {**patch.meta, "base": base, "base_dtype": dtype})
+    return Patch(tensors, {**patch.meta, "base": base, "sketches": sketches(weights), "base_dtype": dtype})
 
 
 def _first_weight(pipe: Any, name: str) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 The canonical form of a tensor is its values rounded to float16, so that one checkpoint loaded in float32 or in float16
 has one fingerprint. Two tensors that differ by less than that rounding therefore count as equal: far below what an
 edit, a fused LoRA or another checkpoint changes. A checkpoint loaded in bfloat16 has lost more bits than that and has
-a fingerprint of its own.
+a fingerprint of its own; patches know it by a sketch (`sketch.py`).
 """
 
 from __future__ import annotations

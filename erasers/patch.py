@@ -8,8 +8,9 @@ Tensors of a patch, by name (`W` is a weight `[out, d]`, edits act from the righ
     dense/<component>.<parameter>             the new value itself
     hook/<component>[.<module>]/<kind>/<part> what runs during generation; the kinds are those of `hooks.py`
 
-Metadata: format version, method, config, concepts, library version, the ports of each group, and the fingerprint of
-every base tensor (`hashing.py`). `stack.py` has the order in which several patches act.
+Metadata: format version, method, config, concepts, library version, the ports of each group, the fingerprint of every
+base tensor (`hashing.py`) and its sketch (`sketch.py`), by which it is known when it was rounded to bfloat16.
+`stack.py` has the order in which several patches act.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from erasers.hooks import Hook, PromptTransform
 from erasers.patch_file import FORMAT, PatchError
 from erasers.places import text_weights
 from erasers.ports import FLOATS
+from erasers.sketch import fits, is_sketch
 
 __all__ = ["Patch", "PatchError", "applied_patches"]
 
@@ -319,7 +321,7 @@ def _hook_targets(pipe: Any, ports: list[str]) -> list[str]:
 def _fit_check(patch: Patch, force: bool) -> stack.Check:
     """A check that refuses weights other than those `patch` was fitted on; `force` lets everything pass."""
 
-    def check(candidates: Mapping[str, Mapping[str, str]], dtypes: Mapping[str, torch.dtype]) -> None:
+    def check(candidates: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         if force:
             return
         for hook in patch.hooks:
@@ -329,12 +331,13 @@ def _fit_check(patch: Patch, force: bool) -> stack.Check:
                     "be for another model; if it is for this one, pass force=True"
                 )
         wrong = [name for name, hashes in candidates.items() if patch.meta["base"].get(name) not in hashes.values()]
+        wrong = [name for name in wrong if not _is_rounded(patch.meta, name, tensors[name].values())]
         if not wrong:
             return
-        live = str(dtypes[wrong[0]]).removeprefix("torch.")
+        live = str(tensors[wrong[0]]["live"].dtype).removeprefix("torch.")
         fitted = patch.meta.get("base_dtype", live)
         advice = "use the model the patch was fitted on"
-        if live != fitted:
+        if live != fitted and wrong[0] not in patch.meta.get("sketches", {}):
             advice += f", in {fitted} (this one is in {live})"
         raise PatchError(
             f"the patch was fitted on other weights: {wrong[0]} differs ({len(wrong)} of {len(candidates)} do); "
@@ -342,6 +345,12 @@ def _fit_check(patch: Patch, force: bool) -> stack.Check:
         )
 
     return check
+
+
+def _is_rounded(meta: Mapping[str, Any], name: str, tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether one of the tensors is that of the fit but for the rounding to or from bfloat16."""
+    sketch = meta.get("sketches", {}).get(name)
+    return sketch is not None and any(fits(sketch, tensor) for tensor in tensors)
 
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
@@ -365,5 +374,8 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
             raise PatchError(f"expected the fingerprint of {name!r:.80} as 64 hexadecimal digits, got {value!r:.80}")
         if not edits.NAME.fullmatch(name):
             raise PatchError(f"expected the fingerprints of parameters, got one of {name!r:.80}; the patch is damaged")
+    sketches = meta.get("sketches", {})
+    if not isinstance(sketches, dict) or not all(map(is_sketch, sketches.values())):
+        raise PatchError("expected 'sketches' in the metadata as those of weights, got others; the patch is damaged")
     if meta.get("base_dtype", _DTYPES[0]) not in _DTYPES:
         raise PatchError(f"expected 'base_dtype' among {', '.join(_DTYPES)}, got {meta['base_dtype']!r:.60}")

@@ -30,8 +30,8 @@ from erasers.ports import component, find_parameter, refuse_streaming, warn_of_o
 
 _STATE = "_erasers_state"
 
-# (fingerprints of each parameter by kind, dtypes) -> None, raising when they do not fit.
-Check: TypeAlias = Callable[[Mapping[str, Mapping[str, str]], Mapping[str, torch.dtype]], None]
+# (fingerprints of each parameter by kind, its tensors by kind) -> None, raising when they do not fit.
+Check: TypeAlias = Callable[[Mapping[str, Mapping[str, str]], Mapping[str, Mapping[str, torch.Tensor]]], None]
 # The edits of one weight with their strengths, in order.
 _Fold: TypeAlias = list[tuple[Edit, float]]
 
@@ -276,14 +276,15 @@ def _settle(pipe: Any, components: Iterable[str], live: Mapping[str, nn.Paramete
     return states
 
 
-def _fingerprints(pipe: Any, entry: Entry) -> tuple[dict[str, dict[str, str]], dict[str, torch.dtype]]:
-    """Fingerprints of the live weights and, where a patch replaced them, of the original ones; and their dtypes."""
+def _fingerprints(pipe: Any, entry: Entry) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, torch.Tensor]]]:
+    """Fingerprints of the live weights and, where a patch replaced them, of the original ones; and these weights."""
     names = {**dict.fromkeys(entry.edits), **dict.fromkeys(entry.base)}
     try:
         live = {name: find_parameter(pipe, name, linear=False, edit=False) for name in names}
     except ValueError as error:
         raise PatchError(f"cannot check whether the patch is for this model: {error}; or pass force=True") from None
     candidates: dict[str, dict[str, str]] = {name: {} for name in live}
+    tensors = {name: {"live": parameter.data} for name, parameter in live.items()}
     for name in {_component(name) for name in live}:
         mine = {key: parameter.data for key, parameter in live.items() if _component(key) == name}
         kept = {key: original for key, original in _state(pipe, name).originals.items() if key in mine}
@@ -291,7 +292,8 @@ def _fingerprints(pipe: Any, entry: Entry) -> tuple[dict[str, dict[str, str]], d
             candidates[key]["live"] = value
         for key, value in tensor_hashes(kept).items():
             candidates[key]["original"] = value
-    return candidates, {name: parameter.dtype for name, parameter in live.items()}
+            tensors[key]["original"] = kept[key]
+    return candidates, tensors
 
 
 def _folded(name: str, weight: torch.Tensor, fold: _Fold) -> torch.Tensor:

@@ -26,8 +26,10 @@ from erasers.methods.text_blocks import Block, find_block, find_blocks
 from erasers.methods.training import bar
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
+from erasers.ports import find_parameter
 from erasers.reading import at_home
 from erasers.sae import SAE, load_sae
+from erasers.sketch import sketches
 from erasers.version import library_version
 
 _PROMPTS_A_BATCH = 32
@@ -136,6 +138,7 @@ class ItD(Eraser):
             "concepts": [concept_meta(concept) for concept in found],
             "groups": {},
             "base": base,
+            "sketches": sketches({name: find_parameter(pipe, name, linear=False, edit=False) for name in base}),
             "base_dtype": str(pipe.text_encoder.dtype).removeprefix("torch."),
             "sae": digests,
         }
