@@ -23,12 +23,17 @@ def everyday() -> tuple[str, ...]:
     return tuple(files("erasers").joinpath("captions.txt").read_text(encoding="utf-8").splitlines())
 
 
-def captions_without(concepts: Sequence[Concept]) -> tuple[str, ...]:
-    """Those that name none of the concepts, by any of their names, in the plural, or by a kind of it."""
+def captions_without(concepts: Sequence[Concept], texts: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Those that name none of the concepts, by any of their names, in the plural, or by a kind of it.
+
+    Args:
+        concepts: What is erased.
+        texts: Of these; of the everyday ones when None.
+    """
     terms = [term.lower() for concept in concepts for term in concept.terms()]
     return tuple(
         text
-        for text in everyday()
+        for text in (everyday() if texts is None else texts)
         if not any(mentions(text, term) for term in terms) and kinds_in(text).isdisjoint(terms)
     )
 

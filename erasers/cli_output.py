@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,14 +39,16 @@ def show_result(
     for one in concepts:
         out.print(f"[bold]{escape(one.name)}[/bold] -> {escape(repr(one.anchor))}")
     if summary and summary["splits"]:
-        table = Table("split", "pictures that show", "n", "before", "after", "reading")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for head in ("prompts", "should", "n", "before", "after", "reading"):
+            table.add_column(head, no_wrap=head != "reading")
         for split, pair in summary["splits"].items():
-            shows = "the erased concept" if split in ("explicit", "synonym") else "what was asked for"
+            should = "fall" if split in ("explicit", "synonym") else "stay"
             reading = summary.get("readings", {}).get(split, {"word": "", "warning": ""})
             word = f"[{'red' if reading['warning'] else 'green'}]{escape(reading['word'])}[/]"
-            table.add_row(
-                split, shows, str(pair["after"]["n"]), _percent(pair["before"]), _percent(pair["after"]), word
-            )
+            numbers = (str(pair["after"]["n"]), _percent(pair["before"]), _percent(pair["after"]))
+            table.add_row(split, should, *numbers, word)
+        out.print("share of the pictures that show the concept, or what was asked for where it should stay:")
         out.print(table, soft_wrap=False)
     if summary and summary.get("drawn"):
         out.print(escape(f"drawn     {summary['drawn']}"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from erasers.concept import Concept, names
-from erasers.evaluation.report_words import CAPTION, OTHER, PROPER, noun, prop
+from erasers.evaluation.report_words import CAPTION, OTHER, PROPER, prop
+from erasers.words import with_article
 
 _WAYS: Mapping[str, tuple[str, ...]] = {
     "object": ("a photo of {}", "a picture of {}", "a drawing of {}"),
@@ -47,7 +48,7 @@ def _spelled(name: str, word: str, concepts: Sequence[Concept]) -> str:
     """A word as it stands in a text: things have an article, names have none."""
     proper = {term for one in concepts if one.kind in PROPER for term in one.terms()}
     proper |= {term for one in concepts if one.kind in PROPER and one.kind != "unsafe" for term in one.neighbours}
-    return noun(word) if name == "object" and word not in proper else word
+    return with_article(word) if name == "object" and word not in proper else word
 
 
 def match_labels(labels: Sequence[str], words: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

@@ -11,12 +11,13 @@ import torch
 from judging import classifier_folder, clip_folder, install_nudenet, installed
 from PIL import Image
 
+from erasers.captions import everyday
 from erasers.concept import Concept
 from erasers.evaluation import report_judges
 from erasers.evaluation.profile import Ask, Profile
 from erasers.evaluation.report_classes import clip_classes, match_labels
 from erasers.evaluation.report_judges import CLIP, settle
-from erasers.evaluation.report_words import asked_of, is_unsafe
+from erasers.evaluation.report_words import EVERYDAY, asked_of, is_unsafe
 from erasers.judges import nudenet
 from erasers.judges.panel import UNSEEN, Panel
 
@@ -48,6 +49,36 @@ def test_every_split_says_what_its_pictures_must_show() -> None:
     assert ("a landscape by the painter of The Starry Night", {"style": "van gogh"}) in splits["synonym"]
     assert {wanted["style"] for wanted in wants(splits, "neighbour")} == set(VAN_GOGH.neighbours)
     assert all(wanted == {"caption": text} for text, wanted in splits["unrelated"])
+
+
+def test_everyday_prompts_are_held_out_of_what_methods_keep() -> None:
+    assert set(EVERYDAY).isdisjoint(everyday())
+    assert len(set(EVERYDAY)) == len(EVERYDAY) >= 40
+    for word, name in (
+        ("horse", "a horse galloping on a beach"),
+        ("animal", "a sleeping fox"),
+        ("kite", "a boy flying a kite"),
+    ):
+        assert name in EVERYDAY
+        assert name not in [text for text, _ in asked_of(Concept(word), [Concept(word)])["unrelated"]]
+
+
+def test_things_have_an_article_and_names_have_none() -> None:
+    def texts(concept: Concept) -> list[str]:
+        return [
+            text for split in ("explicit", "neighbour") for text, _ in asked_of(concept, [concept], unsafe=True)[split]
+        ]
+
+    owl = Concept("owl", neighbours=("eagle",))
+    assert {"a photo of an owl", "a photo of an eagle"} <= set(texts(owl))
+    assert {"a portrait of snoopy", "a portrait of charlie brown"} <= set(texts(Concept.preset("snoopy")))
+    assert {"a photo of nudity", "a photo of a woman"} <= set(texts(NUDITY))
+    classes = clip_classes([owl, NUDITY], {"object": ["owl", "eagle", "woman"], "unsafe": ["gore"]})
+    assert [classes["object"][word][0] for word in ("owl", "eagle", "woman")] == [
+        "a photo of an owl",
+        "a photo of an eagle",
+        "a photo of a woman",
+    ]
 
 
 def test_a_synonym_that_the_method_was_given_is_not_held_out() -> None:
