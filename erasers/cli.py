@@ -181,6 +181,7 @@ def erase(
         size,
         unsafe,
         _pictures(report, image, mask, control_image, image_strength),
+        {"--image": image, "--mask": mask, "--control-image": control_image},
         device,
         dtype,
         seed,
@@ -208,6 +209,7 @@ class _Job:
     size: int | None
     unsafe: bool
     pictures: Pictures
+    picture_files: Mapping[str, Path | None]
     device: str
     dtype: str
     seed: int
@@ -236,7 +238,7 @@ def _erase(job: _Job) -> None:
         memory = cli_input.read_memory(job.memory, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
-        check_places(outputs, {"--model": job.model})
+        check_places(outputs, {"--model": job.model, **job.picture_files})
         status.update("loading the judges of the report" if job.report else "reading")
         # They look at the pictures of one process only.
         settled = _settle(job, concepts, job.judges if main else ["none"]) if job.report else None

@@ -145,6 +145,25 @@ def test_pictures_without_a_report_are_refused(capsys):
     assert "--image is for the pictures of a report; add --report FOLDER" in capsys.readouterr().err
 
 
+def test_a_photo_is_not_overwritten(capsys):
+    photo = Path("photo.png").read_bytes()
+    arguments = (
+        "--concept",
+        "star",
+        "--model",
+        "shapes",
+        "--image",
+        "photo.png",
+        "--report",
+        "r",
+        "--out",
+        "photo.png",
+    )
+    assert run(*arguments) == 2
+    assert "--out photo.png is also --image photo.png" in capsys.readouterr().err
+    assert Path("photo.png").read_bytes() == photo
+
+
 def test_the_embedded_model_draws_from_pictures_too(capsys):
     assert run("--concept", "star", "--model", "shapes", "--image", "photo.png", "--report", "r", "--samples", "1") == 0
     assert "drawn     StableDiffusionImg2ImgPipeline, 20 steps, guidance 4, strength 0.8" in capsys.readouterr().out

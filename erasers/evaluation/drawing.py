@@ -12,6 +12,7 @@ from erasers.evaluation.profile import Profile
 from erasers.inputs import Pictures, call_arguments, inputs_of
 
 _FEW, _SOME = 4, 8
+_TRUE = "true_cfg_scale"
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 
@@ -65,7 +66,8 @@ def plan(
     arguments = call_arguments(pipe, pictures, size=profile.size)
     called = inspect.signature(type(pipe).__call__).parameters
     own = own_sampler(pipe)
-    if guidance is not None and "guidance_scale" not in called:
+    scale = _scale(pipe)
+    if guidance is not None and scale not in called:
         raise ValueError(f"expected no --guidance for {type(pipe).__name__}, which takes none")
     if guidance is not None and not abs(guidance) < inf:
         raise ValueError(f"expected --guidance as a finite number, got {guidance}")
@@ -75,10 +77,13 @@ def plan(
     strength = arguments.get("strength", called["strength"].default if inputs_of(type(pipe)).strength else None)
     if strength is not None and sampler.steps is not None and int(sampler.steps * strength) < 1:
         raise ValueError(f"expected steps times --image-strength of at least 1, got {sampler.steps} times {strength}")
+    if scale == _TRUE:
+        # Without a negative prompt such a pipeline draws without guidance.
+        arguments |= {_TRUE: sampler.guidance, "negative_prompt": " "}
     settled = replace(
         profile,
         steps=sampler.steps,
-        guidance=sampler.guidance,
+        guidance=None if scale == _TRUE else sampler.guidance,
         batch=1 if arguments else profile.batch,
         size=profile.size if "height" in called else None,
         arguments=arguments,
@@ -89,7 +94,7 @@ def plan(
 def own_sampler(pipe: Any) -> Sampler:
     """The steps and the guidance that suit a pipeline: few and none where it is distilled, else its defaults."""
     called = inspect.signature(type(pipe).__call__).parameters
-    steps, guidance = (getattr(called.get(name), "default", None) for name in ("num_inference_steps", "guidance_scale"))
+    steps, guidance = (getattr(called.get(name), "default", None) for name in ("num_inference_steps", _scale(pipe)))
     default = Sampler(steps, guidance)
     name = PurePath(str(pipe.config.get("_name_or_path"))).name
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
@@ -110,6 +115,12 @@ def own_sampler(pipe: Any) -> Sampler:
     if "turbo" in name.lower() and not reads.get("guidance_embeds"):
         return Sampler(_SOME, _none(guidance), "a Turbo model by its name")
     return default
+
+
+def _scale(pipe: Any) -> str:
+    """The argument that holds the guidance scale: some have one for distilled guidance, and one that they use."""
+    true = inspect.signature(type(pipe).__call__).parameters.get(_TRUE)
+    return _TRUE if true is not None and true.default > 1 else "guidance_scale"
 
 
 def _none(guidance: float | None) -> float | None:

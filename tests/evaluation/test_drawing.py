@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -164,6 +165,20 @@ def test_a_turbo_model_by_its_name(tmp_path):
     assert (own_sampler(pipe).steps, own_sampler(pipe).guidance) == (8, 0.0)
     pipe.register_to_config(_name_or_path="turbo/other")
     assert own_sampler(pipe).steps == 50
+
+
+def test_qwen_gets_the_guidance_that_it_uses(tmp_path):
+    from families.all import FAMILIES
+
+    pipe = FAMILIES["qwenimage"].build(tmp_path)
+    drawing = plan(pipe, PLAIN)
+    assert "50 steps, guidance 4 (" in drawing.said
+    assert (drawing.profile.guidance, drawing.profile.batch) == (None, 1)
+    assert dict(drawing.profile.arguments) == {"true_cfg_scale": 4.0, "negative_prompt": " "}
+    pictures = [drawn(plan(pipe, replace(PLAIN, size=16), steps=2, guidance=g), "star")[0] for g in (0.0, 4.0)]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    # A guidance of 1 and below is none, and FLUX has its own in `guidance_scale`.
+    assert "true_cfg_scale" not in plan(FAMILIES["flux"].build(tmp_path), PLAIN).profile.arguments
 
 
 def test_flux_without_a_guidance_is_schnell(tmp_path):
