@@ -26,6 +26,7 @@ def transform_patch(
     concepts: Sequence[Concept],
     edits: Sequence[tuple[Group, torch.Tensor, torch.Tensor]],
     hashes: Mapping[str, str],
+    readers: Mapping[str, str] | None = None,
 ) -> Patch:
     """The patch of one transform T = I + B A for each group of ports.
 
@@ -34,6 +35,7 @@ def transform_patch(
         concepts: What was erased.
         edits: (ports, A `[r, d]`, B `[d, r]`); d may be less than the input width of pooled ports.
         hashes: Fingerprint of each port's weight by parameter name.
+        readers: What read the text, as `text_readers` gives it.
 
     Raises:
         PatchError: The factors do not fit the ports, or are not finite.
@@ -53,7 +55,7 @@ def transform_patch(
         "sketches": sketches({port.parameter: port.module.weight for port in ports}),
         "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
     }
-    return Patch(tensors, meta)
+    return Patch(tensors, meta if readers is None else meta | {"readers": dict(readers)})
 
 
 def _smallest(group: Group, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:

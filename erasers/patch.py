@@ -34,6 +34,7 @@ from erasers.hooks import Hook, PromptTransform
 from erasers.patch_file import FORMAT, PatchError
 from erasers.places import text_weights
 from erasers.ports import FLOATS
+from erasers.readers import warn_of_other_text
 from erasers.sketch import fits, is_sketch
 
 __all__ = ["Patch", "PatchError", "applied_patches"]
@@ -138,6 +139,7 @@ class Patch:
             raise PatchError(f"expected a finite number as strength, got {strength!r}")
         base = () if force else tuple(self.meta["base"])
         stack.apply(pipe, self._entry(float(strength), base), _fit_check(self, force))
+        warn_of_other_text(self.meta.get("readers"), pipe)
         return pipe
 
     def remove(self, pipe: Any) -> Any:
@@ -375,6 +377,9 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
         if not edits.NAME.fullmatch(name):
             raise PatchError(f"expected the fingerprints of parameters, got one of {name!r:.80}; the patch is damaged")
     sketches = meta.get("sketches", {})
+    readers = meta.get("readers", {})
+    if not isinstance(readers, dict) or not all(isinstance(state, str) for state in readers.values()):
+        raise PatchError(f"expected 'readers' in the metadata as text encoders with their states, got {readers!r:.80}")
     if not isinstance(sketches, dict) or not all(map(is_sketch, sketches.values())):
         raise PatchError("expected 'sketches' in the metadata as those of weights, got others; the patch is damaged")
     if meta.get("base_dtype", _DTYPES[0]) not in _DTYPES:

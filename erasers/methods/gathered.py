@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from erasers.methods import closed_form
 from erasers.methods.encoding import Reader, text_parts
 from erasers.methods.rows import Encoded, Prompt, Rows
 from erasers.ports import Group, Port
+from erasers.readers import is_bare
 
 # Below this, encoding the texts takes less time than hashing the text encoder for the key.
 _FEWEST_CACHED = 32
@@ -58,7 +60,8 @@ def preserved_rows(
     """What must not move in each group of ports: the rows of the preserved texts, and what stands for missing tokens.
 
     Large sets come from the disk cache when text encoders and what lies before the ports were seen before. Encoders
-    that are quantised or offloaded have no fingerprint, and what they give is not cached.
+    that are quantised or offloaded have no fingerprint, and the weights of those with adapters or hooks do not say what
+    they give: that is not cached.
 
     Args:
         reader: Its policy says which rows are preserved.
@@ -73,7 +76,10 @@ def preserved_rows(
     def encode() -> dict[str, torch.Tensor]:
         return _accumulate(reader, groups, texts, widths)
 
-    known = all(can_hash(encoder) for _, _, encoder in text_parts(reader.pipe))
+    modules = [encoder for _, _, encoder in text_parts(reader.pipe)] + [
+        part for group in groups for part in group.through
+    ]
+    known = all(can_hash(module) and is_bare(module) for module in modules)
     if not cache or not known or len(texts) < _FEWEST_CACHED:
         found = encode()
     else:
@@ -101,7 +107,8 @@ def port_gram(
     weights = [port.module.weight[:, :width] for port in ports]
     if not cache:
         return sum_of_grams(weights)
-    key = [*sorted(hashes[port.parameter] for port in ports), str(weights[0].shape[1])]
+    # Fingerprints are the same in half precision, products are not.
+    key = [*sorted(hashes[port.parameter] for port in ports), f"{weights[0].shape[1]} {weights[0].dtype}"]
     return cached("gram", key, lambda: {"gram": sum_of_grams(weights)})["gram"]
 
 
@@ -173,5 +180,14 @@ def _encoders_key(pipe: Any) -> list[str]:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
         limits = f"{tokenizer.model_max_length} {tokenizer.pad_token_id} {type(pipe).__name__}"
-        parts += [module_hash(model), hashlib.sha256(words.encode()).hexdigest(), limits]
+        # Fingerprints are the same in half precision, what the encoder gives is not.
+        parts += [module_hash(model), _settings(model), hashlib.sha256(words.encode()).hexdigest(), limits]
     return parts
+
+
+def _settings(model: Any) -> str:
+    """What a text encoder does beside its weights; where it was loaded from does not count."""
+    config = model.config.to_dict() if hasattr(model, "config") else {}
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "architectures")}
+    settings = json.dumps(kept, sort_keys=True, default=repr)
+    return f"{type(model).__name__} {getattr(model, 'dtype', None)} {model.training} {settings}"

@@ -27,6 +27,7 @@ from erasers.methods.training import bar
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.ports import find_parameter
+from erasers.readers import text_readers
 from erasers.reading import at_home
 from erasers.sae import SAE, load_sae
 from erasers.sketch import sketches
@@ -138,6 +139,7 @@ class ItD(Eraser):
             "concepts": [concept_meta(concept) for concept in found],
             "groups": {},
             "base": base,
+            "readers": text_readers(pipe),
             "sketches": sketches({name: find_parameter(pipe, name, linear=False, edit=False) for name in base}),
             "base_dtype": str(pipe.text_encoder.dtype).removeprefix("torch."),
             "sae": digests,

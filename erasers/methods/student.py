@@ -18,6 +18,7 @@ from erasers.needs import Summands
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
 from erasers.ports import below_adapters, component, find_parameter, submodule
+from erasers.readers import text_readers
 from erasers.sketch import sketches
 from erasers.version import library_version
 
@@ -123,6 +124,7 @@ class Student:
             "concepts": [concept_meta(concept) for concept in concepts],
             "groups": {},
             "base": base,
+            "readers": text_readers(self._pipe),
             "sketches": sketches({name: self._base(name).data for name in base}),
             "base_dtype": str(self._base(edited[0]).dtype).removeprefix("torch."),
         }

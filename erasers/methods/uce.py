@@ -20,6 +20,7 @@ from erasers.methods.preparing import prepared
 from erasers.methods.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
 from erasers.patch import Patch
 from erasers.ports import KINDS, Group, Kind, component, find_family, port_groups
+from erasers.readers import text_readers
 
 BARE = ("{}",)
 Templates: TypeAlias = tuple[str, ...] | Literal["auto"]
@@ -138,7 +139,8 @@ class UCE(Eraser):
             warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=2)
         hashes = port_hashes(pipe, groups)
         tasks = self.gather(pipe, found, groups, generator)
-        return transform_patch(self, found, [(task.group, *self.edit(task, hashes)) for task in tasks], hashes)
+        edits = [(task.group, *self.edit(task, hashes)) for task in tasks]
+        return transform_patch(self, found, edits, hashes, text_readers(pipe))
 
     def gather(
         self,
