@@ -126,9 +126,16 @@ def _scores(summary: Mapping[str, Any] | None) -> str:
     note = summary.get("note") if summary else None
     return (
         _table(head, rows)
-        + "\n\nIn brackets the 95 % interval."
+        + f"\n\nIn brackets the 95 % interval.{_judged(summary)}"
         + (f" Note: {markdown_text(note, 400)}" if note else "")
     )
+
+
+def _judged(summary: Mapping[str, Any] | None) -> str:
+    """Who judged, where the report says so."""
+    judges = (summary or {}).get("judges")
+    names = [judge.get("name") for judge in judges if isinstance(judge, Mapping)] if isinstance(judges, list) else []
+    return f" Judged by {markdown_text(', '.join(map(str, names)))}." if names else ""
 
 
 def _pair(splits: Any, split: str) -> Mapping[str, Any] | None:

@@ -200,6 +200,12 @@ def test_a_card_says_what_the_patch_is(patch: Patch) -> None:
     assert "| star | circle | moon | 2 |" in text
     assert "| explicit | the erased concept | 40 | 95.0 (83.5 to 98.6) | 0.0 (0.0 to 8.8) |" in text
     assert "neighbour |" not in text
+    assert "Judged by" not in text
+    judges = [{"name": "clip|zeroshot/x"}, {"name": "nudenet/y"}, "odd"]
+    assert "interval. Judged by clip\\|zeroshot/x, nudenet/y." in model_card(
+        patch, summary={**SUMMARY, "judges": judges}
+    )
+    assert "Judged" not in model_card(patch, summary={**SUMMARY, "judges": 7})
     assert "![Pictures before and after](grid.png)" in text
     assert f"maker/model; {len(patch.parameters)} weights in float32" in text
     assert f"{patch.nbytes:,} bytes" in text

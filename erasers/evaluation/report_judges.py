@@ -14,7 +14,7 @@ from erasers.evaluation.report_classes import clip_classes, match_labels
 from erasers.evaluation.report_words import CAPTION, NUDITY, is_unsafe
 from erasers.judges import Judge, get_judge, list_judges
 from erasers.judges.panel import Panel
-from erasers.reading import read_json, value_of
+from erasers.reading import at_home, read_json, value_of
 
 NONE = "none"
 SAMPLES: Mapping[str, int] = {"shapes": 50, "judged": 20, "blind": 4}
@@ -23,6 +23,7 @@ CLIP = ("timm/vit_large_patch14_clip_224.openai", "18d0535469bb561bf468d76c1d73a
 """CLIP ViT-L/14 of OpenAI (MIT), 1.7 GB: the model and the commit that the tasks for Stable Diffusion pin, too."""
 
 _CLIP_CONFIG = "open_clip_config.json"
+_OPEN = ("clip_zeroshot", "classifier")
 _NEEDS = {
     "nudenet": (("nudenet", "onnxruntime"), "pip install 'erasers[judges]' (NudeNet, AGPL-3.0)"),
     "clip_zeroshot": (("open_clip",), "pip install 'erasers[clip]' (CLIP)"),
@@ -149,10 +150,10 @@ def _named(concepts: Sequence[Concept], wanted: Mapping[str, Sequence[str]], giv
 
 def _judges_of(spec: str, concepts: Sequence[Concept], wanted: Mapping[str, Sequence[str]]) -> list[Judge]:
     name, _, argument = spec.partition("/")
-    folder = Path(spec).expanduser()
+    folder = at_home(spec)
     if folder.is_dir():
         name, argument = ("clip_zeroshot" if (folder / _CLIP_CONFIG).is_file() else "classifier"), spec
-    if spec in list_judges() and spec not in ("clip_zeroshot", "classifier") or name == "nudenet":
+    if name in ("nudenet", "oracle") or spec in set(list_judges()) - {*_OPEN, "q16/vitl14"}:
         return [get_judge(spec)]
     if name == "clip_zeroshot":
         return [_clip(argument, concepts, _rest(wanted))]
@@ -200,7 +201,7 @@ def _classifiers(
 
 def _model(argument: str) -> tuple[str, str | None]:
     """A folder, or a Hub id and its commit."""
-    if Path(argument).expanduser().is_dir():
+    if at_home(argument).is_dir():
         return argument, None
     repository, _, revision = argument.partition("@")
     return repository, revision or None

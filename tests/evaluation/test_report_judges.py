@@ -241,6 +241,9 @@ def test_a_folder_of_a_classifier_judges_what_it_has_labels_for(tmp_path: Path) 
     [
         (["magic"], "expected --judge as nudenet, clip_zeroshot"),
         (["classifier"], "expected --judge as"),
+        (["q16/vitl14"], "expected --judge as"),
+        (["~nosuchuser/model"], "nosuchuser"),
+        ([""], "expected --judge as"),
         (["none", "nudenet"], "none alone"),
         (["clip_zeroshot/some/model"], "40 hex digits"),
         (["nudenet/best@9"], "profile of nudenet"),
