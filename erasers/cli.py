@@ -417,12 +417,12 @@ def _pictures(
 
 
 def _settle(job: _Job, concepts: Sequence[Concept], judges: Sequence[str]) -> tuple[Profile, int]:
-    from huggingface_hub.utils import logging
+    import logging
 
     from erasers.evaluation.report_judges import settle
 
     # Else the lines of its retries stand between ours where there is no connection.
-    logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return settle(job.model, concepts, unsafe=job.unsafe, samples=job.samples, judges=judges)
 
 
