@@ -35,6 +35,7 @@ from erasers.cli_options import (
     MaskFile,
     Memory,
     Model,
+    Overwrite,
     PatchReference,
     Revision,
     Size,
@@ -114,6 +115,7 @@ def erase(
         Path | None,
         typer.Option("--out", help="The patch; its folder must exist. [dim]<concept>-<method>.safetensors[/dim]"),
     ] = None,
+    overwrite: Overwrite = False,
     report: Annotated[
         str | None,
         typer.Option(
@@ -188,6 +190,7 @@ def erase(
         checkpoint,
         memory,
         dry_run,
+        overwrite or dry_run,
     )
     _erase(_Job(concepts, anchor or [], method, setting or [], *shared))
 
@@ -216,6 +219,7 @@ class _Job:
     checkpoint: Path | None
     memory: str | None
     dry_run: bool
+    overwrite: bool
 
 
 def _erase(job: _Job) -> None:
@@ -238,7 +242,7 @@ def _erase(job: _Job) -> None:
         memory = cli_input.read_memory(job.memory, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
-        check_places(outputs, {"--model": job.model, **job.picture_files})
+        check_places(outputs, {"--model": job.model, **job.picture_files}, overwrite=job.overwrite)
         status.update("loading the judges of the report" if job.report else "reading")
         # They look at the pictures of one process only.
         settled = _settle(job, concepts, job.judges if main else ["none"]) if job.report else None
@@ -333,6 +337,7 @@ def export(
     variant: Variant = None,
     revision: Revision = None,
     config: Config = None,
+    overwrite: Overwrite = False,
     force: Force = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -342,10 +347,11 @@ def export(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     with err.status("reading"):
-        from erasers.forms import check_folder
+        from erasers.forms import DELTA_FILE, LORA_FILE, check_folder
         from erasers.pipeline import as_patches
 
         check_folder(folder)
+        check_places({"--out": folder / (DELTA_FILE if form == "delta" else LORA_FILE)}, overwrite=overwrite)
         patch = as_patches(reference)[0]
         pipe = load_model(model, device, dtype, **model_options(variant, revision, config))
     if form == "delta":

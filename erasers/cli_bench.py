@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 
 from erasers import cli_input, cli_processes
-from erasers.cli_options import Device, Dtype, Memory
+from erasers.cli_options import Device, Dtype, Memory, Overwrite
 from erasers.cli_output import err, out, plain
+from erasers.cli_places import check_places
 from erasers.cli_verify import PromptFiles, TaskFiles, prompt_files, verify
 from erasers.eraser import list_erasers
 
@@ -30,6 +31,7 @@ TaskName = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder of pictures, verdicts, patches and results; created.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts a split, kept apart from the rest.")]
+_LEADERBOARD = ("leaderboard.md", "leaderboard.html")
 RESULTS = Path("results")
 _WORTH_A_PROCESS = 300
 """Pictures that take longer to draw than another process takes to start."""
@@ -134,6 +136,7 @@ def compare(
 def leaderboard(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files, or folders of them.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder of the two files; created.")] = Path("leaderboard"),
+    overwrite: Overwrite = False,
     allow_adult: Annotated[
         bool, typer.Option("--allow-adult", help="Show pictures of tasks with sexual content, blurred.")
     ] = False,
@@ -145,12 +148,13 @@ def leaderboard(
     from erasers.evaluation.leaderboard_files import result_files
     from erasers.evaluation.verifying import Verifier, verified
 
+    check_places({name: folder / name for name in _LEADERBOARD}, overwrite=overwrite)
     right, refused = verified(result_files(results), Verifier(task or [], prompt_files(prompts or [])))
     for path, why in refused.items():
         err.print(f"{plain(path)} is left out: {plain(why)}")
     if right:
         write_leaderboard(right, folder, allow_adult=allow_adult)
-        for name in ("leaderboard.md", "leaderboard.html"):
+        for name in _LEADERBOARD:
             out.print(plain(folder / name))
     if refused:
         raise typer.Exit(1)

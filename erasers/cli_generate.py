@@ -23,6 +23,7 @@ from erasers.cli_options import (
     ImageStrength,
     MaskFile,
     Model,
+    Overwrite,
     Revision,
     Size,
     Strength,
@@ -57,6 +58,7 @@ def generate(
     out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
         "out.png"
     ),
+    overwrite: Overwrite = False,
     strength: Strength = 1.0,
     force: Force = False,
     device: Device = "auto",
@@ -67,7 +69,7 @@ def generate(
     cli_input.check_dtype(dtype)
     target = cli_input.check_out_file(out_file)
     inputs = {"--image": image, "--mask": mask, "--control-image": control_image}
-    check_places({"--out": target}, {"--patch": patch, "--model": model, **inputs})
+    check_places({"--out": target}, {"--patch": patch, "--model": model, **inputs}, overwrite=overwrite)
     if not prompt.strip():
         raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
     pictures = read_pictures(image, mask, control_image, image_strength)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 FORMS = ("lora", "kohya", "delta")
+_LONGEST_NAME = 120
+"""Bytes of the concepts in a default name of a file."""
 _DEVICE = re.compile(r"(auto|cpu|mps|(cuda|xpu)(:\d+)?)")
 
 
@@ -283,9 +288,23 @@ def check_drawable(concepts: Sequence[Concept]) -> None:
 
 
 def default_out(concepts: Sequence[Concept], method: str) -> Path:
-    """`<concept>-<method>.safetensors`; several concepts are joined by `+`, letters that files dislike become `_`."""
-    name = "+".join(concept.name for concept in concepts)
-    return Path(f"{re.sub(r'[^A-Za-z0-9+_]+', '_', name)[:60]}-{method}.safetensors")
+    """`<concept>-<method>.safetensors`; several concepts are joined by `+`.
+
+    Letters, their marks and digits of any script stay and spaces become `_`; what else a name has, or what is too long
+    of it, is told apart by a hash, so that different concepts have different files.
+    """
+    names = [unicodedata.normalize("NFC", concept.name) for concept in concepts]
+    plain = "+".join(_in_a_file(name) for name in names)
+    short = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    if short == plain and all(_in_a_file(name).replace("_", " ") == name for name in names):
+        return Path(f"{plain}-{method}.safetensors")
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
+    return Path(f"{short}-{digest}-{method}.safetensors")
+
+
+def _in_a_file(name: str) -> str:
+    kept = (letter if unicodedata.category(letter)[0] in "LMN" else "_" for letter in name)
+    return re.sub("_+", "_", "".join(kept)).strip("_") or "_"
 
 
 def load_model(model: str, device: str, dtype: str, *, gradients: bool = False, **options: Any) -> Any:

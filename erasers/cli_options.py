@@ -111,6 +111,7 @@ Memory = Annotated[
         "result but for rounding. [dim]what the device has; on a CPU nothing is split[/dim]",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")]
 Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
 

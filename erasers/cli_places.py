@@ -14,16 +14,20 @@ from erasers.report_folder import FILES
 _TEMPORARY = 32
 
 
-def check_places(outputs: Mapping[str, Path | None], inputs: Mapping[str, object] | None = None) -> None:
+def check_places(
+    outputs: Mapping[str, Path | None], inputs: Mapping[str, object] | None = None, *, overwrite: bool
+) -> None:
     """Refuse outputs that would destroy something.
 
     Args:
-        outputs: What is written, by what it is called in the message.
+        outputs: What is written, by what it is called in the message; a `--checkpoint` may be there, for it is gone on
+            from.
         inputs: What is read, likewise: a path, text that may be one, several, or None.
+        overwrite: Files that are there may be replaced.
 
     Raises:
         ValueError: Two outputs in one file, or an output in the place of an input.
-        FileExistsError: A device, a pipe or a socket in the place of an output.
+        FileExistsError: A file in the place of an output, or a device, a pipe or a socket.
         PermissionError: A file that is read-only.
         OSError: A name that is too long.
     """
@@ -35,6 +39,8 @@ def check_places(outputs: Mapping[str, Path | None], inputs: Mapping[str, object
             raise ValueError(f"{name} {path} is also {taken[identity]}; give it another name")
         taken[identity] = f"{name} {path}"
         _check_target(name, path)
+        if not overwrite and name != "--checkpoint" and path.is_file():
+            raise FileExistsError(f"{name} {path} is there already; give another name, or --overwrite to replace it")
 
 
 def report_files(folder: Path | None) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from erasers.cli_options import (
     Device,
     Dtype,
     Model,
+    Overwrite,
     Revision,
     Variant,
     model_options,
@@ -105,6 +106,7 @@ def train(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File that the training goes on from when it was stopped.")
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -116,7 +118,7 @@ def train(
     cli_input.check_dtype(dtype)
     cli_input.check_out_file(out_file)
     outputs = {"--out": out_file, "--checkpoint": checkpoint, **beside(out_file, (".json", ".png"))}
-    check_places(outputs, {"--prompts": prompts, "--model": model})
+    check_places(outputs, {"--prompts": prompts, "--model": model}, overwrite=overwrite)
     with err.status("reading"):
         from erasers.evaluation.profile import is_shapes
         from erasers.methods.latent_bank import Way
@@ -175,6 +177,7 @@ def import_(
     prompts: Annotated[
         Path | None, typer.Option(help="Text file of prompts to measure it on, one a line; for a text encoder.")
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -185,7 +188,7 @@ def import_(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     cli_input.check_out_file(out_file)
-    check_places({"--out": out_file}, {"FILE": file, "--prompts": prompts, "--model": model})
+    check_places({"--out": out_file}, {"FILE": file, "--prompts": prompts, "--model": model}, overwrite=overwrite)
     with err.status("reading"):
         from erasers.sae import quality, save_sae
         from erasers.sae_import import import_sae
@@ -223,6 +226,7 @@ def explain(
     ] = None,
     features: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 12,
     picture: Annotated[Path | None, typer.Option("--out", help="PNG with a heat map of features and prompts.")] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -231,7 +235,7 @@ def explain(
     cli_input.check_dtype(dtype)
     if picture:
         cli_input.check_out_file(picture)
-        check_places({"--out": picture}, {"--sae": sae_file, "--model": model})
+        check_places({"--out": picture}, {"--sae": sae_file, "--model": model}, overwrite=overwrite)
     with err.status("reading"):
         from erasers.eraser import get_eraser, parse_options
         from erasers.evaluation.profile import is_shapes

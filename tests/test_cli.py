@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from erasers import Patch, cli
+from erasers import Concept, Patch, cli
 from erasers.cli_input import build_concepts, build_eraser, default_out
 
 STAR = ("--concept", "star", "--model", "shapes")
@@ -116,8 +117,72 @@ def test_a_synonym_stands_for_its_word() -> None:
     assert [concept.name for concept in build_concepts(["pentagram"], shapes=True)] == ["star"]
 
 
-def test_default_file_names_are_plain() -> None:
-    assert str(default_out(build_concepts(["van gogh", "a/b"], shapes=False), "uce")) == "van_gogh+a_b-uce.safetensors"
+def named(*names: str) -> str:
+    return str(default_out([Concept(name) for name in names], "uce"))
+
+
+def test_default_file_names_are_readable_in_any_script() -> None:
+    assert (
+        str(default_out(build_concepts(["van gogh", "star"], shapes=False), "uce")) == "van_gogh+star-uce.safetensors"
+    )
+    assert named("梵高") == "梵高-uce.safetensors"
+    assert named("हिन्दी") == "हिन्दी-uce.safetensors"
+    assert named("Vigée Le Brun") == "Vigée_Le_Brun-uce.safetensors"
+    assert re.fullmatch(r"a_b-[0-9a-f]{8}-uce\.safetensors", named("a/b"))
+
+
+def test_different_concepts_never_share_a_default_file() -> None:
+    long = [f"painter number {number}" for number in range(20)]
+    names = [
+        ("梵高",),
+        ("皮卡丘",),
+        ("a/b",),
+        ("a_b",),
+        ("a b",),
+        ("a", "b"),
+        ("a+b",),
+        ("../a b",),
+        ("!",),
+        ("?",),
+        ("🙂",),
+    ]
+    files = [named(*name) for name in (*names, long, [*long[:-1], "another"], ["画" * 90], ["画" * 91])]
+    assert len(set(files)) == len(files)
+    assert all(len(name.encode()) < 200 and "/" not in name for name in files)
+    assert named("e\u0301tude") == named("\u00e9tude")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        ((*STAR, "--method", "uce"), ["star-uce.safetensors"]),
+        ((*STAR, "--method", "uce", "--out", "x.safetensors"), ["x.safetensors"]),
+        (("generate", "a star", "--model", "shapes", "--n", "1", "--steps", "1"), ["out.png"]),
+        (("export", "PATCH", "--model", "shapes", "--out", "lora"), ["lora/pytorch_lora_weights.safetensors"]),
+        (
+            ("export", "PATCH", "--model", "shapes", "--form", "delta", "--out", "delta"),
+            ["delta/delta_weights.safetensors"],
+        ),
+        (("explain", "--concept", "star", "--model", "shapes", "--out", "map.png"), ["map.png"]),
+        (
+            ("sae", "train", "--model", "shapes", "--steps", "60", "--features", "32", "--out", "s.st"),
+            ["s.st", "s.json", "s.png"],
+        ),
+    ],
+)
+def test_nothing_is_overwritten_without_a_word(
+    arguments: tuple[str, ...], files: list[str], star_patch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(star_patch) if word == "PATCH" else word for word in arguments]
+    for file in files:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("mine")
+        assert "is there already; give another name, or --overwrite to replace it" in refused(capsys, *words)
+        assert Path(file).read_text() == "mine"
+        Path(file).unlink()
+    assert cli.run(words) == 0
+    assert cli.run([*words, "--overwrite"]) == 0
+    assert all(Path(file).stat().st_size for file in files)
 
 
 def test_apply_writes_a_folder_that_plain_diffusers_loads(star_patch: Path) -> None:
@@ -335,8 +400,9 @@ def test_a_report_overwrites_reports_alone(capsys: pytest.CaptureFixture[str]) -
         assert Path("site", name).read_text() == content
         Path("site", name).unlink()
     Path("site/notes.txt").write_text("mine")
-    for _ in range(2):
-        assert cli.run([*STAR, *before, "site", "--samples", "1"]) == 0
+    assert cli.run([*STAR, *before, "site", "--samples", "1"]) == 0
+    assert "is there already" in refused(capsys, *STAR, *before, "site")
+    assert cli.run([*STAR, *before, "site", "--samples", "1", "--overwrite"]) == 0
     assert Path("site/notes.txt").read_text() == "mine"
 
 
