@@ -40,6 +40,7 @@ _UNDRAWN = {
     r"^ChromaInpaint": "a setting of its transformer (guidance_embeds) that diffusers does not save",
 }
 _OPTIONAL = re.compile(r"^Flux2(Klein|KleinKV)?Pipeline$|^FluxKontextPipeline$")
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _WORDS = {"image": "a picture", "mask": "a mask", "control_image": "a control picture"}
 
 
@@ -99,9 +100,14 @@ def unfit_reason(cls: type) -> str:
     return _reason(_UNFIT, cls)
 
 
-def undrawn_reason(cls: type) -> str:
+def undrawn_reason(cls: Any) -> str:
     """What such a pipeline draws from, besides prompts, pictures and masks; "" where that is nothing."""
-    return _reason(_UNDRAWN, cls)
+    called = inspect.signature(cls.__call__).parameters
+    if "prompt" not in called:
+        return _reason(_UNDRAWN, cls) or "no prompt"
+    known = {"self", "prompt", *inputs_of(cls).arguments.values()}
+    plain = [value for name, value in called.items() if name not in known and value.kind not in _VARIADIC]
+    return _reason(_UNDRAWN, cls) or ", ".join(value.name for value in plain if value.default is value.empty)
 
 
 def refuse_unfit(pipe: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from diffusers import LCMScheduler
+from families.motion import build_animatediff
 from families.variants import adapter, with_class
 from PIL import Image
 from tiny import make_unet
@@ -168,6 +169,19 @@ def test_the_embedded_model_draws_from_pictures_too(capsys):
     assert run("--concept", "star", "--model", "shapes", "--image", "photo.png", "--report", "r", "--samples", "1") == 0
     assert "drawn     StableDiffusionImg2ImgPipeline, 20 steps, guidance 4, strength 0.8" in capsys.readouterr().out
     assert json.loads(Path("r/summary.json").read_text())["splits"]["explicit"]["before"]["n"] == 1
+
+
+def test_animatediff_from_end_to_end(tmp_path, capsys):
+    pipe = build_animatediff(tmp_path / "files")
+    pipe.scheduler = LCMScheduler(steps_offset=1)
+    pipe.save_pretrained("motion")
+    assert run(*REPORT, "--model", "motion") == 0
+    assert "drawn     AnimateDiffPipeline, 4 steps" in capsys.readouterr().out
+    drawn = ("--n", "1", "--steps", "2", "--patch", "star.safetensors")
+    assert run("generate", "a star", "--model", "motion", *drawn) == 0
+    assert run("apply", "star.safetensors", "--model", "motion", "--save", "erased") == 0
+    assert "a AnimateDiffPipeline" in capsys.readouterr().out
+    assert run("export", "star.safetensors", "--model", "motion", "--form", "kohya", "--out", "lora") == 0
 
 
 def test_a_task_of_pictures_is_refused(model, files, capsys):

@@ -10,6 +10,8 @@ import diffusers
 import pytest
 import torch
 from families.all import FAMILIES
+from families.variants import unet_net
+from families.variants import with_class as variant
 from peft import LoraConfig, get_peft_model
 from tiny import make_unet, same
 
@@ -134,6 +136,38 @@ def test_the_sizes_that_the_unet_reads_are_those_of_the_class(pipes, scored, ids
     with torch.no_grad():
         predict(pipe, noisy, times, conditions(pipe, ["star"]))
     assert seen[0].tolist() == [ids]
+
+
+@pytest.mark.parametrize("method", ["esd", "few_shot"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("StableDiffusionImg2ImgPipeline", lambda pipe: {}),
+        ("StableDiffusionInpaintPipeline", lambda pipe: {}),
+        ("StableDiffusionControlNetPipeline", unet_net),
+    ],
+)
+def test_pipelines_around_one_unet_train_to_one_patch(pipe, method, name, more):
+    """The net of a ControlNet is not called: what is trained is the UNet, by prompts alone."""
+    other = variant(name, {**pipe.components, **more(pipe)})
+    options = {**BRIEF, "pictures": 1}
+    patches = [get_eraser(method, **options).fit(part, STAR, progress=False) for part in (pipe, other)]
+    assert patches[0].parameters
+    assert same(dict(patches[0].tensors), dict(patches[1].tensors))
+
+
+def test_the_refiner_of_xl_is_trained(pipes):
+    parts = {**pipes("sdxl").components, "text_encoder": None, "tokenizer": None}
+    unet = make_unet(
+        16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 5 * 4,
+        transformer_layers_per_block=2,
+    )
+    pipe = variant(XL[0], {**parts, "unet": unet}, requires_aesthetics_score=True)
+    for method, options in {"uce": {"cache": False}, "esd": {**BRIEF, "pictures": 1}}.items():
+        assert get_eraser(method, **options).fit(pipe, STAR, progress=False).parameters
 
 
 # Text that enters elsewhere

@@ -59,6 +59,21 @@ def test_what_is_not_taken_is_named(pipe):
         plan(edit, PLAIN, Pictures(PHOTO, strength=0.5))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("MarigoldDepthPipeline", "draws from no prompt"),
+        ("KandinskyPipeline", "draws from image_embeds, negative_image_embeds, which cannot be given here"),
+        ("CycleDiffusionPipeline", "draws from a prompt of the picture it starts from"),
+        ("WanVideoToVideoPipeline", "draws from a video"),
+    ],
+)
+def test_what_the_command_cannot_give_is_named(name, words):
+    cls = getattr(diffusers, name)
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        plan(cls.__new__(cls), PLAIN)
+
+
 def test_steps_of_which_none_is_left(pipe):
     with pytest.raises(ValueError, match=r"steps times --image-strength of at least 1, got 2 times 0.3"):
         plan(built(pipe, "StableDiffusionImg2ImgPipeline"), PLAIN, Pictures(PHOTO, strength=0.3), steps=2)
