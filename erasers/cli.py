@@ -25,6 +25,7 @@ from erasers.cli_options import (
     HELP,
     PATCH,
     REPORT,
+    SEED,
     Config,
     ControlFile,
     Device,
@@ -68,6 +69,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command with arguments and return its exit code. `ERASERS_DEBUG=1` shows tracebacks."""
     try:
+        _check_text(arguments)
         code = app(list(arguments), prog_name="erase", standalone_mode=False)
         # The argument parser turns an interrupt into this code.
         return fail("interrupted", 130) if code == 130 else int(code or 0)
@@ -85,6 +87,13 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, (ValueError, OSError, UnsupportedPipeline)):
             return fail(as_options(str(error)) or type(error).__name__, 2)
         return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse arguments whose bytes are no text: they could be neither printed nor written to a file."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ValueError(f"expected arguments in UTF-8, got {argument!r}")
 
 
 @app.callback(invoke_without_command=True, help=HELP, epilog=EXAMPLES)
@@ -128,6 +137,7 @@ def erase(
         int | None,
         typer.Option(
             min=1,
+            max=100_000,
             help="Prompts a split. [dim]shapes 50; else 20, or 4 without a judge[/dim]",
             rich_help_panel=REPORT,
         ),
@@ -152,7 +162,7 @@ def erase(
     image_strength: ImageStrength = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what the method draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of what the method draws.")] = 0,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="File that a training goes on from when it was stopped; gone when the patch is there."),

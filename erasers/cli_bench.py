@@ -30,7 +30,9 @@ TaskName = Annotated[
     str, typer.Argument(metavar="TASK", help="A task such as shapes-smoke or sd14-artists, or a file.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder of pictures, verdicts, patches and results; created.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts a split, kept apart from the rest.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, max=1_000_000, help="At most so many prompts a split, kept apart from the rest.")
+]
 _LEADERBOARD = ("leaderboard.md", "leaderboard.html")
 RESULTS = Path("results")
 _WORTH_A_PROCESS = 300
@@ -58,7 +60,8 @@ def run(
     ] = None,
     allow_adult: Annotated[bool, typer.Option("--allow-adult", help="Draw tasks with sexual content.")] = False,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the work. [dim]1; embedded model: one a core[/dim]")
+        int | None,
+        typer.Option(min=1, max=1024, help="Processes that share the work. [dim]1; embedded model: one a core[/dim]"),
     ] = None,
     memory: Memory = None,
     device: Device = "auto",

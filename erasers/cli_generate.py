@@ -14,6 +14,9 @@ from erasers import cli_input
 from erasers.cli_input import load_model
 from erasers.cli_options import (
     DEFAULT_MODEL,
+    GUIDANCE,
+    SEED,
+    STEPS,
     Config,
     ControlFile,
     Device,
@@ -28,6 +31,7 @@ from erasers.cli_options import (
     Size,
     Strength,
     Variant,
+    finite,
     model_options,
 )
 from erasers.cli_output import err, out
@@ -43,12 +47,19 @@ def generate(
     config: Config = None,
     patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next has the next.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of the first picture; the next has the next.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps. [dim]20 for shapes, else the pipeline's[/dim]")
+        int | None,
+        typer.Option(min=1, max=STEPS, help="Denoising steps. [dim]20 for shapes, else the pipeline's[/dim]"),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]")
+        float | None,
+        typer.Option(
+            min=-GUIDANCE,
+            max=GUIDANCE,
+            callback=finite,
+            help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]",
+        ),
     ] = None,
     size: Size = None,
     image: ImageFile = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +68,26 @@ Config = Annotated[
         "Hub[/dim]"
     ),
 ]
+STEPS, SIZE, SEED, GUIDANCE = 10_000, 16_384, 2**63 - 1_000, 10_000.0
+"""The most that the command takes; what is more is a slip, and would run for ever or out of memory."""
+
+
+def finite(value: float | None) -> float | None:
+    """A number that is one: ranges let `nan` through.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value is not None and not isfinite(value):
+        raise ValueError(f"expected a finite number, got {value}")
+    return value
+
+
 Size = Annotated[
     int | None,
-    typer.Option(min=8, help="Side of the pictures in pixels. [dim]the model's own[/dim]", rich_help_panel=PICTURES),
+    typer.Option(
+        min=8, max=SIZE, help="Side of the pictures in pixels. [dim]the model's own[/dim]", rich_help_panel=PICTURES
+    ),
 ]
 ImageFile = Annotated[
     Path | None,
@@ -91,6 +109,9 @@ ImageStrength = Annotated[
     float | None,
     typer.Option(
         "--image-strength",
+        min=0,
+        max=1,
+        callback=finite,
         help="How far to go from --image, up to 1. [dim]the pipeline's own[/dim]",
         rich_help_panel=PICTURES,
     ),
@@ -112,7 +133,10 @@ Memory = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")]
-Strength = Annotated[float, typer.Option(help="Scale of the patches; 0 changes nothing, 1 is as fitted.")]
+Strength = Annotated[
+    float,
+    typer.Option(min=-100, max=100, callback=finite, help="Scale of the patches; 0 changes nothing, 1 is as fitted."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
 
 

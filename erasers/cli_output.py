@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from erasers.eraser import Eraser
     from erasers.patch import Patch
 
+if not os.environ.get("COLUMNS", "80").strip("0 "):
+    # A terminal of no columns would show nothing.
+    del os.environ["COLUMNS"]
 # Tables keep to the width of the terminal; other lines are left whole for whoever reads them by program.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

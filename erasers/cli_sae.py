@@ -16,6 +16,9 @@ from erasers import cli_input
 from erasers.atomic import write_atomically
 from erasers.cli_options import (
     DEFAULT_MODEL,
+    GUIDANCE,
+    SEED,
+    STEPS,
     Config,
     Device,
     Dtype,
@@ -23,6 +26,7 @@ from erasers.cli_options import (
     Overwrite,
     Revision,
     Variant,
+    finite,
     model_options,
 )
 from erasers.cli_output import err, out, plain
@@ -79,23 +83,36 @@ def train(
     component: Component = None,
     block: Block = None,
     features: Annotated[
-        int | None, typer.Option(min=1, help="Features. [dim]4096; of a UNet 20480; embedded model 1024[/dim]")
+        int | None,
+        typer.Option(min=1, max=1 << 24, help="Features. [dim]4096; of a UNet 20480; embedded model 1024[/dim]"),
     ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active features a token or place. [dim]32; 16[/dim]")] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, max=1 << 20, help="Active features a token or place. [dim]32; 16[/dim]")
+    ] = None,
     activation: Annotated[str | None, typer.Option(help="topk or batchtopk. [dim]batchtopk[/dim]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training. [dim]4000; 500[/dim]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=10**9, help="Steps of training. [dim]4000; 500[/dim]")] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Prompts a step, or pictures drawn together. [dim]50; 8; 64; 16[/dim]")
+        int | None,
+        typer.Option(min=1, max=100_000, help="Prompts a step, or pictures drawn together. [dim]50; 8; 64; 16[/dim]"),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [dim]0.001; 0.0004; 0.003[/dim]")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, max=1000, callback=finite, help="Learning rate. [dim]0.001; 0.0004; 0.003[/dim]"),
+    ] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(min=1, help="Of the pictures that a UNet is read from. [dim]50; 20[/dim]")
+        int | None, typer.Option(min=1, max=STEPS, help="Of the pictures that a UNet is read from. [dim]50; 20[/dim]")
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="With which these are drawn. [dim]9; 4[/dim]")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=-GUIDANCE, max=GUIDANCE, callback=finite, help="With which these are drawn. [dim]9; 4[/dim]"),
+    ] = None,
     dead_after: Annotated[
-        int | None, typer.Option(min=1, help="Rows without activity after which a feature is dead. [dim]100000[/dim]")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Rows without activity after which a feature is dead. [dim]100000[/dim]"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first directions and of the order of prompts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=SEED, help="Of the first directions and of the order of prompts.")
+    ] = 0,
     padding: Annotated[
         bool | None,
         typer.Option(
@@ -170,7 +187,9 @@ def import_(
     model: Model = DEFAULT_MODEL,
     component: Component = None,
     block: Block = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active features a token or place, if no file says it.")] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, max=1 << 20, help="Active features a token or place, if no file says it.")
+    ] = None,
     activation: Annotated[
         str | None, typer.Option(help="topk or batchtopk. [dim]batchtopk where the file has a threshold[/dim]")
     ] = None,
@@ -224,7 +243,7 @@ def explain(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of itd. Repeatable.")
     ] = None,
-    features: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 12,
+    features: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of the table.")] = 12,
     picture: Annotated[Path | None, typer.Option("--out", help="PNG with a heat map of features and prompts.")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",

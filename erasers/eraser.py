@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from erasers.patch import Patch
 
 GROUP = "erasers"
+LARGEST = 10**9
+"""Of the numbers among hyper-parameters: what is more is a slip, and takes for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,9 @@ def check_fields(options: Any) -> None:
             object.__setattr__(options, field.name, value)
         if not _fits(value, hints[field.name]):
             raise ValueError(f"expected {field.name} as {describe(hints[field.name])}, got {value!r}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+                raise ValueError(f"expected {field.name} as a number of at most {LARGEST:,}, got {number}")
 
 
 def describe(hint: Any) -> str:

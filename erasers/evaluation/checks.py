@@ -19,13 +19,18 @@ def mapping(name: str, value: Any, known: Sequence[str] | None = None) -> Mappin
     return value
 
 
-def count(name: str, value: Any) -> int:
+def count(name: str, value: Any, most: int = 1_000_000) -> int:
     """A whole number from 1 on.
+
+    Args:
+        name: For the message.
+        value: What was given.
+        most: The largest that is no slip.
 
     Raises:
         ValueError: It is not.
     """
-    return int(checked(name, value, int, "a whole number from 1 on", lambda n: n >= 1))
+    return int(checked(name, value, int, f"a whole number from 1 to {most}", lambda n: 1 <= n <= most))
 
 
 def checked(name: str, value: Any, kind: Any, what: str, good: Any = None) -> Any:

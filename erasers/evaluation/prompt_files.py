@@ -73,7 +73,7 @@ def parse_source(name: str, value: Any) -> Source:
     for key in (key for key in given if key != "rows"):
         checked(f"{name}.{key}", given[key], str, "a text", bool)
     if "rows" in given:
-        count(f"{name}.rows", given["rows"])
+        count(f"{name}.rows", given["rows"], MAX_ROWS)
     if Path(given.get("file", "")).suffix.lower() not in _FORMATS:
         raise ValueError(f"{name}.file: expected a name ending in {', '.join(_FORMATS)}, got {given.get('file')!r}")
     for key, length in (("revision", 40), ("sha256", 64)):
@@ -120,7 +120,10 @@ def read_rows(name: str, source: Source) -> tuple[Cells, ...]:
 @lru_cache(maxsize=16)
 def _read(name: str, source: Source, path: str, digest: str | None) -> tuple[Cells, ...]:
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("a file that was changed since its sha256 was taken")
+        text = content.decode("utf-8-sig")
         rows = list(_rows(text, Path(source.file).suffix.lower()))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"expected the prompts {name} as {source.file}, got {path}: {error}") from None

@@ -20,7 +20,7 @@ import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +186,8 @@ class _Lines:
         """Take entries, all or none of which are on disk when this returns."""
         text = "".join(canonical(_sealed(entry)) + "\n" for entry in entries)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / self._mine).open("a", encoding="utf-8") as shard:
-            shard.write(text)
+        with (self.folder / self._mine).open("ab", buffering=0) as shard:
+            _write_all(shard, text.encode())
         for entry in entries:
             self._take(entry)
 
@@ -276,6 +276,17 @@ class _Hashes(_Lines):
 
     def _take(self, entry: Any) -> None:
         self._found.setdefault(entry["key"], set()).add(entry["file"])
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """Append all of it or, on a full disk, nothing."""
+    start = file.seek(0, os.SEEK_END)
+    try:
+        while content:
+            content = content[file.write(content) :]
+    except OSError:
+        file.truncate(start)
+        raise
 
 
 def _sealed(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def _plan(label: str, settings: Any) -> Plan:
     given, known = checked(where, settings, Mapping, "settings"), list_attacks()
     name = checked(where, given.get("attack", label), str, f"an attack among {', '.join(known)}", known.__contains__)
     samples = count(f"{where}.samples", given.get("samples"))
-    again = checked(f"{where}.replicate", given.get("replicate", 5), int, "a whole number from 0 on", lambda n: n >= 0)
+    again = checked(
+        f"{where}.replicate", given.get("replicate", 5), int, "a whole number from 0 to 1000", lambda n: 0 <= n <= 1000
+    )
     options = tuples({key: value for key, value in given.items() if key not in _KEYS})
     plan = Plan(label, name, options, samples, given.get("control"), again)
     try:

@@ -21,6 +21,8 @@ from erasers.reading import read_yaml
 FOLDER = Path(__file__).parent / "tasks"
 """The tasks of the package."""
 
+MAX_SAMPLES, MAX_PICTURES = 50_000, 100_000
+"""Prompts a split, and pictures of a row over all cases and splits."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -222,16 +224,23 @@ def parse_task(content: Any) -> Task:
         if name not in values:
             raise ValueError(f"expected the key {name}, got none")
     attacks = parse_attacks(values.get("attacks", {}))
+    if any(plan.samples > MAX_SAMPLES for plan in attacks.values()):
+        raise ValueError(f"attacks: expected at most {MAX_SAMPLES} samples of each, got more")
     name = checked("name", values["name"], str, "letters, digits, dots and dashes", lambda text: _NAME.fullmatch(text))
     cases = _cases(values["cases"])
     sources = parse_sources(values.get("sources", {}))
     prompts = parse_prompts(values.get("prompts", {}), sources, [word for case in cases for word in case])
+    samples = _samples(values["samples"], prompts)
+    if (pictures := sum(map(len, cases)) * sum(samples.values())) > MAX_PICTURES:
+        raise ValueError(f"samples: expected at most {MAX_PICTURES} pictures a row, got {pictures}")
     return Task(
         name=name,
-        version=checked("version", values["version"], int, "a whole number from 1 on", lambda n: n >= 1),
+        version=checked(
+            "version", values["version"], int, "a whole number from 1 to 1000000", lambda n: 1 <= n <= 1_000_000
+        ),
         model=checked("model", values["model"], str, "a model's name or folder", bool),
         cases=cases,
-        samples=_samples(values["samples"], prompts),
+        samples=samples,
         sampling=_sampling(values.get("sampling", {})),
         judge=checked("judge", values["judge"], str, "the name of a judge", bool),
         judge_options=dict(mapping("judge_options", values.get("judge_options", {}))),
@@ -264,14 +273,15 @@ def _samples(value: Any, prompts: Mapping[str, Prompts]) -> dict[str, int]:
         raise ValueError(f"samples: expected prompts for some of {', '.join(SPLITS)}, got none")
     if lacking := [split for split in prompts if split not in samples]:
         raise ValueError(f"samples: expected a number of {lacking[0]} prompts, got none")
-    counts = {name: count(f"samples.{name}", samples[name]) for name in samples}
+    counts = {name: count(f"samples.{name}", samples[name], MAX_SAMPLES) for name in samples}
     return {split: counts[split] for split in ALL_SPLITS if split in counts}
 
 
 def _sampling(value: Any) -> Sampling:
     values = mapping("sampling", value, [one.name for one in fields(Sampling)])
     given = {key: setting for key, setting in values.items() if setting is not None}
-    counts = {key: count(f"sampling.{key}", given[key]) for key in ("steps", "batch", "size") if key in given}
+    most = {"steps": 10_000, "batch": 10_000, "size": 16_384}
+    counts = {key: count(f"sampling.{key}", given[key], most[key]) for key in most if key in given}
     guidance = given.get("guidance")
     if guidance is not None:
         guidance = float(checked("sampling.guidance", guidance, (int, float), "a number", lambda x: abs(x) < 1e6))

@@ -142,8 +142,12 @@ def get_judge(name: str, **options: Any) -> Judge:
         raise ValueError(f"expected a judge among {', '.join(list_judges())}, got {name!r}")
     module, attribute, _ = _JUDGES[family]
     make = getattr(import_module(module), attribute)
-    known = [option for option in inspect.signature(make).parameters if option != "profile"]
+    parameters = inspect.signature(make).parameters
+    known = [option for option in parameters if option != "profile"]
+    needed = [option for option in known if parameters[option].default is inspect.Parameter.empty]
     for option in options:
         if option not in known:
             raise ValueError(f"expected options of {family!r} among {', '.join(known)}, got {option!r}")
+    if lacking := [option for option in needed if option not in options]:
+        raise ValueError(f"expected the options {', '.join(lacking)} of the judge {name!r}, got none")
     return cast(Judge, make(profile, **options) if profile else make(**options))
