@@ -34,7 +34,7 @@ def folder(pipes: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
 def bad_files(seeds: dict[str, bytes]) -> dict[str, bytes]:
     parts, tensors = take_apart(seeds["dense"]), load(seeds["dense"])
     text = json.dumps(parts.meta)
-    evil = parts.meta | {"concepts": [{"name": "\x1b[2J[/x]"}], "method": "[bold]\ud800"}
+    evil = parts.meta | {"concepts": [{"name": "\x1b[2J[/x]"}], "method": "[bold]\u202e"}
     return {
         "empty": b"",
         "cut": seeds["dense"][:-1],
@@ -44,6 +44,7 @@ def bad_files(seeds: dict[str, bytes]) -> dict[str, bytes]:
         "path": put_together({"dense/../../\x1b[2Jx": torch.zeros(2)}, parts.meta),
         "nan": put_together(tensors | {f"dense/{BIAS}": torch.tensor([float("nan")] * 8)}, parts.meta),
         "kind": put_together({"hook/unet/evil/A": torch.zeros(2, 2)}, parts.meta),
+        "surrogate": put_together(tensors, parts.meta | {"method": "\ud800"}),
         "base": put_together(tensors, evil | {"base": dict.fromkeys(parts.meta["base"], "[/x]")}),
     }
 
@@ -82,7 +83,7 @@ def test_the_command_prints_no_control_characters(seeds, tmp_path, capsys):
     parts = take_apart(seeds["dense"])
     evil = {
         "concepts": [{"name": "\x1b[2J[/x]\n", "anchor": "[bold]"}],
-        "method": "[red]\ud800",
+        "method": "[red]\u202e",
         "config": {"\r": "\x07"},
     }
     (tmp_path / "x").write_bytes(put_together(load(seeds["dense"]), parts.meta | evil))
