@@ -9,6 +9,11 @@ The counts are those of `erase --dry-run`. Models have random weights or none at
 
 from __future__ import annotations
 
+import argparse
+import json
+import platform
+import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,11 @@ from typing import Any
 import torch
 
 from erasers import Concept, get_eraser, load_pipeline
+from erasers.atomic import write_atomically
 from erasers.families import UnsupportedPipeline
+from erasers.methods.foretelling import REFERENCE
 from erasers.methods.training import TrainedEraser
+from erasers.needs import gigabytes
 from erasers.ports import _groups, find_family
 
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
@@ -67,7 +75,27 @@ VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
 }
+METHODS = ("uce", "rece", "realera", "itd", "few_shot", "esd", "adv_unlearn", "doco", "robust_ablation")
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "flux": "FLUX.1-dev"}
+_HEAD = f"""# What methods need at full size
+
+Written by `python benchmarks/full_size.py --out docs/full-size.md`, which counts as `erase --dry-run` does: nothing
+is drawn or trained, and the models have no weights. The concept is "{CONCEPT}", a style; methods have their defaults.
+
+* **Memory** is for a model in bfloat16 with what is trained in float32: the model, what is trained with its gradients
+  and what optimizers remember, the latents that are learned from, and what the largest backward pass keeps. The first
+  figure has whole batches, the second one latent at a time, which `--memory` brings about. What kernels and the
+  allocator take comes on top. What is kept is counted as it is saved, with attention in one kernel and norms in
+  float32 as under autocast; on tiny models that is within 5 % of what real backward passes keep.
+* **Denoiser calls** count latents: without gradients, and with them.
+* **GPU minutes** are those of {REFERENCE}: the operations of the denoiser and the text encoder, a backward pass as
+  two forward ones, divided by that rate. That is an assumption and no measurement: an A100 has 312 TFLOP/s in 16 bit,
+  and with one or two latents of 64 x 64 reaches a fraction of it. None of this was measured on a GPU.
+* **Run** says what was really done; all else is only counted. Closed forms were timed at the sizes of Stable Diffusion
+  1.4 and SDXL with random weights on a CPU (`benchmarks/results/speed-sd14.json`, `speed-sdxl.json`): they take
+  seconds and no denoiser call.
+"""
+_COLUMNS = ("method", "numbers trained", "memory", "denoiser calls", "with gradients", "GPU minutes", "run")
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
     "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},
@@ -154,7 +182,7 @@ def count(method: str, pipe: Any) -> dict[str, Any]:
             return {"trained": 0, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
         edited = _edited(pipe)
     except UnsupportedPipeline as error:
-        return {"refused": str(error)}
+        return {"refused": f"{str(error).partition(' (')[0]}, got {type(pipe).__name__}"}
     return {"edited": edited, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
 
 
@@ -169,3 +197,82 @@ def _edited(pipe: Any) -> int:
 def _nbytes(pipe: Any) -> int:
     modules = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
     return sum(parameter.nbytes for module in modules for parameter in module.parameters())
+
+
+def run(method: str, side: int = 16) -> dict[str, Any]:
+    """A reduced training at SD 1.4 size with random weights in float32 on the CPU: what it took and what it changed."""
+    pipe = make_pipe("sd14", "cpu", torch.float32)
+    pipe.unet.register_to_config(sample_size=side)
+    pipe.set_progress_bar_config(disable=True)
+    eraser, started = get_eraser(method, **REDUCED[method]), time.perf_counter()
+    patch = eraser.fit(pipe, Concept(CONCEPT, anchor="art"), progress=False)
+    if not all(torch.isfinite(tensor).all() for tensor in patch.tensors.values()):
+        raise SystemExit(f"{method}: a patch that is not finite")
+    return {
+        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in REDUCED[method].items()},
+        "latents": side,
+        "dtype": "float32",
+        "device": f"CPU, {torch.get_num_threads()} thread, torch {torch.__version__}, {platform.machine()}",
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "moved_weights": len(patch.parameters),
+    }
+
+
+def lines_of(size: str, runs: Mapping[str, Any]) -> list[str]:
+    """The rows of the table of a size."""
+    pipe = make_pipe(size)
+    return [_line(method, count(method, pipe), runs.get(method) if size == "sd14" else None) for method in METHODS]
+
+
+def _line(method: str, found: Mapping[str, Any], ran: Mapping[str, Any] | None) -> str:
+    if "refused" in found:
+        return f"| `{method}` | refused: {found['refused']} | | | | | |"
+    memory = found["memory"]
+    shown = "model " + gigabytes(memory["model"]) if "model" in memory else " / ".join(map(gigabytes, memory.values()))
+    what = f"{found['trained']:,}" if found.get("trained") else f"none; edits {found.get('edited', 0):,}"
+    minutes = _minutes(found["minutes"]) if "minutes" in found else "none"
+    cells = [f"`{method}`", what, shown, f"{found['denoiser']:,}", f"{found['gradients']:,}", minutes, _ran(ran)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _minutes(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _ran(ran: Mapping[str, Any] | None) -> str:
+    if ran is None:
+        return "counted"
+    iterations, side = ran["settings"]["iterations"], ran["latents"]
+    what = f"run: {iterations} iteration{'s' if iterations > 1 else ''} with latents of {side} x {side}, random weights"
+    return f"{what}, {ran['dtype']}, CPU: {ran['seconds']:.0f} s, {ran['peak_mib'] / 1024:.1f} GB"
+
+
+def page(runs: Mapping[str, Any]) -> str:
+    """The page of documentation."""
+    text = _HEAD
+    for size, title in SIZES.items():
+        head = [f"\n## {title}\n", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
+        text += "\n".join([*head, *lines_of(size, runs)]) + "\n"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--run", type=lambda text: text.split(","), default=[], help="reduced trainings, with commas")
+    parser.add_argument("--out", type=Path, default=None, help="the page of documentation")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = json.loads(RUNS.read_text(encoding="utf-8")) if RUNS.is_file() else {}
+    for method in options.run:
+        runs[method] = run(method)
+        print(f"{method}: {runs[method]}", flush=True)
+        text = json.dumps(runs, indent=1, sort_keys=True) + "\n"
+        write_atomically(RUNS, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+    if options.out:
+        text = page(runs)
+        write_atomically(options.out, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -95,12 +95,13 @@ def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], memory: in
         return
     from erasers.methods.foretelling import REFERENCE
     from erasers.methods.training import TrainedEraser, seconds_a_pass
-    from erasers.needs import gigabytes
+    from erasers.needs import free_memory, gigabytes
 
     if not isinstance(eraser, TrainedEraser):
         raise ValueError(f"expected {eraser.name} to foretell its cost, got a method that cannot")
     found = eraser.foretell(pipe, list(concepts))
-    batch = eraser.together(pipe, list(concepts), memory) or found.largest
+    room = free_memory(pipe) if memory is None else memory
+    batch = found.largest if room is None else found.batch(room)
     out.print(f"{eraser.name}  {found.calls}")
     out.print(f"trains    {found.trained:,} numbers of {found.weights} weights")
     parts = {"model": found.model, "training": found.state, "latents": found.latents}

@@ -272,3 +272,22 @@ def test_each_process_of_a_machine_has_an_accelerator_of_its_own(monkeypatch: py
     assert (cli_processes.own_device("auto"), cli_processes.own_device("cpu")) == ("cuda:1", "cpu")
     monkeypatch.setattr(cli_input, "pick_device", lambda device: "cpu")
     assert cli_processes.own_device("auto") == "cpu"
+
+
+def test_memory_is_taken_as_a_size(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def stop(job: Any, console: Any) -> None:
+        seen.append(job.memory)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(cli_bench, "_work", stop)
+    command = ["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path)]
+    assert run([*command, "--memory", "2GB"]) == 2
+    assert run(command) == 2
+    assert seen == [2 * 2**30, None]
+    capsys.readouterr()
+    assert run([*command, "--memory", "much"]) == 2
+    assert "expected --memory such as 24GB or 800MB, got 'much'" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from erasers.methods.soft_bank import SoftBank
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import UCE
-from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, together
+from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, parts, together
 
 _BATCH = 16
 _WARM = 20
@@ -256,9 +256,11 @@ class Fight:
     def _shift(self) -> float:
         """S: how far the prompts of a part of the pictures are from their anchors."""
         some = self.bad.rows(picks(len(self.bad.times), 4 * _BATCH, self.generator))
-        return float(
-            functional.mse_loss(predict(self.pipe, some.noisy, some.times, self.asked.rows(some.prompts)), some.goal)
-        )
+        asked = self.asked.rows(some.prompts)
+        guesses = [
+            predict(self.pipe, some.noisy[rows], some.times[rows], asked.part(rows)) for rows in parts(len(some.times))
+        ]
+        return float(functional.mse_loss(torch.cat(guesses), some.goal))
 
     def step(self, number: int) -> dict[str, float]:
         """One iteration: the bank attacks, the student learns, the multiplier follows."""

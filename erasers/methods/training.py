@@ -126,8 +126,8 @@ class TrainedEraser(Eraser):
         if budget is None:
             return None
         found = self.foretell(pipe, concepts)
-        # What is free is an estimate, too: one at a time is worth a try.
-        return 1 if memory is None and found.memory(1) > budget else found.batch(budget)
+        # What is free is an estimate: one at a time is worth a try.
+        return found.batch(budget if memory is not None else max(budget, found.memory(1)))
 
     @abstractmethod
     def check_pipe(self, pipe: Any) -> None:

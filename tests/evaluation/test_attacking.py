@@ -24,6 +24,7 @@ from erasers.evaluation.tasks import Sample, parse_task, read_task
 from erasers.evaluation.verifying import Verifier
 from erasers.judges import Verdict
 from erasers.judges.oracle import Oracle
+from erasers.methods.esd import ESD
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
 ATTACKS: dict[str, Any] = {
@@ -340,3 +341,27 @@ def test_the_model_is_as_it_was(pipe: Any, rows: list[Row], tmp_path: Path) -> N
     run = Run(TASK, pipe, Dice(), tmp_path, rows)
     run.attacking.work(lambda count: None)
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+
+
+def test_the_memory_of_a_run_reaches_its_attacks_and_its_trainings(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        given.append(options["memory"])
+        raise InterruptedError
+
+    monkeypatch.setattr(attacking, "attack_prompts", stop)
+    monkeypatch.setattr(ESD, "fit", stop)
+    with pytest.raises(InterruptedError):
+        Run(TASK, pipe, Dice(), tmp_path, memory=12345).attacking.work(lambda count: None)
+    rows = [
+        Row("esd", "method", "esd", eraser=get_eraser("esd")),
+        Row("uce", "method", "uce", eraser=get_eraser("uce")),
+    ]
+    with pytest.raises(InterruptedError):
+        Run(TASK, pipe, Dice(), tmp_path, rows, memory=678).fit()
+    # UCE does not train, and so is told of no memory.
+    Run(TASK, pipe, Dice(), tmp_path, rows[1:], memory=9).fit()
+    assert given == [12345, 678]

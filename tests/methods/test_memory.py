@@ -91,6 +91,17 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(pipes, method, most, mon
     close(found[None][:2], found[most][:2])
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_parts_and_gradient_checkpointing_go_together(pipes, rank, monkeypatch):
+    options = METHODS["esd"] | {"iterations": 1, "batch": 5, "rank": rank, "gradient_checkpointing": True}
+    found = {}
+    for count in (None, 2):
+        monkeypatch.setattr(TrainedEraser, "together", lambda *_, count=count: count)
+        fit = partial(get_eraser("esd", **options).fit, pipes("sd1"), STAR, progress=False)
+        found[count] = gradients(fit, monkeypatch)
+    close(found[None], found[2])
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_batch_that_fits_is_that_of_a_training_without_bounds(pipes, method):
     eraser = get_eraser(method, **METHODS[method] | BATCHES[method], iterations=2)
