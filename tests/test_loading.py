@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_pipe
 
 from erasers import Concept, ModelNotFound, cli, get_eraser, load_pipeline
+from erasers.evaluation.states import reference
 
 PROCESSORS = ("SiglipProcessor", "LlavaProcessor", "CLIPProcessor", "PaliGemmaProcessor", "Florence2Processor")
 OTHERS = ("Blip2Processor", "CLIPTokenizer", "T5TokenizerFast", "CLIPImageProcessor", "CLIPTextModel", "LlamaModel")
@@ -311,3 +312,15 @@ def test_the_command_takes_variants_and_revisions(
     monkeypatch.setattr("erasers.pipeline.load_pipeline", lambda model, **options: asked.append(options) or 1 / 0)
     assert cli.run(["export", "a.safetensors", "--model", "x/y", "--revision", "v1", "--out", "lora"]) == 1
     assert asked[0]["revision"] == "v1"
+
+
+def test_the_reference_of_a_task_is_loaded_with_the_same_care(folder: Path, pipes: Callable[[str], Any]) -> None:
+    pipe = pipes("sd1")
+    before = pipe.unet
+    with reference(pipe, folder / "unet"):
+        assert torch.equal(pipe.unet.conv_in.weight, before.conv_in.weight)
+        assert pipe.unet is not before
+    edit(folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", **PICKLE)
+    with pytest.raises(ModelNotFound, match="pickles can run code"), reference(pipe, folder / "unet"):
+        pass
+    assert pipe.unet is before

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from erasers.build import concept_meta
+from erasers.components import load_component, refuse_code_and_pickles, weights_variant
 from erasers.concept import Concept
 from erasers.eraser import Eraser
 from erasers.evaluation.store import key_of
@@ -79,7 +80,8 @@ def reference(pipe: Any, folder: Path) -> Iterator[Any]:
     """Inside, the pipeline has the denoiser of that folder."""
     name = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
     before = getattr(pipe, name)
-    other = type(before).from_pretrained(folder, torch_dtype=before.dtype, use_safetensors=True)
+    refuse_code_and_pickles(folder, ["."])
+    other = load_component(type(before), folder, before.dtype, weights_variant(folder, None))
     setattr(pipe, name, other.to(before.device).eval())
     try:
         yield pipe
