@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -17,7 +18,8 @@ from tiny import same, weights
 
 from erasers import Concept, Patch, UnsupportedPipeline, get_eraser
 from erasers.evaluation.drawing import plan
-from erasers.evaluation.profile import Profile
+from erasers.evaluation.profile import PlainPrompt, Profile
+from erasers.evaluation.report import SETTINGS, generate
 from erasers.inputs import Pictures, inputs_of, undrawn_reason, unfit_reason
 from erasers.ports import find_family
 
@@ -98,6 +100,19 @@ def test_what_it_draws_from_is_said_before_any_work(name, tmp_path):
     if takes.arguments and not takes.optional:
         with pytest.raises(ValueError, match=f"{name} draws from .*; expected --.* FILE, got none of them"):
             plan(pipe, PLAIN)
+
+
+def test_before_and_after_have_one_noise_also_in_their_pictures(tmp_path):
+    """This class encodes the control picture with noise of no generator."""
+    pipe = build("StableDiffusion3ControlNetPipeline", tmp_path)
+    settings = plan(pipe, replace(PLAIN, size=16), given(["control_image"]), steps=2).profile
+    draws = [
+        next(iter(generate(pipe, [PlainPrompt("star", seed)], **{key: getattr(settings, key) for key in SETTINGS})))
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = (images[0].tobytes() for images in draws)
+    assert first == again
+    assert first != other
 
 
 SHARED = ["StableDiffusionImg2ImgPipeline", "FluxInpaintPipeline", "StableDiffusion3Img2ImgPipeline"]
