@@ -117,6 +117,17 @@ def erase(
         list[str] | None, typer.Option(metavar="TEXT", help="Another name to erase: TEXT, or CONCEPT=TEXT.")
     ] = None,
     preserve: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What must not move. Repeatable.")] = None,
+    preserve_file: Annotated[Path | None, typer.Option(help="Text file of the same, one a line.")] = None,
+    concepts_file: Annotated[
+        Path | None,
+        typer.Option(help="YAML or CSV of concepts: concept, anchor, aliases, preserve, neighbours, kind."),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER", help="Example pictures, for few_shot: FOLDER, or CONCEPT=FOLDER. [dim]it draws them[/dim]"
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A method option as KEY=VALUE. Repeatable.")
     ] = None,
@@ -181,7 +192,14 @@ def erase(
     if judge and report is None:
         raise ValueError("--judge is for the pictures of a report; add --report FOLDER, or leave it out")
     concepts = partial(
-        cli_input.build_concepts, concept or [], anchors=anchor or [], aliases=alias or [], preserve=preserve or []
+        cli_input.build_concepts,
+        concept or [],
+        anchors=anchor or [],
+        aliases=alias or [],
+        preserve=preserve or [],
+        preserve_file=preserve_file,
+        concepts_file=concepts_file,
+        images=images or [],
     )
     shared = (
         model,
@@ -202,7 +220,8 @@ def erase(
         dry_run,
         overwrite or dry_run,
     )
-    _erase(_Job(concepts, anchor or [], method, setting or [], *shared))
+    files = {"--preserve-file": preserve_file, "--concepts-file": concepts_file}
+    _erase(_Job(concepts, anchor or [], files, method, setting or [], *shared))
 
 
 @dataclass(frozen=True)
@@ -211,6 +230,7 @@ class _Job:
 
     concepts: Callable[..., tuple[Concept, ...]]
     anchors: Sequence[str]
+    files: Mapping[str, Path | None]
     method: str
     settings: Sequence[str]
     model: str
@@ -247,12 +267,14 @@ def _erase(job: _Job) -> None:
         if job.report:
             cli_input.check_drawable(concepts)
         eraser, note = cli_input.build_eraser(job.method, job.settings, concepts, shapes=shapes)
+        if any(concept.images for concept in concepts) and not eraser.sees:
+            raise ValueError(f"--images is for methods that learn from pictures (few_shot), got {eraser.name}")
         if job.checkpoint:
             cli_input.check_checkpoint(job.checkpoint, eraser)
         memory = cli_input.read_memory(job.memory, eraser)
         target = job.out_file or cli_input.check_out_file(cli_input.default_out(concepts, job.method))
         outputs = {"--out": target, "--checkpoint": job.checkpoint, **report_files(job.report)}
-        check_places(outputs, {"--model": job.model, **job.picture_files}, overwrite=job.overwrite)
+        check_places(outputs, {"--model": job.model, **job.picture_files, **job.files}, overwrite=job.overwrite)
         status.update("loading the judges of the report" if job.report else "reading")
         # They look at the pictures of one process only.
         settled = _settle(job, concepts, job.judges if main else ["none"]) if job.report else None
@@ -263,7 +285,7 @@ def _erase(job: _Job) -> None:
         drawing = _plan(job, settled[0], pipe) if settled else None
     if note and main:
         err.print(escape(note))
-    chosen = cli_input.anchor_notes(concepts, job.anchors)
+    chosen = [] if job.files["--concepts-file"] else cli_input.anchor_notes(concepts, job.anchors)
     if job.dry_run:
         show_cost(eraser, pipe, concepts, memory)
         show_notes(chosen)

@@ -8,12 +8,13 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from erasers.cli_files import concept_of, read_concepts, read_images, read_lines
 from erasers.cli_output import show_warning
 from erasers.concept import Concept, as_concepts, preset_options
 from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options, shapes_options
@@ -128,38 +129,57 @@ def build_concepts(
     anchors: Sequence[str] = (),
     aliases: Sequence[str] = (),
     preserve: Sequence[str] = (),
+    preserve_file: Path | None = None,
+    concepts_file: Path | None = None,
+    images: Sequence[str] = (),
 ) -> tuple[Concept, ...]:
-    """The concepts of `--concept`, with what the other options say about them.
+    """The concepts of `--concept` and of a table, with what the other options say about them.
 
     Args:
-        names: One or more.
+        names: Those of `--concept`.
         shapes: The model is the embedded one: every word has to be one of its world, and a word brings its anchor.
         anchors: One for all, or `CONCEPT=ANCHOR`.
         aliases: For the only concept, or `CONCEPT=ALIAS`.
         preserve: For all concepts.
+        preserve_file: The same, one a line.
+        concepts_file: A table of further concepts.
+        images: A folder for the only concept, or `CONCEPT=FOLDER`.
 
     Raises:
-        ValueError: No or empty concepts, or words that the embedded world does not know.
+        ValueError: No or empty concepts, words that the embedded world does not know, or a file that is none of these.
     """
-    if not names:
+    listed = read_concepts(concepts_file) if concepts_file else []
+    if not (names or listed):
         raise ValueError("no concept; say what goes, e.g. --concept star (erase --help has examples)")
     if any(not name.strip() for name in names):
         raise ValueError("an empty --concept; say what goes, e.g. --concept star")
-    keys = [name.strip() for name in names]
+    entries = [*({"concept": name.strip()} for name in names), *listed]
+    keys = [str(entry["concept"]) for entry in entries]
     anchor_of, alias_of = _per_concept("--anchor", anchors, keys), _per_concept("--alias", aliases, keys)
-    for word in (*anchors, *aliases, *preserve):
-        if shapes:
-            _check_vocabulary(word.partition("=")[2] if "=" in word else word)
+    images_of = _per_concept("--images", images, keys)
+    kept = (*preserve, *(read_lines(preserve_file, "--preserve-file") if preserve_file else ()))
+    if shapes:
+        given = [word.partition("=")[2] if "=" in word else word for word in (*anchors, *aliases)]
+        for word in (*given, *kept, *(text for entry in listed for text in _texts_of(entry))):
+            _check_vocabulary(word)
     found = []
-    for key in keys:
-        concept = _shapes_concept(key) if shapes else Concept.of(key)
-        given = anchor_of.get(key, anchor_of.get(""))
-        if given and len(given) > 1:
-            raise ValueError(f"expected one --anchor for {key}, got {', '.join(map(repr, given))}")
-        concept = replace(concept, anchor=concept.anchor if given is None else given[0])
-        extra = (*alias_of.get("", ()), *alias_of.get(key, ()))
-        found.append(replace(concept, aliases=(*concept.aliases, *extra), preserve=(*concept.preserve, *preserve)))
+    for key, entry in zip(keys, entries, strict=True):
+        concept = concept_of(entry, _shapes_concept(key) if shapes else Concept.of(key))
+        anchor = anchor_of.get(key, anchor_of.get(""))
+        if anchor and len(anchor) > 1:
+            raise ValueError(f"expected one --anchor for {key}, got {', '.join(map(repr, anchor))}")
+        concept = replace(concept, anchor=concept.anchor if anchor is None else anchor[0])
+        concept = replace(concept, aliases=(*concept.aliases, *alias_of.get("", ()), *alias_of.get(key, ())))
+        folders = (*images_of.get("", ()), *images_of.get(key, ()))
+        pictures = tuple(picture for folder in folders for picture in read_images(Path(folder)))
+        found.append(replace(concept, preserve=(*concept.preserve, *kept), images=(*concept.images, *pictures)))
     return as_concepts(found)
+
+
+def _texts_of(entry: Mapping[str, Any]) -> list[str]:
+    """The texts of an entry beside its name and kind."""
+    values = [value for key, value in entry.items() if key not in ("concept", "kind")]
+    return [text for value in values for text in ((value,) if isinstance(value, str) else value)]
 
 
 def anchor_notes(concepts: Sequence[Concept], anchors: Sequence[str]) -> list[str]:
@@ -350,7 +370,7 @@ def _per_concept(option: str, values: Sequence[str], names: Sequence[str]) -> di
         key, equals, text = value.partition("=")
         if equals and key not in names:
             raise ValueError(f"{option} {value!r}: no --concept {key!r}{suggest(key, names)}; got {', '.join(names)}")
-        if not equals and option == "--alias" and len(names) > 1:
+        if not equals and option in ("--alias", "--images") and len(names) > 1:
             raise ValueError(
                 f"{option} {value!r}: with several concepts say whose it is, e.g. {option} {names[0]}={value}"
             )

@@ -41,6 +41,9 @@ class Eraser(ABC):
     keeps: ClassVar[bool] = True
     """Whether the method has a part that keeps preserved texts."""
 
+    sees: ClassVar[bool] = False
+    """Whether the method learns from a concept's own pictures."""
+
     everyday: bool = True
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from erasers.attacks.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
@@ -68,6 +68,7 @@ class FewShot(TrainedEraser):
     """
 
     name: ClassVar[str] = "few_shot"
+    sees: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "few_shot-shapes": {
             "iterations": 60,
@@ -310,7 +311,7 @@ def side_of(pipe: Any) -> tuple[int, int]:
 
 
 def picture(source: Any, size: tuple[int, int]) -> Image.Image:
-    """A picture, or the one at a path, in that size and in colour.
+    """A picture, or the one at a path, upright as its camera says, in that size and in colour.
 
     Raises:
         ValueError: Neither, or a file that is no picture.
@@ -322,4 +323,5 @@ def picture(source: Any, size: tuple[int, int]) -> Image.Image:
             raise ValueError(f"expected a picture at {os.fspath(source)}, got none ({error})") from None
     if not isinstance(source, Image.Image):
         raise ValueError(f"expected pictures as PIL images or paths, got {type(source).__name__}: {source!r}")
-    return source.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    upright = ImageOps.exif_transpose(source)
+    return upright.convert("RGB").resize(size, Image.Resampling.BICUBIC)
