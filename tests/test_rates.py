@@ -167,8 +167,11 @@ def test_the_embedded_model_keeps_its_rates() -> None:
     [("robust_ablation", "attack_lr"), ("robust_ablation", "relearn_lr"), ("adv_unlearn", "attack_lr")],
 )
 def test_rates_are_checked(name: str, option: str) -> None:
-    for value in (0.0, -1.0, float("nan"), float("inf")):
+    for value in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"expected {option} above 0"):
+            get_eraser(name, **{option: value})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"expected {option} as a number of at most"):
             get_eraser(name, **{option: value})
     with pytest.raises(ValueError, match=f"expected {option} as a number or auto"):
         get_eraser(name, **{option: "fast"})
