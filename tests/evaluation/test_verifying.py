@@ -561,7 +561,7 @@ def test_pictures_are_drawn_again_and_the_leaderboard_says_so(
     assert "**unedited** (row 0, 6 redrawn)" in (out / "leaderboard.md").read_text()
     # A file that was changed since is not the one whose pictures were drawn.
     (folder / "uce.json").write_text((folder / "uce.json").read_text() + " ")
-    assert run(["bench", "leaderboard", str(folder), "--out", str(out), "--task", str(task)]) == 0
+    assert run(["bench", "leaderboard", str(folder), "--out", str(out), "--task", str(task), "--overwrite"]) == 0
     assert "**uce** (6 redrawn)" not in (out / "leaderboard.md").read_text()
 
 
