@@ -16,6 +16,7 @@ from torch import nn
 from erasers import components
 from erasers.components import ModelNotFound
 from erasers.hub import reason
+from erasers.reading import at_home
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -88,7 +89,7 @@ def _beside(folder: Path, classes: Mapping[str, Any], dtype: torch.dtype, given:
 
 def _configuration(path: Path, config: str | Path | None) -> Path:
     if config is not None:
-        folder = Path(config).expanduser()
+        folder = at_home(config)
         if not (folder / components.INDEX).is_file():
             raise ModelNotFound(f"expected as config a diffusers folder of a model like {path.name}, got {config}")
         return folder
