@@ -78,7 +78,8 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
         return Profile(20, 4.0, 25, shapes_prompts, size=32, judges=_oracle)
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
-        return {one.name: plain_prompts(one, samples, unsafe=unsafe, erased=concepts) for one in concepts}
+        more: dict[str, Any] = {"unsafe": unsafe, "erased": concepts}
+        return {one.name: plain_prompts(one, samples, turn=k, **more) for k, one in enumerate(concepts)}
 
     return Profile(None, None, 1, prompts)
 
@@ -125,7 +126,7 @@ def shapes_prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[
 
 
 def plain_prompts(
-    concept: Concept, samples: int, *, unsafe: bool = False, erased: Sequence[Concept] = ()
+    concept: Concept, samples: int, *, unsafe: bool = False, erased: Sequence[Concept] = (), turn: int = 0
 ) -> dict[str, list[Ask]]:
     """Prompts for models of no known world, from templates and everyday captions, each with a seed of its own.
 
@@ -134,6 +135,7 @@ def plain_prompts(
         samples: Prompts a split.
         unsafe: Ask for concepts of kind `unsafe`, too.
         erased: All that are erased together.
+        turn: Which of them this is: no two draw one prompt with one seed.
     """
     from erasers.evaluation.report_words import asked_of
 
@@ -141,7 +143,9 @@ def plain_prompts(
     for split, asked in asked_of(concept, erased or (concept,), unsafe=unsafe).items():
         # Captions of one kind stand together, so they are taken from all over the list.
         places = [i * len(asked) // samples if split == "unrelated" else i % len(asked) for i in range(samples)]
-        table[split] = [PlainPrompt(asked[place][0], seed, asked[place][1]) for seed, place in enumerate(places)]
+        table[split] = [
+            PlainPrompt(asked[place][0], seed, asked[place][1]) for seed, place in enumerate(places, turn * samples)
+        ]
     return table
 
 

@@ -77,3 +77,10 @@ def test_plain_prompts_come_in_turn_each_with_noise_of_its_own() -> None:
     assert all([ask.seed for ask in asks] == list(range(14)) for asks in style.values())
     assert all(len({(ask.text, ask.seed) for ask in asks}) == 14 for asks in style.values())
     assert len(set(texts(style, "neighbour"))) == 14
+
+
+def test_two_concepts_share_no_picture() -> None:
+    concepts = [Concept.preset("van gogh"), Concept.preset("church"), Concept("walrus")]
+    tables = profile_for("some/model").prompts(concepts, 5).values()
+    drawn = [(ask.text, ask.seed) for splits in tables for asks in splits.values() for ask in asks]
+    assert len(set(drawn)) == len(drawn) > 40
