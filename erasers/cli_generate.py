@@ -50,7 +50,9 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of the first picture; the next has the next.")] = 0,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=STEPS, help="Denoising steps. [dim]20 for shapes, else the pipeline's[/dim]"),
+        typer.Option(
+            min=1, max=STEPS, help="Denoising steps. [dim]20 for shapes, else the pipeline's; few where distilled[/dim]"
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
@@ -58,7 +60,7 @@ def generate(
             min=-GUIDANCE,
             max=GUIDANCE,
             callback=finite,
-            help="Guidance scale. [dim]4 for shapes, else the pipeline's[/dim]",
+            help="Guidance scale. [dim]4 for shapes, else the pipeline's; none where distilled[/dim]",
         ),
     ] = None,
     size: Size = None,

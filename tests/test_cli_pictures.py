@@ -123,7 +123,7 @@ def test_what_is_missing_is_said_before_any_work(name, model, capsys):
         (("--mask", "mask.png"), "--mask goes with a picture; add --image FILE"),
         (("--image-strength", "0.5"), "--image-strength goes with a picture"),
         (("--image", "photo.png", "--image-strength", "0"), "above 0 and up to 1, got 0"),
-        (("--image", "photo.png", "--image-strength", "nan"), "above 0 and up to 1, got nan"),
+        (("--image", "photo.png", "--image-strength", "nan"), "'--image-strength'"),
         (("--image", "photo.png", "--image-strength", "0.2", "--steps", "4"), "at least 1, got 4 times 0.2"),
         (("--image", "photo.png", "--out", "photo.png"), "--out photo.png is also --image photo.png"),
         (("--control-image", "photo.png"), "expected no --control-image for StableDiffusionPipeline"),
