@@ -28,6 +28,8 @@ _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<variant>[\w-]+?))?
 # Buffers that older versions of transformers saved, and that the models now make themselves.
 _HARMLESS = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 _ENDINGS = (".safetensors", ".safetensors.index.json")
+# Beside a text model in checkpoints of the whole it was taken from; no part of its states.
+_OTHER_HEADS = ("lm_head", "cls", "logit_scale", "text_projection", "visual_projection", "vision_model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack")
 _CONVERT = (
     "load it with diffusers where you trust it, and write it anew: "
@@ -173,7 +175,7 @@ def check_whole(model: nn.Module, source: Path, info: Mapping[str, Any]) -> None
     absent = [name for name, tensor in _tensors(model) if tensor.is_meta]
     faults = {
         "lacks": {*(info.get("missing_keys") or ()), *absent},
-        "holds, without a place in the model,": info.get("unexpected_keys") or (),
+        "holds, without a place in the model,": _left_over(model, info.get("unexpected_keys") or ()),
         "holds in another shape": mismatched,
         "holds damaged": info.get("error_msgs") or (),
     }
@@ -185,6 +187,11 @@ def check_whole(model: nn.Module, source: Path, info: Mapping[str, Any]) -> None
                 f"cannot load {str(source)!r} as {type(model).__name__}: it {fault} {', '.join(wrong[:3])[:200]}{more}"
                 "; fetch it again, or upgrade transformers and diffusers"
             )
+
+
+def _left_over(model: nn.Module, names: Iterable[str]) -> list[str]:
+    heads = [head for head in _OTHER_HEADS if not hasattr(model, head)]
+    return [name for name in names if str(name).partition(".")[0] not in heads]
 
 
 def weights_variant(folder: Path, variant: str | None) -> str | None:

@@ -324,3 +324,72 @@ def test_the_reference_of_a_task_is_loaded_with_the_same_care(folder: Path, pipe
     with pytest.raises(ModelNotFound, match="pickles can run code"), reference(pipe, folder / "unet"):
         pass
     assert pipe.unet is before
+
+
+def with_safety_checker(folder: Path) -> Path:
+    """A folder as Stable Diffusion 1 was published: a component of a pipeline's own module, and a class of old name."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config={**sizes, "image_size": 8, "patch_size": 4}, text_config=sizes, projection_dim=4)
+    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
+    edit(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPFeatureExtractor"],
+    )
+    return folder
+
+
+def test_an_old_folder_with_a_safety_checker_loads(folder: Path) -> None:
+    with_safety_checker(folder)
+    (path,) = (folder / "safety_checker").glob("*.safetensors")
+    old = {"vision_model.vision_model.embeddings.position_ids": torch.arange(5)[None]}
+    save_file({**load_file(path), **old}, path, {"format": "pt"})
+    pipe = load_pipeline(folder)
+    assert type(pipe.safety_checker).__name__ == "StableDiffusionSafetyChecker"
+    assert type(pipe.feature_extractor).__name__.startswith("CLIPImageProcessor")
+    assert load_pipeline(folder, safety_checker=None).safety_checker is None
+
+
+def test_an_autoencoder_with_names_of_before_loads(base: Path, folder: Path) -> None:
+    (path,) = (folder / "vae").glob("*.safetensors")
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    tensors = {}
+    for name, value in load_file(path).items():
+        old = next((name.replace(new, was) for new, was in names.items() if new in name), name)
+        tensors[old] = value
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, path, {"format": "pt"})
+    expected, got = load_pipeline(base).vae.state_dict(), load_pipeline(folder).vae.state_dict()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_several_files_load(variant: str | None, base: Path, tmp_path: Path) -> None:
+    load_pipeline(base).save_pretrained(tmp_path / "model", max_shard_size="20KB", variant=variant)
+    assert len(list((tmp_path / "model" / "unet").glob("*-of-*.safetensors"))) > 1
+    assert len(list((tmp_path / "model" / "text_encoder").glob("*-of-*.safetensors"))) > 1
+    expected, got = load_pipeline(base), load_pipeline(tmp_path / "model")
+    for name in ("unet", "text_encoder", "vae"):
+        pairs = zip(expected.components[name].parameters(), got.components[name].parameters(), strict=True)
+        assert all(torch.equal(left, right) for left, right in pairs)
+    next((tmp_path / "model" / "unet").glob("*00002-of-*.safetensors")).unlink()
+    with pytest.raises(ModelNotFound, match="cannot load"):
+        load_pipeline(tmp_path / "model")
+
+
+def test_the_heads_of_the_whole_model_are_no_fault(folder: Path) -> None:
+    (path,) = (folder / "text_encoder").glob("*.safetensors")
+    tensors = load_file(path)
+    heads = {"logit_scale": torch.ones(()), "vision_model.post_layernorm.weight": torch.ones(3)}
+    save_file({**tensors, **heads}, path, {"format": "pt"})
+    load_pipeline(folder)
+    layers = {
+        f"text_model.encoder.layers.7.{part}": torch.ones(3) for part in ("layer_norm1.weight", "layer_norm1.bias")
+    }
+    save_file({**tensors, **layers}, path, {"format": "pt"})
+    with pytest.raises(ModelNotFound, match="without a place in the model"):
+        load_pipeline(folder)
