@@ -52,6 +52,8 @@ class ESD(TrainedEraser):
         batch: Latents an iteration; the paper has 1.
         templates: Patterns with one `{}` for the concept; the paper has the bare name. "auto": those of its kind.
         aliases: Erase the concept's aliases, too.
+        from_concept: Erase the concept from this alone, as a hat from a cowboy: its prediction f, on the way to its
+            pictures, goes to eps*(f) - eta (eps*(c) - eps*("")). None erases the concept itself.
     """
 
     name: ClassVar[str] = "esd"
@@ -83,12 +85,15 @@ class ESD(TrainedEraser):
     batch: int = 1
     templates: tuple[str, ...] | Literal["auto"] = ("{}",)
     aliases: bool = True
+    from_concept: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in {"refresh": 1, "steps": 1, "pictures": 0, "batch": 1}.items():
             require_above(name, getattr(self, name), least, equal=True)
         require_templates("templates", self.templates)
+        if self.from_concept is not None and not self.from_concept.strip():
+            raise ValueError("expected from_concept as text with at least one letter, got none")
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
@@ -111,7 +116,8 @@ class ESD(TrainedEraser):
         ways = Calls(denoiser=2 * self.steps) * (draws * (prompts * self.pictures or self.batch))
         asked = max(0, self.iterations - self.refresh) if self.drawn_by == "student" else 0
         each = Calls(gradients=self.batch) * self.iterations
-        return ways + each + Calls(denoiser=2 * self.batch * asked, texts=prompts + 1)
+        also = Calls(denoiser=self.batch * self.iterations, texts=1) if self.from_concept else Calls()
+        return ways + each + also + Calls(denoiser=2 * self.batch * asked, texts=prompts + 1)
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
@@ -128,8 +134,11 @@ class ESD(TrainedEraser):
         """See `TrainedEraser.prepare`."""
         prompts = self.prompts(concepts)
         asked, empty = conditions(pipe, prompts), conditions(pipe, [""])
+        drawn = asked
+        if self.from_concept:
+            drawn = conditions(pipe, [self.from_concept]).rows(torch.zeros(len(prompts), dtype=torch.long))
         with stage("drawing what is unlearned", len(self._turn(len(prompts), 0))) as advance:
-            bank = self._draw(pipe, asked, empty, 0, generator, advance)
+            bank = self._draw(pipe, drawn, empty, 0, generator, advance)
         student = Student(
             pipe, names_of(pipe, "unet", selector(self.method_for(concepts))), rank=self.rank, generator=generator
         )
@@ -139,14 +148,19 @@ class ESD(TrainedEraser):
             by_student = self.drawn_by == "student" and number >= self.refresh
             if self._draws_anew and number and number % self.refresh == 0:
                 with student.placed() if by_student else nullcontext():
-                    bank.take(self._draw(pipe, asked, empty, number // self.refresh, generator))
+                    bank.take(self._draw(pipe, drawn, empty, number // self.refresh, generator))
             some = bank.draw(self.batch, generator)
             if by_student:
-                some = ask_again(pipe, some, asked, empty)
-            goal = target(some.empty, some.conditional, self.eta)
+                some = ask_again(pipe, some, drawn, empty)
+            if self.from_concept:
+                with torch.no_grad():
+                    named = predict(pipe, some.latents, some.times, asked.rows(some.prompts))
+                goal = target_from(some.conditional, some.empty, named, self.eta)
+            else:
+                goal = target(some.empty, some.conditional, self.eta)
 
             def error(rows: slice) -> torch.Tensor:
-                condition = asked.rows(some.prompts[rows])
+                condition = drawn.rows(some.prompts[rows])
                 return functional.mse_loss(predict(pipe, some.latents[rows], some.times[rows], condition), goal[rows])
 
             loss = mean_in_parts(self.batch, error)
@@ -188,6 +202,11 @@ class ESD(TrainedEraser):
 def target(empty: torch.Tensor, conditional: torch.Tensor, eta: float) -> torch.Tensor:
     """eps*("") - eta (eps*(c) - eps*("")), equation 7 of the paper."""
     return empty - eta * (conditional - empty)
+
+
+def target_from(whole: torch.Tensor, empty: torch.Tensor, conditional: torch.Tensor, eta: float) -> torch.Tensor:
+    """eps*(f) - eta (eps*(c) - eps*("")), the official code's form for a concept c that is erased from f."""
+    return whole - eta * (conditional - empty)
 
 
 def selector(method: str) -> Any:

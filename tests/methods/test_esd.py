@@ -15,7 +15,7 @@ from erasers import Concept, Patch, get_eraser, list_erasers
 from erasers.eraser import shapes_options
 from erasers.methods import esd
 from erasers.methods.counting import Counter
-from erasers.methods.esd import target
+from erasers.methods.esd import target, target_from
 from erasers.methods.latent_bank import Way, ask_again, conditions, predict, sample_bank
 
 STAR = Concept("star", anchor="circle")
@@ -154,3 +154,38 @@ def shapes_eraser(name):
 def test_bad_options_are_refused(option):
     with pytest.raises(ValueError, match=f"expected {next(iter(option))} of at least"):
         get_eraser("esd", **option)
+
+
+# Erased from another concept
+
+
+def test_the_target_of_an_erasure_from_another_concept():
+    whole, empty, conditional = (torch.tensor([value]) for value in (5.0, 1.0, 3.0))
+    assert target_from(whole, empty, conditional, 2.0).item() == 1.0
+
+
+@pytest.mark.parametrize("options", [{}, {"drawn_by": "frozen"}, {"pictures": 0, "refresh": 4}])
+def test_a_concept_is_erased_from_another(pipe, options):
+    empty, star, moon = (conditions(pipe, [text]) for text in ("", "star", "moon"))
+    way = Way(4, 3.0)
+    bank = sample_bank(pipe, moon, empty, way, rounds=2, generator=torch.Generator().manual_seed(9))
+
+    def asked(condition):
+        rows = condition.rows(torch.zeros(len(bank), dtype=torch.long))
+        with torch.no_grad():
+            return predict(pipe, bank.latents, bank.times, rows)
+
+    goal = target_from(asked(moon), asked(empty), asked(star), 1.0)
+    eraser = get_eraser("esd", **QUICK | {"train_method": "x", "from_concept": "moon"} | options)
+    with Counter(pipe) as counter:
+        patch = eraser.fit(pipe, STAR, progress=False)
+    before = functional.mse_loss(asked(moon), goal)
+    with patch.applied(pipe):
+        assert functional.mse_loss(asked(moon), goal) < 0.7 * before
+    assert counter.calls == eraser.cost(pipe, STAR)
+    assert patch.meta["config"]["from_concept"] == "moon"
+
+
+def test_nothing_to_erase_it_from_is_refused():
+    with pytest.raises(ValueError, match="expected from_concept as text"):
+        get_eraser("esd", from_concept=" ")
