@@ -604,3 +604,33 @@ def test_measured_errors_of_the_judge_are_those_of_the_package(rows: Rows) -> No
     wants = [one["wants"] for case in rows["unedited"]["cases"].values() for one in case["samples"]]
     assert stored_by(judge["name"], judge["fingerprint"], wants) == judge["calibration"]
     assert stored_by(judge["name"], "0" * 64, wants) == stored_by("none", judge["fingerprint"], wants) == {}
+
+
+def test_prompts_of_files_are_held_against_the_file_where_it_is_given(tmp_path: Path) -> None:
+    content = {key: value for key, value in TASK.items() if key not in ("attacks", "references")}
+    content |= {
+        "cases": [["star"]],
+        "sources": {"mine": {"file": "mine.csv"}},
+        "prompts": {
+            "explicit": {"source": "mine", "wants": {"object": "star"}},
+            "unrelated": {"templates": ["a {}"], "words": ["ring"], "wants": {"object": "ring"}},
+        },
+    }
+    task, mine, other = tmp_path / "task.yaml", tmp_path / "mine.csv", tmp_path / "other.csv"
+    task.write_text(yaml.safe_dump(content))
+    mine.write_text("prompt\n" + "".join(f"a {word} star\n" for word in ("red", "blue", "green", "yellow")))
+    other.write_text("prompt\na star\na small star\na large star\na purple star\n")
+    arguments = [str(task), "--method", "uce", "--out", str(tmp_path), "--device", "cpu"]
+    assert run(["bench", "run", *arguments, "--prompts", f"mine={mine}"]) == 0
+    path = tmp_path / "tiny@3" / "uce.json"
+    blind = Verifier([task]).verify(path)
+    assert blind.wrong == ()
+    assert "prompts: they are held against unedited.json alone; give --prompts mine=FILE" in blind.unchecked
+    seeing = Verifier([task], {"mine": mine}).verify(path)
+    assert seeing.wrong == ()
+    assert not any(line.startswith("prompts") for line in seeing.unchecked)
+    assert "star: 4 of 8 prompts are missing" in Verifier([task], {"mine": other}).verify(path).wrong[0]
+    data = json.loads(path.read_text())
+    del data["cases"]["star"]["samples"][0]
+    path.write_text(json.dumps(data))
+    assert "star: 1 of 8 prompts are missing" in Verifier([task]).verify(path).wrong[0]
