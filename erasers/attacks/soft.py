@@ -196,6 +196,22 @@ def noised(pipe: Any, latents: torch.Tensor, timesteps: torch.Tensor, noise: tor
     return signal * latents + spread * noise
 
 
+def target_of(pipe: Any, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """What a perfect denoiser predicts `[n, c, h, w]` of latents with that noise: the noise, or the velocity.
+
+    v = sqrt(a_t) noise - sqrt(1 - a_t) z_0 (Salimans and Ho, arXiv 2202.00512, appendix D). Arguments as for `noised`.
+    """
+    if not predicts_velocity(pipe):
+        return noise
+    signal, spread = _scales(pipe, timesteps, latents)
+    return signal * noise - spread * latents
+
+
+def predicts_velocity(pipe: Any) -> bool:
+    """Whether the denoiser predicts v, not the noise."""
+    return bool(pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction")
+
+
 def denoised(pipe: Any, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """What the denoiser predicts `[n, c, h, w]` from noised latents, for text states `[n or 1, tokens, d]`."""
     unet = pipe.unet
@@ -207,7 +223,7 @@ def denoised(pipe: Any, noisy: torch.Tensor, timesteps: torch.Tensor, states: to
 def denoising_loss(
     pipe: Any, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor, states: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared error of the prediction from the noise, or from the velocity where the model predicts that.
+    """Mean squared error of the prediction from that of a perfect denoiser.
 
     Args:
         pipe: A Stable Diffusion 1 or 2 pipeline.
@@ -216,10 +232,7 @@ def denoising_loss(
         noise: `[n, c, h, w]`.
         states: Text states `[n or 1, tokens, d]`.
     """
-    target = noise
-    if pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
-        signal, spread = _scales(pipe, timesteps, latents)
-        target = signal * noise - spread * latents
+    target = target_of(pipe, latents, timesteps, noise)
     predicted = denoised(pipe, noised(pipe, latents, timesteps, noise), timesteps, states)
     return functional.mse_loss(predicted.float(), target.float())
 

@@ -21,7 +21,7 @@ from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.esd import target
 from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank
+from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank, unprompted
 from erasers.methods.preparing import prepared
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
@@ -194,7 +194,7 @@ class AdvUnlearn(TrainedEraser):
         """See `TrainedEraser.prepare`."""
         asks = self.asks(concepts)
         kept = self._kept(concepts, generator) if self.gamma else []
-        empty, way = conditions(pipe, [""]), Way(self.steps, self.guidance)
+        empty, way = unprompted(pipe), Way(self.steps, self.guidance)
         with stage("drawing what is unlearned and kept", len(asks) * self.pictures + len(kept)) as advance:
             options: dict[str, Any] = {"generator": generator, "advance": advance}
             asked = conditions(pipe, [ask.text for ask in asks])

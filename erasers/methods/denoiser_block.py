@@ -11,7 +11,7 @@ from torch import nn
 
 from erasers.feature_hooks import first_output
 from erasers.hashing import tensor_hashes
-from erasers.methods.latent_bank import Way, conditions, draw_pictures
+from erasers.methods.latent_bank import Way, conditions, draw_pictures, unprompted
 from erasers.methods.supported import check_drawable
 from erasers.ports import component, submodule
 
@@ -74,7 +74,7 @@ class DenoiserBlock:
 
         handle = self.module.register_forward_hook(look)
         try:
-            asked, empty = conditions(self.pipe, prompts), conditions(self.pipe, [""])
+            asked, empty = conditions(self.pipe, prompts), unprompted(self.pipe)
             draw_pictures(self.pipe, asked, empty, replace(way, batch=len(prompts)), generator)
         finally:
             handle.remove()

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks.soft import noised
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import contexts, kept_prompts, shuffled
 from erasers.methods.counting import Calls
@@ -30,7 +29,7 @@ from erasers.methods.latent_bank import (
     noise_again,
     picks,
     predict,
-    predicts_velocity,
+    unprompted,
 )
 from erasers.methods.preparing import prepared
 from erasers.methods.student import Student, names_of
@@ -164,7 +163,7 @@ class DoCo(TrainedEraser):
         """See `TrainedEraser.prepare`."""
         pairs, prompts = self._pairs(concepts, generator)
         asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
-        kept, empty = self._kept(concepts, generator), conditions(pipe, [""])
+        kept, empty = self._kept(concepts, generator), unprompted(pipe)
         way = Way(self.steps, self.guidance)
         with stage("drawing pictures to learn from", len(prompts) + self.kept) as advance:
             drawn = draw_pictures(pipe, anchors.rows(prompts), empty, way, generator, advance)
@@ -305,8 +304,8 @@ class Contest:
         """The prior loss of some pictures of prompts that are kept, and its gradients."""
         index = picks(len(self.good.pictures), self.options.batch, self.generator)
         pictures, rows = self.good.pictures[index], self.good.conditions.rows(self.good.prompts[index])
-        noisy, times, noise = noise_again(self.pipe, pictures, self.generator)
-        goal = self.goal(pictures, noise, noisy, times, rows)
+        noisy, times, truth = noise_again(self.pipe, pictures, self.generator)
+        goal = self.goal(truth, noisy, times, rows)
 
         def error(some: slice) -> torch.Tensor:
             return functional.mse_loss(predict(self.pipe, noisy[some], times[some], rows.part(some)), goal[some])
@@ -315,14 +314,9 @@ class Contest:
             return self._slopes(mean_in_parts(len(noisy), error))
 
     @torch.no_grad()
-    def goal(
-        self, pictures: torch.Tensor, noise: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, rows: Condition
-    ) -> torch.Tensor:
+    def goal(self, truth: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, rows: Condition) -> torch.Tensor:
         """What is to be predicted `[n, c, h, w]` where a prompt is kept."""
-        if self.options.prior == "frozen":
-            return predict(self.pipe, noisy, times, rows)
-        # v = sqrt(a_t) noise - sqrt(1 - a_t) x_0
-        return noised(self.pipe, noise, times, -pictures) if predicts_velocity(self.pipe) else noise
+        return predict(self.pipe, noisy, times, rows) if self.options.prior == "frozen" else truth
 
     def _tell(self, anchor: torch.Tensor, target: torch.Tensor, *, leak: bool) -> float:
         """A step of the discriminator."""

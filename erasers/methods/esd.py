@@ -15,7 +15,16 @@ from torch.nn import functional
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import Condition, LatentBank, Way, ask_again, conditions, predict, sample_bank
+from erasers.methods.latent_bank import (
+    Condition,
+    LatentBank,
+    Way,
+    ask_again,
+    conditions,
+    predict,
+    sample_bank,
+    unprompted,
+)
 from erasers.methods.preparing import prepared
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
@@ -133,7 +142,7 @@ class ESD(TrainedEraser):
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         prompts = self.prompts(concepts)
-        asked, empty = conditions(pipe, prompts), conditions(pipe, [""])
+        asked, empty = conditions(pipe, prompts), unprompted(pipe)
         drawn = asked
         if self.from_concept:
             drawn = conditions(pipe, [self.from_concept]).rows(torch.zeros(len(prompts), dtype=torch.long))

@@ -18,8 +18,9 @@ from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks
+from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks, unprompted
 from erasers.methods.preparing import prepared
+from erasers.methods.processes import largest
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
@@ -177,7 +178,7 @@ class FewShot(TrainedEraser):
         """x_0 `[n, c, h, w]` of the pictures of a concept."""
         if concept.images:
             return latents_of(pipe, [picture(one, side_of(pipe)) for one in concept.images])
-        asked, empty = conditions(pipe, self._drawn_of(concept)), conditions(pipe, [""])
+        asked, empty = conditions(pipe, self._drawn_of(concept)), unprompted(pipe)
         turns = torch.arange(self.pictures) % len(asked.states)
         return draw_pictures(pipe, asked.rows(turns), empty, Way(self.steps, self.guidance), generator, advance)
 
@@ -245,9 +246,9 @@ class Bound:
 
     @torch.no_grad()
     def worst(self) -> float:
-        """The largest drift."""
+        """The largest drift, in any process."""
         with self.student.placed():
-            return float(self.squares().max().sqrt())
+            return largest(float(self.squares().max().sqrt()), self.before.device)
 
     def squares(self) -> torch.Tensor:
         """||tau(p) - tau_0(p)||^2 / ||tau_0(p)||^2 `[prompts]`, as the text encoder is now."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from erasers.attacks.soft import gaussian, noised
+from erasers.attacks.soft import gaussian, noised, predicts_velocity, target_of
 
 
 class Condition(NamedTuple):
@@ -50,6 +50,14 @@ def conditions(pipe: Any, texts: Sequence[str]) -> Condition:
     return cat(*found)
 
 
+def unprompted(pipe: Any) -> Condition:
+    """What the pipeline guides with where nothing is asked for `[1]`: the empty prompt, or the zeros of SDXL."""
+    empty = conditions(pipe, [""])
+    if not pipe.config.get("force_zeros_for_empty_prompt", False):
+        return empty
+    return Condition(torch.zeros_like(empty.states), None if empty.pooled is None else torch.zeros_like(empty.pooled))
+
+
 def predict(pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
     """What the denoiser predicts `[n, c, h, w]` in float32, from latents of unit variance as `noised` makes them."""
     unet = pipe.unet
@@ -81,11 +89,6 @@ def step_back(
     noise = (noisy - a.sqrt() * picture) / (1 - a).sqrt()
     b = torch.where(before.view(-1, 1, 1, 1).to(noisy.device) < 0, 1.0, _alphas(pipe, before.clamp(min=0), noisy))
     return b.sqrt() * picture + (1 - b).sqrt() * noise
-
-
-def predicts_velocity(pipe: Any) -> bool:
-    """Whether the denoiser predicts v, not the noise."""
-    return bool(pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction")
 
 
 def time_grid(pipe: Any, steps: int) -> list[int]:
@@ -236,10 +239,10 @@ def _walk(
 def noise_again(
     pipe: Any, pictures: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(x_t, t, noise) of pictures x_0 `[n, c, h, w]` at random times with fresh noise."""
+    """(x_t, t, what a perfect denoiser predicts) of pictures x_0 `[n, c, h, w]`, at random times with fresh noise."""
     times = picks(pipe.scheduler.config.num_train_timesteps, len(pictures), generator).to(pictures.device)
     noise = gaussian(pictures, generator)
-    return noised(pipe, pictures, times, noise), times, noise
+    return noised(pipe, pictures, times, noise), times, target_of(pipe, pictures, times, noise)
 
 
 def picks(below: int, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,14 +20,14 @@ class Pool:
     Args:
         noisy: x_t `[n, c, h, w]`.
         times: t `[n]`.
-        noise: In x_t `[n, c, h, w]`.
+        truth: What a perfect denoiser predicts of x_t `[n, c, h, w]`.
         prompts: Number of the prompt of each `[n]`.
         goal: What a student is to predict `[n, c, h, w]`.
     """
 
     noisy: torch.Tensor
     times: torch.Tensor
-    noise: torch.Tensor
+    truth: torch.Tensor
     prompts: torch.Tensor
     goal: torch.Tensor
 
@@ -66,9 +66,9 @@ class Maker:
         pictures, prompts = drawn.repeat(self.noises, 1, 1, 1), prompts.repeat(self.noises)
         if blank is not None:
             prompts[_EVERY - 1 :: _EVERY] = blank
-        noisy, times, noise = noise_again(self.pipe, pictures, self.generator)
-        pool = Pool(noisy, times, noise, prompts, noise)
-        return Pool(noisy, times, noise, prompts, self.goals(pool, wanted))
+        noisy, times, truth = noise_again(self.pipe, pictures, self.generator)
+        pool = Pool(noisy, times, truth, prompts, truth)
+        return replace(pool, goal=self.goals(pool, wanted))
 
     @torch.no_grad()
     def goals(self, pool: Pool, wanted: Condition) -> torch.Tensor:

@@ -58,6 +58,33 @@ def shared_gradients(
             handle.remove()
 
 
+def same_start(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give all processes the values of the first."""
+    if place()[1] > 1:
+        for parameter in parameters:
+            distributed.broadcast(parameter.data, src=0)
+
+
+def everywhere(value: int, device: torch.device) -> list[int]:
+    """The values of all processes, in their order; all of them get them."""
+    number, world = place()
+    if world == 1:
+        return [value]
+    found = torch.zeros(world, dtype=torch.long, device=device)
+    found[number] = value
+    distributed.all_reduce(found)
+    return [int(one) for one in found.tolist()]
+
+
+def largest(value: float, device: torch.device) -> float:
+    """The largest value of all processes; all of them get it."""
+    if place()[1] == 1:
+        return value
+    found = torch.tensor([value], dtype=torch.float32, device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return float(found)
+
+
 def anywhere(fact: bool, device: torch.device) -> bool:
     """Whether it holds in any process; all of them get the answer."""
     if place()[1] == 1:

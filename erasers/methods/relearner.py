@@ -44,7 +44,7 @@ class Relearner:
             return predict(self._pipe, some.noisy[row], some.times[row], condition.rows(row))
 
         def loss(row: torch.Tensor) -> torch.Tensor:
-            return functional.mse_loss(guess(row), some.noise[row])
+            return functional.mse_loss(guess(row), some.truth[row])
 
         with self.added():
             losses = [partial(loss, row) for row in rows]
@@ -52,7 +52,7 @@ class Relearner:
         self.optimizer.param_groups[0]["lr"] = rate
 
     def learn(self, some: Pool, condition: Condition, steps: int) -> None:
-        """Steps on || eps(x_t, c) - noise ||^2 with the student where it is placed."""
+        """Steps on || eps(x_t, c) - noise ||^2, or of v, with the student where it is placed."""
         with self.added():
             for _ in range(steps):
                 self.scale.set(self._loss(some, condition), self._parts())
@@ -61,7 +61,7 @@ class Relearner:
     def _loss(self, some: Pool, condition: Condition) -> Summands:
         def error(rows: slice) -> torch.Tensor:
             guess = predict(self._pipe, some.noisy[rows], some.times[rows], condition.part(rows))
-            return functional.mse_loss(guess, some.noise[rows])
+            return functional.mse_loss(guess, some.truth[rows])
 
         return mean_in_parts(len(some.times), error)
 

@@ -20,7 +20,7 @@ from erasers.concept import Concept, Concepts, as_concepts
 from erasers.methods.contexts import Templates, contexts, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict
+from erasers.methods.latent_bank import Condition, Way, cat, conditions, picks, predict, unprompted
 from erasers.methods.pool import Maker, Pool
 from erasers.methods.preparing import prepared
 from erasers.methods.relearner import Relearner
@@ -176,7 +176,7 @@ class RobustAblation(TrainedEraser):
         pairs, owners = self._pairs(concepts, generator)
         kept = self._kept(concepts, generator)
         asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
-        held, empty = conditions(pipe, kept), conditions(pipe, [""])
+        held, empty = conditions(pipe, kept), unprompted(pipe)
         count = len(concepts) * self.pictures
         with stage("drawing pictures to learn from", (count + self.kept) * (self.noises + 1)) as advance:
             maker = Maker(pipe, empty, Way(self.steps, self.guidance, _BATCH), self.noises, generator, advance)
@@ -304,7 +304,7 @@ class Fight:
     def _found(self, some: Pool, soft: Condition) -> Summands:
         def error(rows: slice) -> torch.Tensor:
             guess = predict(self.pipe, some.noisy[rows], some.times[rows], soft.part(rows))
-            return functional.mse_loss(guess, some.noise[rows])
+            return functional.mse_loss(guess, some.truth[rows])
 
         return mean_in_parts(len(some.times), error)
 

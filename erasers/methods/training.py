@@ -26,7 +26,17 @@ from erasers.methods.counting import Calls, Counter
 from erasers.methods.foretelling import Demand, Foretold, foretell
 from erasers.methods.latent_bank import conditions, latent_shape, predict
 from erasers.methods.preparing import prepared
-from erasers.methods.processes import agreed, own_draws, own_file, place, shared_gradients
+from erasers.methods.processes import (
+    agreed,
+    anywhere,
+    everywhere,
+    own_draws,
+    own_file,
+    place,
+    same_start,
+    shared_gradients,
+)
+from erasers.methods.recomputing import checkpointed
 from erasers.methods.student import Student
 from erasers.needs import at_most, free_memory, memory_told
 from erasers.patch import Patch
@@ -184,13 +194,14 @@ class TrainedEraser(Eraser):
             at_most(together),
             memory_told(),
         ):
+            own_draws(generator)
             training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
+            same_start(training.student.parameters)
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
             saved = None
             if checkpoint is not None:
                 # Every process has draws, attacks and optimizers of its own.
                 saved = _Checkpoint(own_file(checkpoint), json.dumps(identity, sort_keys=True))
-            own_draws(generator)
             with shared_gradients(list(training.optimizers.values()), training.student.parameters):
                 why = self._run(training, generator, saved, console)
             patch = training.student.patch(self, found)
@@ -234,20 +245,38 @@ class _Checkpoint:
         self._file = CheckpointFile(path, hashlib.sha256(identity.encode()).hexdigest())
 
     def save(self, training: Training, generator: torch.Generator, losses: Sequence[float]) -> None:
-        """Write everything that changes, unless that was done not long ago."""
+        """Write everything that changes, unless that was done not long ago; all processes do it at the same step."""
 
         def state() -> dict[str, torch.Tensor]:
             facts = {"generator": generator.get_state(), "losses": torch.tensor(losses, dtype=torch.float64)}
             return _state(training) | facts
 
-        self._file.save(state, _SECONDS_BETWEEN_CHECKPOINTS)
+        device = training.student.parameters[0].device
+        self._file.save(state, _SECONDS_BETWEEN_CHECKPOINTS, lambda due: anywhere(due, device))
 
     def load(self, training: Training, generator: torch.Generator) -> list[float]:
         """Set everything to what the file says; the losses so far, none without a file.
 
         Raises:
-            ValueError: A damaged file, or one of another training.
+            ValueError: A damaged file, one of another training, or those of several processes are of different steps.
         """
+        try:
+            losses, wrong = self._load(training, generator), None
+        except ValueError as error:
+            losses, wrong = [], error
+        device = training.student.parameters[0].device
+        steps = everywhere(-1 if wrong else len(losses), device)
+        if wrong is not None:
+            raise wrong
+        if len(set(steps)) > 1:
+            said = ", ".join("none that can be read" if step < 0 else str(step) for step in steps)
+            raise ValueError(
+                f"expected checkpoints of one step for all processes, got {said}, in the order of processes; delete "
+                f"{self._file.path} and its like"
+            )
+        return losses
+
+    def _load(self, training: Training, generator: torch.Generator) -> list[float]:
         with self._file.read("another model, concept, method, option or seed") as tensors:
             if not tensors:
                 return []
@@ -320,11 +349,8 @@ def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
     if not checkpointing or was:
         yield
         return
-    pipe.unet.enable_gradient_checkpointing()
-    try:
+    with checkpointed(pipe.unet):
         yield
-    finally:
-        pipe.unet.disable_gradient_checkpointing()
 
 
 @torch.no_grad()

@@ -194,10 +194,10 @@ def test_the_discriminator_is_drawn_from_the_generator_alone():
 def test_the_goal_of_the_prior_is_the_picture_under_either_prediction(pipe, kind):
     one = contest(pipe, ["a star"], ["a circle"])
     pipe.scheduler.register_to_config(prediction_type=kind)
-    noisy, times, noise = noise_again(pipe, one.good.pictures, seeded())
-    goal = one.goal(one.good.pictures, noise, noisy, times, one.good.conditions)
+    noisy, times, truth = noise_again(pipe, one.good.pictures, seeded())
+    goal = one.goal(truth, noisy, times, one.good.conditions)
     torch.testing.assert_close(clean(pipe, noisy, times, goal), one.good.pictures, rtol=0, atol=1e-4)
-    assert torch.equal(goal, noise) == (kind == "epsilon")
+    assert torch.equal(goal, truth)
 
 
 def test_the_prior_of_the_frozen_model_is_against_drift_alone(pipe):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from tiny import make_pipe
+from trained import METHODS
 
 from erasers import Concept, Patch, get_eraser
 from erasers.cli import run
@@ -125,3 +126,95 @@ def test_one_process_draws_as_before(monkeypatch, tmp_path, capsys):
         monkeypatch.setenv(name, value)
     assert run(["--concept", "star", "--method", "uce", "--model", "shapes", "--out", str(tmp_path / "x")]) == 2
     assert "expected RANK below WORLD_SIZE" in capsys.readouterr().err
+
+
+_PICTURES = """
+import json, os, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+folder, number = Path(sys.argv[2]), int(os.environ["RANK"])
+torch.set_num_threads(1)
+from accelerate import PartialState
+state = PartialState(cpu=True)
+from tiny import make_pipe
+from trained import METHODS, STAR
+from erasers import get_eraser
+from erasers.methods import latent_bank
+pipe, walk, drawn = make_pipe("sd1", folder / f"pipe-{number}"), latent_bank._walk, []
+def watched(*arguments):
+    found = walk(*arguments)
+    drawn.append(round(float(found.pictures.double().sum()), 6))
+    return found
+latent_bank._walk = watched
+facts = {}
+for name, options in METHODS.items():
+    drawn.clear()
+    # The bound is met again and again: all processes have to take the same steps back.
+    options = options | {"iterations": 3, "lr": 1e-3, "rank": 2} | ({"max_drift": 0.02} if name == "few_shot" else {})
+    facts[name] = {"digest": get_eraser(name, **options).fit(pipe, STAR, progress=False).digest, "drawn": list(drawn)}
+(folder / f"{number}.json").write_text(json.dumps(facts))
+state.destroy_process_group()
+"""
+
+
+def test_every_process_draws_pictures_of_its_own(tmp_path):
+    both([sys.executable, "-W", "ignore", "-c", _PICTURES, str(TESTS), str(tmp_path)])
+    first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
+    assert sorted(first) == sorted(METHODS)
+    for name, facts in first.items():
+        assert facts["digest"] == second[name]["digest"], name
+        assert facts["drawn"], name
+        assert not set(facts["drawn"]) & set(second[name]["drawn"]), name
+
+
+_RESUMED = """
+import os, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+folder, number, iterations = Path(sys.argv[2]), int(os.environ["RANK"]), int(sys.argv[3])
+torch.set_num_threads(1)
+from accelerate import PartialState
+state = PartialState(cpu=True)
+from methods.test_processes import OPTIONS, STAR
+from tiny import make_pipe
+from erasers import get_eraser
+from erasers.methods import training
+from safetensors import safe_open
+# One process is always due, the other never by its own clock.
+training._SECONDS_BETWEEN_CHECKPOINTS = 1e9 if number else 0.0
+step = training._Checkpoint.save
+def interrupted(self, *arguments):
+    step(self, *arguments)
+    if len(arguments[-1]) == iterations:
+        raise KeyboardInterrupt
+training._Checkpoint.save = interrupted
+pipe = make_pipe("sd1", folder / f"pipe-{number}")
+try:
+    get_eraser("esd", **OPTIONS).fit(pipe, STAR, progress=False, checkpoint=folder / "half")
+    said = "done"
+except KeyboardInterrupt:
+    said = "stopped"
+except ValueError as error:
+    said = str(error)
+with safe_open(folder / f"half.{number}-of-2", "pt") as file:
+    said += f" at {len(file.get_tensor('losses'))}"
+(folder / f"{number}.txt").write_text(said)
+state.destroy_process_group()
+"""
+
+
+def resumed(folder: Path, iterations: int) -> list[str]:
+    """What both processes say of a training that stops after so many iterations."""
+    both([sys.executable, "-W", "ignore", "-c", _RESUMED, str(TESTS), str(folder), str(iterations)])
+    return [(folder / f"{number}.txt").read_text() for number in range(2)]
+
+
+def test_all_processes_go_on_from_one_step(tmp_path):
+    assert resumed(tmp_path, 1) == ["stopped at 1"] * 2
+    old = (tmp_path / "half.1-of-2").read_bytes()
+    assert resumed(tmp_path, 2) == ["stopped at 2"] * 2
+    # As if it had been killed between the two files.
+    (tmp_path / "half.1-of-2").write_bytes(old)
+    first, second = resumed(tmp_path, 3)
+    assert "expected checkpoints of one step for all processes, got 2, 1, in the order of processes; delete" in first
+    assert "got 2, 1, in the order" in second

@@ -89,7 +89,7 @@ def test_what_attacks_learns_and_forgets(pipe):
 
     def loss() -> float:
         with relearner.added(), torch.no_grad():
-            return float(functional.mse_loss(predict(pipe, pool.noisy, pool.times, asked), pool.noise))
+            return float(functional.mse_loss(predict(pipe, pool.noisy, pool.times, asked), pool.truth))
 
     relearner = Relearner(pipe, 4, 1e-2, seeded())
     first = loss()

@@ -23,6 +23,7 @@ from erasers.methods.latent_bank import (
     sample_bank,
     step_back,
     time_grid,
+    unprompted,
 )
 from erasers.methods.pool import Maker
 from erasers.methods.soft_bank import SoftBank
@@ -101,6 +102,22 @@ def test_names_leave_out_adapters(pipe):
         Student(pipe, names_of(pipe, "unet", lambda module, path: False), generator=seeded())
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_where_nothing_is_asked_banks_have_what_the_pipeline_guides_with(pipes, family, zeros):
+    pipe = pipes(family)
+    if family == "sdxl":
+        pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    found = unprompted(pipe)
+    _, negative, *pooled = pipe.encode_prompt(
+        "a star", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
+    assert torch.equal(found.states, negative)
+    assert found.states.any() == (family == "sd1" or not zeros)
+    if family == "sdxl":
+        assert torch.equal(found.pooled, pooled[1])
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_the_bank_ends_where_the_pipeline_does(pipes, family, kind):
@@ -109,8 +126,8 @@ def test_the_bank_ends_where_the_pipeline_does(pipes, family, kind):
     noise = torch.randn(1, 4, 8, 8, generator=seeded(5))
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "latents": noise}
     with torch.no_grad():
-        expected = pipe("a red star", negative_prompt="", **options).images
-    pair = conditions(pipe, ["a red star"]), conditions(pipe, [""])
+        expected = pipe("a red star", **options).images
+    pair = conditions(pipe, ["a red star"]), unprompted(pipe)
     bank = sample_bank(pipe, *pair, Way(4, 3.0), rounds=1, generator=seeded(5))
     torch.testing.assert_close(bank.pictures, expected, rtol=1e-3, atol=1e-4)
     pictures = draw_pictures(pipe, *pair, Way(4, 3.0), seeded(5))
@@ -127,9 +144,11 @@ def test_the_bank_ends_where_the_pipeline_does(pipes, family, kind):
 def test_a_perfect_prediction_leads_back_to_the_picture(pipe, kind):
     pipe.scheduler.register_to_config(prediction_type=kind)
     pictures = torch.randn(3, 4, 8, 8, generator=seeded())
-    noisy, times, noise = noise_again(pipe, pictures, seeded(1))
+    noisy, times, perfect = noise_again(pipe, pictures, seeded(1))
     a = pipe.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
-    perfect = noise if kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * pictures
+    noise = (noisy - a.sqrt() * pictures) / (1 - a).sqrt()
+    expected = noise if kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * pictures
+    torch.testing.assert_close(perfect, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(clean(pipe, noisy, times, perfect), pictures, rtol=1e-3, atol=1e-3)
     end = step_back(pipe, noisy, times, torch.full_like(times, -1), perfect)
     torch.testing.assert_close(end, pictures, rtol=1e-3, atol=1e-3)
