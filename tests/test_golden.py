@@ -55,7 +55,7 @@ def test_rece_pure():
     ("case", "preset", "concepts", "bound"),
     [
         ("uce_v1/W_new", "uce-v1", ["nudity"], V1),
-        ("uce_v2_empty/W_new", "uce-v2", [Concept("van gogh")], V2),
+        ("uce_v2_empty/W_new", "uce-v2", [Concept("van gogh", anchor="")], V2),
         (
             "uce_v2_art/W_new",
             "uce-v2",

@@ -149,7 +149,10 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 class RecordedTokenizer:
-    """Returns recorded ids and masks by text in lower case; '' and ' ' have no letters and the same ids."""
+    """Returns recorded ids and masks by text in lower case; '' and ' ' have no letters and the same ids.
+
+    Other texts have ids of their own, for which no states were recorded.
+    """
 
     model_max_length = 77
 
@@ -158,8 +161,12 @@ class RecordedTokenizer:
 
     def __call__(self, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
         names = [text.strip().lower() or "<empty>" for text in texts]
-        ids = torch.stack([self.golden[f"ids/{name}"] for name in names])
-        return {"input_ids": ids, "attention_mask": torch.stack([self.golden[f"attn/{name}"] for name in names])}
+        ids = torch.stack([self._recorded("ids", name) for name in names])
+        return {"input_ids": ids, "attention_mask": torch.stack([self._recorded("attn", name) for name in names])}
+
+    def _recorded(self, what: str, name: str) -> torch.Tensor:
+        empty = self.golden[f"{what}/<empty>"]
+        return self.golden.get(f"{what}/{name}", empty + sum(name.encode()) if what == "ids" else empty)
 
 
 class RecordedEncoder(torch.nn.Module):
