@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import FAMILIES, TOKENS
+from tiny import FAMILIES, TOKENS, draw
 
-from erasers import Concept
+from erasers import Concept, get_eraser
 from erasers.methods.encoding import Reader
 from erasers.methods.rows import Encoded, Prompt, Segment, fill, pair_rows, templates_for, whole
 
@@ -93,3 +93,36 @@ def test_the_subject_may_stand_inside_the_prompt(pipe):
     whole_prompt = Reader(pipe, "all").encode([whole(prompt.text)])[whole(prompt.text)]
     short = Reader(pipe, "last").encode([prompt])[prompt]
     torch.testing.assert_close(short.rows("last")[0], whole_prompt.segments[0].states[2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["last", "all"])
+def test_layers_that_are_skipped_when_drawing_are_skipped_here(pipes, policy):
+    prompt = whole("a picture of van gogh")
+    xl, plain = pipes("sdxl"), pipes("sd1")
+    with torch.no_grad():
+        own = xl.encode_prompt(prompt.text, device="cpu", do_classifier_free_guidance=False, clip_skip=1)[0][0]
+        ids = plain.tokenizer(prompt.text, return_tensors="pt", padding="max_length", max_length=TOKENS).input_ids
+        layers = plain.text_encoder(ids, output_hidden_states=True).hidden_states
+        normed = plain.text_encoder.final_layer_norm(layers[-2])[0]
+    for pipe, expected in ((xl, own), (plain, normed)):
+        segment = Reader(pipe, policy, clip_skip=1).encode([prompt])[prompt].segments[0]
+        rows = expected[: len(segment.states)]
+        torch.testing.assert_close(segment.states, rows, rtol=0, atol=1e-5)
+        assert not torch.allclose(Reader(pipe, policy).encode([prompt])[prompt].segments[0].states, rows, atol=1e-3)
+        with pytest.raises(ValueError, match=r"expected clip_skip below the 2 layers of the encoder, got 9"):
+            Reader(pipe, policy, clip_skip=9).encode([prompt])
+
+
+def test_a_concept_is_erased_for_pictures_with_clip_skip(pipes):
+    pipe = pipes("sdxl")
+
+    def look(text):
+        return draw(pipe, text, guidance_scale=1.0, clip_skip=1)
+
+    options = {"rows": "all", "ridge": 1e-6, "cache": False, "ports": ("text", "pooled")}
+    before, anchor = look("star"), look("circle")
+    left = {}
+    for skip in (None, 1):
+        with get_eraser("uce", clip_skip=skip, **options).fit(pipe, Concept("star", anchor="circle")).applied(pipe):
+            left[skip] = float((look("star") - anchor).norm() / (before - anchor).norm())
+    assert left[1] < 1e-3 < left[None]

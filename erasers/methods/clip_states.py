@@ -23,10 +23,17 @@ class _Encoder:
     tokenizer: Any
     model: Any
     penultimate: bool
+    skip: int | None
 
 
 def encode_clip(
-    pipe: Any, parts: Sequence[tuple[str, Any, Any]], prompts: Sequence[Prompt], policy: Rows, *, penultimate: bool
+    pipe: Any,
+    parts: Sequence[tuple[str, Any, Any]],
+    prompts: Sequence[Prompt],
+    policy: Rows,
+    *,
+    penultimate: bool,
+    skip: int | None = None,
 ) -> dict[Prompt, Encoded]:
     """States of each prompt, those of several encoders side by side.
 
@@ -36,13 +43,13 @@ def encode_clip(
         prompts: Distinct prompts.
         policy: Under `last`, tokens after the last subject token are not encoded.
         penultimate: The denoiser reads the states before the last layer, instead of those after the last LayerNorm.
+        skip: Last layers that are left out, as the pipelines' `clip_skip`; None leaves out none.
 
     Raises:
-        ValueError: Tokenizers that split a prompt differently.
+        ValueError: Tokenizers that split a prompt differently, or more layers left out than there are.
     """
-    encoded = [
-        _encode_one(_Encoder(pipe, tokenizer, model, penultimate), prompts, policy) for _, tokenizer, model in parts
-    ]
+    encoders = [_Encoder(pipe, tokenizer, model, penultimate, skip) for _, tokenizer, model in parts]
+    encoded = [_encode_one(encoder, prompts, policy) for encoder in encoders]
     found = {}
     for index, prompt in enumerate(prompts):
         states, lasts = zip(*(part[index] for part in encoded), strict=True)
@@ -86,8 +93,16 @@ def _states(encoder: _Encoder, ids: torch.Tensor, mask: torch.Tensor) -> torch.T
     device = ids.device if first is None or first.is_meta else first.device
     use_mask = getattr(getattr(encoder.model, "config", None), "use_attention_mask", False)
     given = {"attention_mask": mask.to(device) if use_mask else None}
-    if encoder.penultimate:
-        output = encoder.model(ids.to(device), output_hidden_states=True, **given).hidden_states[-2]
+    if encoder.penultimate or encoder.skip is not None:
+        layers = encoder.model(ids.to(device), output_hidden_states=True, **given).hidden_states
+        back = (encoder.skip or 0) + (2 if encoder.penultimate else 1)
+        if back > len(layers):
+            raise ValueError(
+                f"expected clip_skip below the {len(layers) - 1} layers of the encoder, got {encoder.skip}"
+            )
+        output = layers[-back]
+        if not encoder.penultimate:
+            output = getattr(encoder.model, "text_model", encoder.model).final_layer_norm(output)
     else:
         output = encoder.model(ids.to(device), **given)[0]
     return torch.as_tensor(output).detach().cpu()

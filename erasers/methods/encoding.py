@@ -41,12 +41,14 @@ class Reader:
         pooled: Return the pooled vectors, too.
         max_length: Tokens that a prompt is padded or cut to, where the pipeline takes `max_sequence_length`; None: the
             default of the pipeline.
+        clip_skip: Last layers of CLIP that are left out, as when pictures are drawn with it.
     """
 
     pipe: Any
     policy: Rows
     pooled: bool = False
     max_length: int | None = None
+    clip_skip: int | None = None
 
     def encode(self, prompts: Iterable[Prompt]) -> dict[Prompt, Encoded]:
         """States of every distinct prompt.
@@ -67,6 +69,7 @@ class Reader:
                 distinct,
                 self.policy,
                 penultimate=hasattr(self.pipe, "text_encoder_2"),
+                skip=self.clip_skip,
             )
             return self._with_pooled(found) if self.pooled else found
         through = {source: _modules(denoisers[0][1], source) for source in family.sources}
@@ -237,6 +240,10 @@ def _options(reader: Reader) -> dict[str, Any]:
         options.pop("max_sequence_length", None)
     if reader.max_length is not None:
         options["max_sequence_length"] = reader.max_length
+    if reader.clip_skip is not None:
+        if "clip_skip" not in wanted:
+            raise ValueError(f"expected no clip_skip, which {type(reader.pipe).__name__} does not take")
+        options["clip_skip"] = reader.clip_skip
     return {name: value for name, value in options.items() if name in wanted}
 
 

@@ -83,9 +83,10 @@ def preserved_rows(
     if not cache or not known or len(texts) < _FEWEST_CACHED:
         found = encode()
     else:
+        skip = reader.clip_skip
         ways = [[group.name, *(module_hash(module) for module in group.through)] for group in groups]
         found = cached(
-            "preserve", (_encoders_key(reader.pipe), tuple(texts), reader.policy, reader.max_length, ways), encode
+            "preserve", (_encoders_key(reader.pipe), tuple(texts), reader.policy, reader.max_length, ways, skip), encode
         )
     return [
         Preserved(found.get(f"{i}/rows"), found.get(f"{i}/gram"), int(found[f"{i}/count"]), len(texts))

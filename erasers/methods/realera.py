@@ -80,7 +80,7 @@ class RealEra(UCE):
         tasks = super().gather(pipe, concepts, groups, generator)
         pairs = self.prompt_pairs(concepts, self.templates)
         pooled = any(group.kind == "pooled" for group in groups)
-        reader = Reader(pipe, self.preserve_rows, pooled, self.max_sequence_length)
+        reader = Reader(pipe, self.preserve_rows, pooled, self.max_sequence_length, self.clip_skip)
         words = list(reader.encode(self.words(pipe, concepts, generator)).values())
         return [
             self.widened(task, *stack_pairs(task.group, task.encoded, pairs, "last"), words, generator)

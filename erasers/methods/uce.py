@@ -60,6 +60,7 @@ class UCE(Eraser):
             states that earlier blocks have mixed. "auto" is `text`, and `pooled` where there is no cross-attention.
         max_sequence_length: Tokens that a prompt is padded to, where pictures are drawn with another number than the
             pipeline's default (256 for FLUX.1 schnell); CLIP encoders take no such number.
+        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
         cache: Keep encoded preserve sets (and Gram matrices) on disk.
     """
 
@@ -108,6 +109,7 @@ class UCE(Eraser):
     preserve_scale: float | Literal["auto"] = "auto"
     ports: tuple[Kind, ...] | Literal["auto"] = "auto"
     max_sequence_length: int | None = None
+    clip_skip: int | None = None
     cache: bool = True
 
     def __post_init__(self) -> None:
@@ -116,6 +118,8 @@ class UCE(Eraser):
             raise ValueError(f"expected ports as auto or some of {', '.join(KINDS)}, got none")
         if self.max_sequence_length is not None:
             require_above("max_sequence_length", self.max_sequence_length, 1, equal=True)
+        if self.clip_skip is not None:
+            require_above("clip_skip", self.clip_skip, 0, equal=True)
         for field in ("ridge", "erase_scale"):
             require_above(field, getattr(self, field), 0)
         if self.preserve_scale != "auto":
@@ -151,7 +155,7 @@ class UCE(Eraser):
     ) -> list[Task]:
         """Encode every prompt once; what each group of ports reads of them. UCE itself draws nothing."""
         pooled = any(group.kind == "pooled" for group in groups)
-        reader = Reader(pipe, self.rows_to_encode(), pooled, self.max_sequence_length)
+        reader = Reader(pipe, self.rows_to_encode(), pooled, self.max_sequence_length, self.clip_skip)
         encoded = reader.encode(prompt for pair in self.pairs_to_encode(concepts) for prompt in pair)
         pairs = self.prompt_pairs(concepts, self.templates)
         rows = [stack_pairs(group, encoded, pairs, self.rows) for group in groups]
