@@ -42,9 +42,10 @@ def prepared(eraser: Eraser, pipe: Any, concepts: Concepts) -> tuple[Concept, ..
     """
     readers = [_Tokens(pipe, *part, getattr(eraser, "max_sequence_length", None)) for part in text_parts(pipe)]
     given = [_without_itself(concept) for concept in as_concepts(concepts)]
+    aliases = bool(getattr(eraser, "aliases", True))
     for concept in given:
-        _check_names(concept, readers)
-    found = [_spelled(concept, readers) for concept in given]
+        _check_names(concept, concept.terms(aliases=aliases), readers)
+    found = [_spelled(concept, readers) for concept in given] if aliases else given
     if not (eraser.everyday and eraser.keeps):
         return tuple(found)
     kept = [text for text in captions_without(found) if all(reader.reads(text) for reader in readers)]
@@ -102,13 +103,13 @@ class _Tokens:
         return any(token in text for token in getattr(self.tokenizer, "get_added_vocab", dict)())
 
 
-def _check_names(concept: Concept, readers: Sequence[_Tokens]) -> None:
+def _check_names(concept: Concept, terms: Sequence[str], readers: Sequence[_Tokens]) -> None:
     """Warn of lists that were taken for one name and of text that is not read; refuse an anchor that changes nothing.
 
     Raises:
         ValueError: Such an anchor.
     """
-    for term in concept.terms():
+    for term in terms:
         if re.search("[,;]", term):
             warnings.warn(f"{term!r} is one concept with a comma in it; for several, repeat --concept", stacklevel=3)
         if [reader.ids(term) for reader in readers] == [reader.ids(concept.anchor) for reader in readers]:
@@ -117,14 +118,14 @@ def _check_names(concept: Concept, readers: Sequence[_Tokens]) -> None:
                 "same tokens to this pipeline"
             )
     for reader in readers:
-        for text in (*concept.terms(), concept.anchor):
+        for text in (*terms, concept.anchor):
             if cut := reader.unread(text):
                 warnings.warn(
                     f"the {reader.name} reads {reader.length} tokens: {cut!r} at the end of {text!r} is cut off, "
                     "as if it were not there",
                     stacklevel=3,
                 )
-        if count := sum(bool(reader.unread(text)) for text in concept.kept()):
+        if count := sum(bool(reader.unread(text)) for text in concept.preserve):
             warnings.warn(
                 f"the {reader.name} reads {reader.length} tokens: {count} preserved texts are longer and kept without "
                 "their ends",
