@@ -25,7 +25,7 @@ def test_unknown_name_lists_the_known_ones(name):
 
 
 def test_unknown_option_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"among rows, .*ridge.*'lamb'"):
+    with pytest.raises(ValueError, match=r"among everyday, rows, .*ridge.*'lamb'"):
         get_eraser("uce", lamb=1)
 
 
@@ -102,8 +102,8 @@ def test_parse_options():
     ("setting", "message"),
     [
         ("ridge", "key=value"),
-        ("lamb=1", r"among rows.*'lamb'"),
-        ("=1", "among rows"),
+        ("lamb=1", r"among everyday, rows.*'lamb'"),
+        ("=1", "among everyday, rows"),
         ("ridge=much", "expected ridge as a number, got 'much'"),
         ("rows=first", "expected rows as last or tail or all, got 'first'"),
         ("rank=1.5", "expected rank as a whole number"),
