@@ -48,6 +48,7 @@ from erasers.cli_options import (
 from erasers.cli_output import err, fail, out, show_cost, show_next, show_notes, show_patch, show_result
 from erasers.cli_places import check_places, report_files, written_or_kept
 from erasers.cli_sae import explain, sae
+from erasers.concept import KINDS
 from erasers.families import UnsupportedPipeline
 
 if TYPE_CHECKING:
@@ -115,6 +116,14 @@ def erase(
     ] = None,
     alias: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Another name to erase: TEXT, or CONCEPT=TEXT.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help=f"What it is: {', '.join(KINDS)}; or CONCEPT=KIND. Templates, the usual anchor and the judge of the "
+            "report go by it. [dim]that of its preset, else object[/dim]",
+        ),
     ] = None,
     preserve: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What must not move. Repeatable.")] = None,
     preserve_file: Annotated[Path | None, typer.Option(help="Text file of the same, one a line.")] = None,
@@ -196,6 +205,7 @@ def erase(
         concept or [],
         anchors=anchor or [],
         aliases=alias or [],
+        kinds=kind or [],
         preserve=preserve or [],
         preserve_file=preserve_file,
         concepts_file=concepts_file,

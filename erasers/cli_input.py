@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from erasers.cli_files import concept_of, read_concepts, read_images, read_lines
 from erasers.cli_output import show_warning
-from erasers.concept import Concept, as_concepts, preset_options
+from erasers.concept import KINDS, Concept, as_concepts, preset_options
 from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options, shapes_options
 from erasers.report_folder import check_report_folder
 
@@ -128,6 +128,7 @@ def build_concepts(
     shapes: bool,
     anchors: Sequence[str] = (),
     aliases: Sequence[str] = (),
+    kinds: Sequence[str] = (),
     preserve: Sequence[str] = (),
     preserve_file: Path | None = None,
     concepts_file: Path | None = None,
@@ -140,6 +141,7 @@ def build_concepts(
         shapes: The model is the embedded one: every word has to be one of its world, and a word brings its anchor.
         anchors: One for all, or `CONCEPT=ANCHOR`.
         aliases: For the only concept, or `CONCEPT=ALIAS`.
+        kinds: One for all, or `CONCEPT=KIND`.
         preserve: For all concepts.
         preserve_file: The same, one a line.
         concepts_file: A table of further concepts.
@@ -156,7 +158,7 @@ def build_concepts(
     entries = [*({"concept": name.strip()} for name in names), *listed]
     keys = [str(entry["concept"]) for entry in entries]
     anchor_of, alias_of = _per_concept("--anchor", anchors, keys), _per_concept("--alias", aliases, keys)
-    images_of = _per_concept("--images", images, keys)
+    images_of, kind_of = _per_concept("--images", images, keys), _per_concept("--kind", kinds, keys)
     kept = (*preserve, *(read_lines(preserve_file, "--preserve-file") if preserve_file else ()))
     if shapes:
         given = [word.partition("=")[2] if "=" in word else word for word in (*anchors, *aliases)]
@@ -164,16 +166,30 @@ def build_concepts(
             _check_vocabulary(word)
     found = []
     for key, entry in zip(keys, entries, strict=True):
+        kind = _only("--kind", kind_of, key)
+        if kind not in (None, *KINDS):
+            raise ValueError(f"expected --kind among {', '.join(KINDS)}, got {kind!r}{suggest(kind, KINDS)}")
+        entry = entry if kind is None else {**entry, "kind": kind}
         concept = concept_of(entry, _shapes_concept(key) if shapes else Concept.of(key))
-        anchor = anchor_of.get(key, anchor_of.get(""))
-        if anchor and len(anchor) > 1:
-            raise ValueError(f"expected one --anchor for {key}, got {', '.join(map(repr, anchor))}")
-        concept = replace(concept, anchor=concept.anchor if anchor is None else anchor[0])
+        anchor = _only("--anchor", anchor_of, key)
+        concept = replace(concept, anchor=concept.anchor if anchor is None else anchor)
         concept = replace(concept, aliases=(*concept.aliases, *alias_of.get("", ()), *alias_of.get(key, ())))
         folders = (*images_of.get("", ()), *images_of.get(key, ()))
         pictures = tuple(picture for folder in folders for picture in read_images(Path(folder)))
         found.append(replace(concept, preserve=(*concept.preserve, *kept), images=(*concept.images, *pictures)))
     return as_concepts(found)
+
+
+def _only(option: str, values: Mapping[str, Sequence[str]], key: str) -> str | None:
+    """The one value of a concept, its own or that for all; None where there is none.
+
+    Raises:
+        ValueError: Several.
+    """
+    given = values.get(key, values.get("", ()))
+    if len(given) > 1:
+        raise ValueError(f"expected one {option} for {key}, got {', '.join(map(repr, given))}")
+    return given[0] if given else None
 
 
 def _texts_of(entry: Mapping[str, Any]) -> list[str]:

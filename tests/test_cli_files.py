@@ -11,7 +11,8 @@ from PIL import Image
 from erasers import Patch, cli
 from erasers.cli_files import read_concepts, read_images, read_lines
 from erasers.cli_input import build_concepts
-from erasers.methods.few_shot import picture
+from erasers.methods.pictures import picture
+from erasers.words import hypernym
 
 YAML = """
 - concept: dragon
@@ -194,3 +195,35 @@ def test_bad_folders_of_pictures_are_refused(make: Any, words: str) -> None:
 def test_no_folder_of_pictures() -> None:
     with pytest.raises(ValueError, match="missing: expected a folder of pictures, got none"):
         read_images(Path("missing"))
+
+
+def test_the_kind_of_a_concept_chooses_its_anchor(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe.save_pretrained("sd")
+    options = ("--model", "sd", "--method", "uce", "--out", "p.safetensors", "--overwrite")
+    for kind, anchor in (("identity", "a person"), ("style", ""), ("object", hypernym("star"))):
+        assert cli.run(["--concept", "star", "--kind", kind, *options]) == 0
+        (concept,) = Patch.load("p.safetensors").meta["concepts"]
+        assert (concept["kind"], concept["anchor"]) == (kind, anchor)
+    capsys.readouterr()
+    assert cli.run(["--concept", "star", "--kind", "styl", *options]) == 2
+    assert (
+        "expected --kind among object, style, attribute, identity, unsafe, implicit, got 'styl' (did you"
+        in " ".join(capsys.readouterr().err.split())
+    )
+
+
+def test_kinds_by_concept_and_over_a_table_or_preset() -> None:
+    found = {one.name: one for one in build_concepts(["star", "moon"], shapes=False, kinds=["moon=style"])}
+    assert {name: one.kind for name, one in found.items()} == {"star": "object", "moon": "style"}
+    both = build_concepts(["star", "moon"], shapes=False, kinds=["identity", "moon=style"], anchors=["star=a friend"])
+    assert [(one.kind, one.anchor) for one in both] == [("identity", "a friend"), ("style", "")]
+    Path("c.yaml").write_text(YAML)
+    assert built(concepts_file=Path("c.yaml"), kinds=["some painter=identity"])["some painter"].anchor == "a person"
+    (gogh,) = build_concepts(["van gogh"], shapes=False, kinds=["identity"])
+    assert (gogh.kind, gogh.aliases) == ("identity", ("vincent van gogh",))
+    (red,) = build_concepts(["red"], shapes=True, kinds=["style"])
+    assert (red.kind, red.anchor) == ("style", build_concepts(["red"], shapes=True)[0].anchor)
+    with pytest.raises(ValueError, match="expected one --kind for star, got 'style', 'object'"):
+        build_concepts(["star"], shapes=False, kinds=["style", "object"])
+    with pytest.raises(ValueError, match="--kind 'sun=style': no --concept 'sun'"):
+        build_concepts(["star"], shapes=False, kinds=["sun=style"])

@@ -3,14 +3,12 @@ Unlearning", BMVC 2024, arXiv 2405.07288."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
 from erasers.attacks.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
@@ -19,6 +17,7 @@ from erasers.methods.contexts import Templates, kept_prompts, shuffled
 from erasers.methods.counting import Calls
 from erasers.methods.foretelling import Demand
 from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks, unprompted
+from erasers.methods.pictures import picture
 from erasers.methods.preparing import prepared
 from erasers.methods.processes import largest
 from erasers.methods.rows import fill, templates_for
@@ -26,7 +25,6 @@ from erasers.methods.student import Student, names_of
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
 from erasers.needs import Pass, Summands, mean_in_parts
-from erasers.reading import PICTURES, open_picture
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _PART = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
@@ -309,20 +307,3 @@ def side_of(pipe: Any) -> tuple[int, int]:
     """(width, height) of a picture of the model's own size."""
     _, height, width = latent_shape(pipe)
     return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
-
-
-def picture(source: Any, size: tuple[int, int]) -> Image.Image:
-    """A picture, or the one at a path, upright as its camera says, in that size and in colour.
-
-    Raises:
-        ValueError: Neither, or a file that is no picture.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        try:
-            source = open_picture(source, PICTURES)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"expected a picture at {os.fspath(source)}, got none ({error})") from None
-    if not isinstance(source, Image.Image):
-        raise ValueError(f"expected pictures as PIL images or paths, got {type(source).__name__}: {source!r}")
-    upright = ImageOps.exif_transpose(source)
-    return upright.convert("RGB").resize(size, Image.Resampling.BICUBIC)

@@ -25,6 +25,7 @@ from erasers.methods.checkpoint import CheckpointFile
 from erasers.methods.counting import Calls, Counter
 from erasers.methods.foretelling import Demand, Foretold, foretell
 from erasers.methods.latent_bank import conditions, latent_shape, predict
+from erasers.methods.pictures import pixels_hash
 from erasers.methods.preparing import prepared
 from erasers.methods.processes import (
     agreed,
@@ -183,6 +184,8 @@ class TrainedEraser(Eraser):
         identity: dict[str, Any] = {
             "seed": _digest({"": generator.get_state()}),
             "concepts": [concept_meta(one) for one in found],
+            "templates": [one.templates for one in found],
+            "images": [pixels_hash(image) for one in found for image in one.images] if self.sees else [],
         }
         console = Console(stderr=True) if progress and place()[0] == 0 else None
         with (

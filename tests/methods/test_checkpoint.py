@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -80,6 +82,29 @@ def test_only_what_changes_is_written(pipe, tmp_path, monkeypatch):
     # What the frozen model drew is drawn again.
     assert bank
     assert names["student"] - names["frozen"] == bank
+
+
+@pytest.mark.parametrize("change", ["nothing", "a pixel", "their order", "the file format", "templates"])
+def test_a_checkpoint_is_of_the_pictures_that_it_was_trained_on(pipe, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    eraser = get_eraser("few_shot", iterations=2, max_drift=None)
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "red.png")
+    star = Concept("star", anchor="circle", templates=("a {}",), images=[red, blue])
+    eraser.fit(pipe, star, checkpoint=tmp_path / "half", progress=False)
+    other = blue.copy()
+    other.putpixel((3, 3), (0, 0, 254))
+    changed = {
+        "a pixel": {"images": [red, other]},
+        "their order": {"images": [blue, red]},
+        "the file format": {"images": [tmp_path / "red.png", blue]},
+        "templates": {"templates": ("the {}",)},
+    }.get(change, {})
+    if change in ("nothing", "the file format"):
+        eraser.fit(pipe, replace(star, **changed), checkpoint=tmp_path / "half", progress=False)
+        return
+    with pytest.raises(ValueError, match="expected a checkpoint of this training"):
+        eraser.fit(pipe, replace(star, **changed), checkpoint=tmp_path / "half", progress=False)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
