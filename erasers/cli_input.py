@@ -167,7 +167,7 @@ def build_concepts(
     found = []
     for key, entry in zip(keys, entries, strict=True):
         kind = _only("--kind", kind_of, key)
-        if kind not in (None, *KINDS):
+        if kind is not None and kind not in KINDS:
             raise ValueError(f"expected --kind among {', '.join(KINDS)}, got {kind!r}{suggest(kind, KINDS)}")
         entry = entry if kind is None else {**entry, "kind": kind}
         concept = concept_of(entry, _shapes_concept(key) if shapes else Concept.of(key))
