@@ -53,13 +53,14 @@ class SoftPrompt:
         pipe: A Stable Diffusion 1 or 2 pipeline.
         text: The prompt with each word once.
         counts: Word -> number of its soft tokens.
+        clip_skip: As for `encode`.
 
     Raises:
         ValueError: A word that the text does not have once, or so long a text that soft tokens are cut off.
     """
 
-    def __init__(self, pipe: Any, text: str, counts: Mapping[str, int]) -> None:
-        self._pipe, self._counts = pipe, dict(counts)
+    def __init__(self, pipe: Any, text: str, counts: Mapping[str, int], *, clip_skip: int | None = None) -> None:
+        self._pipe, self._counts, self._skip = pipe, dict(counts), clip_skip
         for word in counts:
             if text.count(word) != 1:
                 raise ValueError(f"expected {word!r} once in the prompt, got it {text.count(word)} times in {text!r}")
@@ -114,7 +115,7 @@ class SoftPrompt:
         """
         rows = max((len(vectors) for vectors in tokens.values() if vectors.dim() == 3), default=1)
         with self.placed(tokens):
-            return encode(self._pipe, self.ids.expand(rows, -1))
+            return encode(self._pipe, self.ids.expand(rows, -1), self._skip)
 
 
 def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:
@@ -126,15 +127,24 @@ def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:
     return ids
 
 
-def encode(pipe: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Text states `[rows, n, d]` of token ids `[rows, n]`, as the denoiser gets them when the pipeline draws."""
+def encode(pipe: Any, ids: torch.Tensor, clip_skip: int | None = None) -> torch.Tensor:
+    """Text states `[rows, n, d]` of token ids `[rows, n]`, as the denoiser gets them when the pipeline draws.
+
+    With `clip_skip` these are the states before so many last layers, after the final norm.
+    """
     encoder = pipe.text_encoder
     mask = None
     if getattr(encoder.config, "use_attention_mask", False):
         # Padded behind the end token, which may be the padding token itself: all up to the first end token counts.
         ends = (ids == pipe.tokenizer.eos_token_id).long()
         mask = ((ends.cumsum(dim=-1) - ends) == 0).long().to(encoder.device)
-    states: torch.Tensor = encoder(ids.to(encoder.device), attention_mask=mask)[0]
+    ids = ids.to(encoder.device)
+    states: torch.Tensor
+    if clip_skip is None:
+        states = encoder(ids, attention_mask=mask)[0]
+    else:
+        layers = encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        states = getattr(encoder, "text_model", encoder).final_layer_norm(layers[-(clip_skip + 1)])
     return states
 
 

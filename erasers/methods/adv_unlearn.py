@@ -25,6 +25,7 @@ from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, 
 from erasers.methods.preparing import prepared
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
+from erasers.methods.supported import layers_read
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
 from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
@@ -181,7 +182,7 @@ class AdvUnlearn(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        found, names = prepared(self, pipe, concepts), names_of(pipe, "text_encoder", selector(self.layers))
+        found, names = prepared(self, pipe, concepts), self._names(pipe)
         both, retain = 1 + bool(self.clean and self.attack_steps), self.retain_batch if self.gamma else 0
         passes = [Pass(self.batch * both + retain, names, both + retain)]
         if self.attack_steps:
@@ -197,17 +198,22 @@ class AdvUnlearn(TrainedEraser):
         empty, way = unprompted(pipe), Way(self.steps, self.guidance)
         with stage("drawing what is unlearned and kept", len(asks) * self.pictures + len(kept)) as advance:
             options: dict[str, Any] = {"generator": generator, "advance": advance}
-            asked = conditions(pipe, [ask.text for ask in asks])
+            asked = conditions(pipe, [ask.text for ask in asks], self.clip_skip)
             bank = sample_bank(pipe, asked, empty, way, rounds=self.pictures, **options)
-            held = sample_bank(pipe, conditions(pipe, kept), empty, way, rounds=1, **options) if kept else None
+            held = None
+            if kept:
+                held = sample_bank(pipe, conditions(pipe, kept, self.clip_skip), empty, way, rounds=1, **options)
         if self.toward == "anchor":
-            bank = instead(pipe, bank, conditions(pipe, [ask.anchor for ask in asks]))
-        wanted = names_of(pipe, "text_encoder", selector(self.layers))
-        student = Student(pipe, wanted, rank=self.rank, generator=generator)
+            bank = instead(pipe, bank, conditions(pipe, [ask.anchor for ask in asks], self.clip_skip))
+        student = Student(pipe, self._names(pipe), rank=self.rank, generator=generator)
         duel = Duel(self, pipe, student, asks, bank, kept, held, generator)
         return Training(
             student, duel.step, {"adam": duel.adam}, {"latest": duel.latest, "attack-scale": duel.scale.state}
         )
+
+    def _names(self, pipe: Any) -> list[str]:
+        """Parameters that are trained; layers that `clip_skip` leaves out are not read."""
+        return names_of(pipe, "text_encoder", selector(self.layers, layers_read(pipe, clip_skip=self.clip_skip)))
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most `kept` prompts, up to half of them about neighbours and anchors, and the empty one."""
@@ -253,7 +259,7 @@ class Duel:
         self.options, self.pipe, self.student, self.held, self.generator = options, pipe, student, held, generator
         self.banks = [part(bank, number) for number in range(len(asks))]
         self.ids = [tokenise(pipe, ask.text) for ask in asks]
-        self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}) for ask in asks]
+        self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}, clip_skip=options.clip_skip) for ask in asks]
         self.kept = tokenise(pipe, kept) if kept else torch.empty(0)
         self.table = token_table(pipe).float()
         self.words = [words_of(pipe, ask.term) for ask in asks]
@@ -272,7 +278,7 @@ class Duel:
                 tokens = self.attack(turn)
                 states.append(self.soft[turn].states({SOFT: tokens}))
             if options.clean or not attacking:
-                states.append(encode(self.pipe, self.ids[turn]))
+                states.append(encode(self.pipe, self.ids[turn], options.clip_skip))
             loss = Summands(self.pieces(self.banks[turn].draw(options.batch, self.generator), states), self._total)
             self.student.backward(loss)
         self.adam.step()
@@ -304,7 +310,7 @@ class Duel:
         goals = {"erase": target(some.empty, some.conditional, self.options.eta).repeat(count, 1, 1, 1)}
         if self.held is not None:
             keep = self.held.draw(self.options.retain_batch, self.generator)
-            rows.append(encode(self.pipe, self.kept[keep.prompts]))
+            rows.append(encode(self.pipe, self.kept[keep.prompts], self.options.clip_skip))
             noisy, times = torch.cat([noisy, keep.latents]), torch.cat([times, keep.times])
             goals["retain"] = keep.conditional
         condition = Condition(torch.cat(rows))
@@ -394,14 +400,14 @@ def instead(pipe: Any, bank: LatentBank, anchors: Condition, batch: int = 8) -> 
     return replace(bank, empty=torch.cat(found))
 
 
-def selector(layers: int) -> Any:
-    """Which modules of a text encoder are trained, by (module, path)."""
+def selector(layers: int, read: int) -> Any:
+    """Which modules of a text encoder are trained, by (module, path); `read` layers are read of it."""
 
     def wanted(module: nn.Module, path: str) -> bool:
         layer = _LAYER.search(path)
         if layer is None:
             return not layers and bool(_FINAL.search(path))
-        return not layers or int(layer[1]) < layers
+        return int(layer[1]) < min(layers or read, read)
 
     return wanted
 

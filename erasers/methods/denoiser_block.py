@@ -61,7 +61,9 @@ class DenoiserBlock:
         }
         return tensor_hashes(tensors, owner=unet)
 
-    def walk(self, prompts: Sequence[str], way: Way, generator: torch.Generator) -> torch.Tensor:
+    def walk(
+        self, prompts: Sequence[str], way: Way, generator: torch.Generator, clip_skip: int | None = None
+    ) -> torch.Tensor:
         """What the block returns while one picture of each prompt is drawn.
 
         Returns:
@@ -74,7 +76,7 @@ class DenoiserBlock:
 
         handle = self.module.register_forward_hook(look)
         try:
-            asked, empty = conditions(self.pipe, prompts), unprompted(self.pipe)
+            asked, empty = conditions(self.pipe, prompts, clip_skip), unprompted(self.pipe)
             draw_pictures(self.pipe, asked, empty, replace(way, batch=len(prompts)), generator)
         finally:
             handle.remove()

@@ -25,6 +25,7 @@ class Measuring:
         pictures: At most so many, one for each prompt.
         generator: Source of every random number.
         advance: Told of every picture.
+        clip_skip: As the pipeline takes it.
     """
 
     block: DenoiserBlock
@@ -33,6 +34,7 @@ class Measuring:
     pictures: int
     generator: torch.Generator
     advance: Callable[[int], None]
+    clip_skip: int | None = None
 
     @torch.no_grad()
     def means(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -41,7 +43,7 @@ class Measuring:
         total = torch.zeros(self.way.steps, self.sae.n)
         for start in range(0, len(some), self.way.batch):
             batch = some[start : start + self.way.batch]
-            maps = self.block.walk(batch, self.way, self.generator)[:, : len(batch)]
+            maps = self.block.walk(batch, self.way, self.generator, self.clip_skip)[:, : len(batch)]
             for step, rows in enumerate(maps.flatten(1, 2)):
                 codes = self.sae.encode(rows)
                 total[step].index_add_(0, codes.features, codes.values / maps.shape[2])

@@ -162,14 +162,14 @@ class DoCo(TrainedEraser):
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         pairs, prompts = self._pairs(concepts, generator)
-        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
+        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs], self.clip_skip) for side in (0, 1))
         kept, empty = self._kept(concepts, generator), unprompted(pipe)
         way = Way(self.steps, self.guidance)
         with stage("drawing pictures to learn from", len(prompts) + self.kept) as advance:
             drawn = draw_pictures(pipe, anchors.rows(prompts), empty, way, generator, advance)
             bad = good = Scenes(drawn, prompts, anchors)
             if kept:
-                held, turns = conditions(pipe, kept), torch.arange(self.kept) % len(kept)
+                held, turns = conditions(pipe, kept, self.clip_skip), torch.arange(self.kept) % len(kept)
                 more = draw_pictures(pipe, held.rows(turns), empty, way, generator, advance)
                 good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
         names = names_of(pipe, "unet", selector("x-strict"))

@@ -142,10 +142,11 @@ class ESD(TrainedEraser):
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         prompts = self.prompts(concepts)
-        asked, empty = conditions(pipe, prompts), unprompted(pipe)
+        asked, empty = conditions(pipe, prompts, self.clip_skip), unprompted(pipe)
         drawn = asked
         if self.from_concept:
-            drawn = conditions(pipe, [self.from_concept]).rows(torch.zeros(len(prompts), dtype=torch.long))
+            only = conditions(pipe, [self.from_concept], self.clip_skip)
+            drawn = only.rows(torch.zeros(len(prompts), dtype=torch.long))
         with stage("drawing what is unlearned", len(self._turn(len(prompts), 0))) as advance:
             bank = self._draw(pipe, drawn, empty, 0, generator, advance)
         student = Student(

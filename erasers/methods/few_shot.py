@@ -22,6 +22,7 @@ from erasers.methods.preparing import prepared
 from erasers.methods.processes import largest
 from erasers.methods.rows import fill, templates_for
 from erasers.methods.student import Student, names_of
+from erasers.methods.supported import layers_read
 from erasers.methods.training import Stage, TrainedEraser, Training
 from erasers.methods.uce import require_above, require_templates
 from erasers.needs import Pass, Summands, mean_in_parts
@@ -121,7 +122,7 @@ class FewShot(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`; with the bound there are the weights before a step, and a second optimizer."""
-        found, names = as_concepts(concepts), trained_names(pipe)
+        found, names = as_concepts(concepts), trained_names(pipe, self.clip_skip)
         shown = sum(len(one.images) or self.pictures for one in found)
         passes = [Pass(min(self.batch, shown), names, min(self.batch, shown))]
         if self.max_drift is not None:
@@ -140,20 +141,21 @@ class FewShot(TrainedEraser):
                 Shots(self._latents(pipe, concept, generator, advance), tokenise(pipe, self.prompts(concept)))
                 for concept in concepts
             ]
-        student = Student(pipe, trained_names(pipe), rank=self.rank, generator=generator)
+        student = Student(pipe, trained_names(pipe, self.clip_skip), rank=self.rank, generator=generator)
         bound = None
         if self.max_drift is not None:
             kept, most = self._kept(concepts, generator), self.max_drift
             if isinstance(most, str):
-                most = DRIFT * apart(pipe, [*kept, *(text for one in concepts for text in self.prompts(one))])
-            bound = Bound(pipe, student, kept, most, self.corrections, self.lr)
+                prompts = [*kept, *(text for one in concepts for text in self.prompts(one))]
+                most = DRIFT * apart(pipe, prompts, self.clip_skip)
+            bound = Bound(pipe, student, kept, most, self.corrections, self.lr, self.clip_skip)
         adam = torch.optim.Adam(student.parameters, lr=self.lr, weight_decay=1e-8, **_ADAM)
 
         def step(number: int) -> dict[str, float]:
             before = [part.detach().clone() for part in student.parameters] if bound else []
             latents, ids = draw(shots, self.batch, generator)
             with student.placed():
-                loss = ascent_loss(pipe, latents, ids, generator)
+                loss = ascent_loss(pipe, latents, ids, generator, self.clip_skip)
                 student.backward(loss)
             adam.step()
             shown = loss.shown | (bound.hold(before) if bound else {})
@@ -176,7 +178,7 @@ class FewShot(TrainedEraser):
         """x_0 `[n, c, h, w]` of the pictures of a concept."""
         if concept.images:
             return latents_of(pipe, [picture(one, side_of(pipe)) for one in concept.images])
-        asked, empty = conditions(pipe, self._drawn_of(concept)), unprompted(pipe)
+        asked, empty = conditions(pipe, self._drawn_of(concept), self.clip_skip), unprompted(pipe)
         turns = torch.arange(self.pictures) % len(asked.states)
         return draw_pictures(pipe, asked.rows(turns), empty, Way(self.steps, self.guidance), generator, advance)
 
@@ -207,6 +209,7 @@ class Bound:
         most: The drift that they may have.
         corrections: Steps back before a step is undone.
         lr: Learning rate of those.
+        clip_skip: As for `attacks.soft.encode`.
     """
 
     pipe: Any
@@ -215,6 +218,7 @@ class Bound:
     most: float
     corrections: int
     lr: float
+    clip_skip: int | None = None
     why: str = field(default="", init=False)
     """Why training has to stop, or ""."""
 
@@ -222,7 +226,7 @@ class Bound:
         self.adam = torch.optim.Adam(self.student.parameters, lr=self.lr, **_ADAM)
         self.ids = tokenise(self.pipe, self.kept)
         with torch.no_grad():
-            self.before = encode(self.pipe, self.ids).float()
+            self.before = encode(self.pipe, self.ids, self.clip_skip).float()
 
     def hold(self, weights: Sequence[torch.Tensor]) -> dict[str, float]:
         """Go back until no kept prompt is too far, or to the weights before the step; the drift that is left."""
@@ -250,19 +254,19 @@ class Bound:
 
     def squares(self) -> torch.Tensor:
         """||tau(p) - tau_0(p)||^2 / ||tau_0(p)||^2 `[prompts]`, as the text encoder is now."""
-        moved = encode(self.pipe, self.ids).float() - self.before
+        moved = encode(self.pipe, self.ids, self.clip_skip).float() - self.before
         return moved.square().sum(dim=(1, 2)) / self.before.square().sum(dim=(1, 2))
 
 
 @torch.no_grad()
-def apart(pipe: Any, prompts: Sequence[str]) -> float:
+def apart(pipe: Any, prompts: Sequence[str], clip_skip: int | None = None) -> float:
     """Mean of ||tau(p) - tau(q)|| / ||tau(p)|| over pairs of two of the distinct prompts.
 
     Raises:
         ValueError: Fewer than two prompts, or no distance between them.
     """
     texts = list(dict.fromkeys(prompts))
-    states = torch.cat([encode(pipe, tokenise(pipe, text)).float().flatten(1) for text in texts])
+    states = torch.cat([encode(pipe, tokenise(pipe, text), clip_skip).float().flatten(1) for text in texts])
     shares = torch.cdist(states, states) / states.norm(dim=1, keepdim=True)
     mean = float(shares.sum()) / max(1, len(texts) * (len(texts) - 1))
     if not mean > 0:
@@ -270,10 +274,12 @@ def apart(pipe: Any, prompts: Sequence[str]) -> float:
     return mean
 
 
-def ascent_loss(pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> Summands:
+def ascent_loss(
+    pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator, clip_skip: int | None = None
+) -> Summands:
     """L at random times with fresh noise, of pictures `[n, c, h, w]` and token ids `[n, tokens]`."""
     times = picks(pipe.scheduler.config.num_train_timesteps, len(latents), generator).to(latents.device)
-    noise, states = gaussian(latents, generator), encode(pipe, ids)
+    noise, states = gaussian(latents, generator), encode(pipe, ids, clip_skip)
 
     def ascent(rows: slice) -> torch.Tensor:
         return -denoising_loss(pipe, latents[rows], times[rows], noise[rows], states[rows])
@@ -289,14 +295,13 @@ def draw(shots: Sequence[Shots], count: int, generator: torch.Generator) -> tupl
     return torch.stack([one.latents[number] for one, number in some]), torch.stack(ids)
 
 
-def trained_names(pipe: Any) -> list[str]:
-    """Parameters of the feed-forward parts of all layers and of the self-attention of the last one."""
-    layers = [_LAYER.search(path) for path, _ in pipe.text_encoder.named_modules()]
-    last = max(int(found[1]) for found in layers if found)
+def trained_names(pipe: Any, clip_skip: int | None = None) -> list[str]:
+    """Parameters of the feed-forward parts of all layers that are read, and of the self-attention of the last one."""
+    last = layers_read(pipe, clip_skip=clip_skip) - 1
 
     def wanted(module: nn.Module, path: str) -> bool:
         layer, part = _LAYER.search(path), _PART.search(path)
-        if layer is None or part is None or not isinstance(module, nn.Linear):
+        if layer is None or part is None or not isinstance(module, nn.Linear) or int(layer[1]) > last:
             return False
         return part[1].startswith("mlp") or int(layer[1]) == last
 

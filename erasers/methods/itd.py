@@ -22,7 +22,8 @@ from erasers.methods.denoiser_block import DenoiserBlock, find_denoiser_block
 from erasers.methods.denoiser_features import Measuring, step_parts
 from erasers.methods.latent_bank import Way
 from erasers.methods.preparing import prepared
-from erasers.methods.text_blocks import Block, find_block, find_blocks
+from erasers.methods.supported import check_clip_skip
+from erasers.methods.text_blocks import Block, check_read, find_block, find_blocks
 from erasers.methods.training import bar
 from erasers.patch import Patch
 from erasers.patch_file import FORMAT
@@ -76,6 +77,8 @@ class ItD(Eraser):
         pictures: Of a denoiser: at most so many are drawn of each concept, and of kept prompts.
         steps: Of the sampler that draws them.
         guidance: With which they are drawn.
+        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`; the
+            block of the autoencoder has to be one that is read.
     """
 
     name: ClassVar[str] = "itd"
@@ -98,6 +101,7 @@ class ItD(Eraser):
     pictures: int = 80
     steps: int = 50
     guidance: float = 9.0
+    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +113,8 @@ class ItD(Eraser):
         for name in ("quiet", "often", "margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        if self.clip_skip is not None and self.clip_skip < 0:
+            raise ValueError(f"expected clip_skip of at least 0, got {self.clip_skip}")
 
     def config(self) -> dict[str, Any]:
         """See `Eraser.config`; of the autoencoders the names of the files alone."""
@@ -118,6 +124,7 @@ class ItD(Eraser):
         self, pipe: Any, concepts: Concepts, *, generator: torch.Generator | None = None, progress: bool = True
     ) -> Patch:
         """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
+        check_clip_skip(pipe, self.clip_skip)
         found = prepared(self, pipe, concepts)
         generator = generator or torch.Generator().manual_seed(0)
         tensors: dict[str, torch.Tensor] = {}
@@ -127,6 +134,7 @@ class ItD(Eraser):
             if isinstance(block, DenoiserBlock):
                 kind, parts = StepFeatures.kind, self.step_parts(block, sae, found, generator, progress)
             else:
+                check_read(block, self.clip_skip)
                 kind, parts = FeatureGate.kind, self.parts(block, sae, found)
             tensors |= {f"hook/{block.target}/{kind}/{part}": tensor for part, tensor in parts.items()}
             base |= block.fingerprints()
@@ -176,7 +184,7 @@ class ItD(Eraser):
         total = sum(min(self.pictures, len(set(some))) for some in [*asked, [*near, *others]])
         with bar(Console(stderr=True) if progress else None, "drawing pictures to measure features", total) as advance:
             way = Way(self.steps, self.guidance)
-            measuring = Measuring(block, sae, way, self.pictures, generator, advance)
+            measuring = Measuring(block, sae, way, self.pictures, generator, advance, self.clip_skip)
             return step_parts(measuring, asked, [*near, *others], self.scale, self.features)
 
     def asked(self, concepts: Sequence[Concept]) -> list[tuple[str, list[str]]]:

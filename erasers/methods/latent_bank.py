@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from erasers.attacks.soft import gaussian, noised, predicts_velocity, target_of
+from erasers.attacks.soft import encode, gaussian, noised, predicts_velocity, target_of, tokenise
 
 
 class Condition(NamedTuple):
@@ -40,18 +40,31 @@ def cat(*parts: Condition) -> Condition:
 
 
 @torch.no_grad()
-def conditions(pipe: Any, texts: Sequence[str]) -> Condition:
-    """What the pipeline itself makes of prompts, one of them at a time being enough for any memory."""
+def conditions(pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
+    """What the pipeline itself makes of prompts, one of them at a time being enough for any memory.
+
+    Args:
+        pipe: A Stable Diffusion 1, 2 or XL pipeline.
+        texts: Prompts.
+        clip_skip: As the pipeline takes it.
+    """
+    if clip_skip is not None and not hasattr(pipe, "text_encoder_2"):
+        # The pipelines' own `clip_skip` looks for the final norm where transformers 5 no longer has it.
+        return cat(*(Condition(encode(pipe, tokenise(pipe, text), clip_skip)) for text in texts))
+    more = {"device": pipe.unet.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    more |= {} if clip_skip is None else {"clip_skip": clip_skip}
     found = []
     for text in texts:
-        more = {"device": pipe.unet.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         output = pipe.encode_prompt(text, **more)
         found.append(Condition(output[0], output[2] if len(output) > 2 else None))
     return cat(*found)
 
 
 def unprompted(pipe: Any) -> Condition:
-    """What the pipeline guides with where nothing is asked for `[1]`: the empty prompt, or the zeros of SDXL."""
+    """What the pipeline guides with where nothing is asked for `[1]`: the empty prompt, or the zeros of SDXL.
+
+    Pipelines leave no layer out here, whatever their `clip_skip`.
+    """
     empty = conditions(pipe, [""])
     if not pipe.config.get("force_zeros_for_empty_prompt", False):
         return empty

@@ -175,16 +175,16 @@ class RobustAblation(TrainedEraser):
         """See `TrainedEraser.prepare`."""
         pairs, owners = self._pairs(concepts, generator)
         kept = self._kept(concepts, generator)
-        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs]) for side in (0, 1))
-        held, empty = conditions(pipe, kept), unprompted(pipe)
+        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs], self.clip_skip) for side in (0, 1))
+        held, empty = conditions(pipe, kept, self.clip_skip), unprompted(pipe)
         count = len(concepts) * self.pictures
         with stage("drawing pictures to learn from", (count + self.kept) * (self.noises + 1)) as advance:
             maker = Maker(pipe, empty, Way(self.steps, self.guidance, _BATCH), self.noises, generator, advance)
             bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept, blank=kept.index(""))
         student = Student(pipe, names_of(pipe, "unet", selector(self.train)), rank=self.rank, generator=generator)
         if self.start == "uce":
-            start_from_uce(student, pipe, concepts)
-        soft = SoftBank(pipe, self.bank, self.tokens, generator)
+            start_from_uce(student, pipe, concepts, self.clip_skip)
+        soft = SoftBank(pipe, self.bank, self.tokens, generator, clip_skip=self.clip_skip)
         groups = [torch.nonzero(owners[bad.prompts] == number)[:, 0] for number in range(len(concepts))]
         fight = Fight(self, pipe, student, soft, bad, good, asked, held, groups, generator)
         tensors = {"soft": soft.vectors.data, "soft-scale": soft.scale.state, "multiplier": fight.multiplier}
@@ -369,10 +369,11 @@ def selector(train: str) -> Any:
 
 
 @torch.no_grad()
-def start_from_uce(student: Student, pipe: Any, concepts: Sequence[Concept]) -> None:
+def start_from_uce(student: Student, pipe: Any, concepts: Sequence[Concept], clip_skip: int | None = None) -> None:
     """Give the student the weights of UCE's edit of the same concepts."""
     trained = student.tensors()
     with unmixed(student.parameters[0]):
-        for name, edit in UCE(rows="tail", templates="auto").fit(pipe, list(concepts)).changes.items():
+        uce = UCE(rows="tail", templates="auto", clip_skip=clip_skip)
+        for name, edit in uce.fit(pipe, list(concepts)).changes.items():
             if f"{name}/0" in trained:
                 trained[f"{name}/0"].copy_(edit.apply(trained[f"{name}/0"], 1.0))

@@ -24,15 +24,18 @@ class SoftBank:
         count: Soft prompts.
         tokens: Numbers of soft tokens; the soft prompts take turns, and so they do with two patterns.
         generator: Draws the words.
+        clip_skip: As for `attacks.soft.encode`.
     """
 
-    def __init__(self, pipe: Any, count: int, tokens: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self, pipe: Any, count: int, tokens: Sequence[int], generator: torch.Generator, *, clip_skip: int | None = None
+    ) -> None:
         self._words, self.table = whole_words(pipe.tokenizer), token_table(pipe).float()
         self._kinds = [
             (tokens[row % len(tokens)], _PATTERNS[row // len(tokens) % len(_PATTERNS)]) for row in range(count)
         ]
         self._prompts = {
-            (size, pattern): SoftPrompt(pipe, pattern.format(_WORD), {_WORD: size})
+            (size, pattern): SoftPrompt(pipe, pattern.format(_WORD), {_WORD: size}, clip_skip=clip_skip)
             for size, pattern in set(self._kinds)
         }
         self.scale = LossScale(pipe)

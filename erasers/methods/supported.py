@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 from erasers.families import UnsupportedPipeline
 from erasers.ports import refuse_wrapped
 from erasers.unet_inputs import refuse_more_inputs
+
+_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)")
 
 
 def check_unet(pipe: Any) -> None:
@@ -44,3 +48,28 @@ def check_drawable(pipe: Any) -> None:
     """
     check_unet(pipe)
     refuse_more_inputs(pipe)
+
+
+def check_clip_skip(pipe: Any, clip_skip: int | None) -> None:
+    """Refuse to leave out layers that a text encoder does not have, and pipelines that leave none out.
+
+    Raises:
+        ValueError: Says which.
+    """
+    if clip_skip is None:
+        return
+    if "clip_skip" not in inspect.signature(pipe.encode_prompt).parameters:
+        raise ValueError(f"expected no clip_skip, which {type(pipe).__name__} does not take")
+    for name in ("text_encoder", "text_encoder_2"):
+        if getattr(pipe, name, None) is not None and layers_read(pipe, name, clip_skip) < 0:
+            raise ValueError(
+                f"expected clip_skip of at most the {layers_read(pipe, name)} layers that are read of the {name}, got "
+                f"{clip_skip}"
+            )
+
+
+def layers_read(pipe: Any, name: str = "text_encoder", clip_skip: int | None = None) -> int:
+    """How many layers of a CLIP text encoder have a say in what the denoiser reads token by token."""
+    numbers = [int(match[1]) for path, _ in getattr(pipe, name).named_modules() if (match := _LAYER.search(path))]
+    # SDXL reads the states before the last layer.
+    return max(numbers, default=-1) + 1 - hasattr(pipe, "text_encoder_2") - (clip_skip or 0)

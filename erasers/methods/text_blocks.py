@@ -13,7 +13,7 @@ from torch import nn
 from erasers.families import UnsupportedPipeline
 from erasers.feature_hooks import first_output
 from erasers.hashing import tensor_hashes
-from erasers.methods.supported import check_unet
+from erasers.methods.supported import check_unet, layers_read
 from erasers.ports import component
 from erasers.prompts import converted
 
@@ -146,6 +146,20 @@ def find_block(pipe: Any, target: str) -> Block:
     if match is None or name not in blocks or blocks[name].path != path:
         raise ValueError(f"expected {type(pipe).__name__} with {target}, got one without it")
     return blocks[name]
+
+
+def check_read(block: Block, clip_skip: int | None) -> None:
+    """Refuse a block whose output nothing reads, as layers are left out.
+
+    Raises:
+        ValueError: Says which blocks are read.
+    """
+    match, read = _BLOCK.fullmatch(block.path), layers_read(block.pipe, block.name, clip_skip)
+    if match and int(match["number"]) >= read:
+        raise ValueError(
+            f"expected an autoencoder of one of the {read} first blocks of the {block.name}, which are read with "
+            f"clip_skip {clip_skip}, got one of block {match['number']}"
+        )
 
 
 def _find(pipe: Any, name: str, index: int | None) -> Block:

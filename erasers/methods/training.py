@@ -39,6 +39,7 @@ from erasers.methods.processes import (
 )
 from erasers.methods.recomputing import checkpointed
 from erasers.methods.student import Student
+from erasers.methods.supported import check_clip_skip
 from erasers.needs import at_most, free_memory, memory_told
 from erasers.patch import Patch
 
@@ -81,6 +82,7 @@ class TrainedEraser(Eraser):
         patience: Stop when the mean loss of so many iterations is not below 99 % of that of as many before; 0 never
             stops early.
         gradient_checkpointing: Less memory for more time.
+        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
     """
 
     trains: ClassVar[bool] = True
@@ -90,6 +92,7 @@ class TrainedEraser(Eraser):
     rank: int = 0
     patience: int = 0
     gradient_checkpointing: bool = False
+    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +101,8 @@ class TrainedEraser(Eraser):
                 raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"expected lr above 0, got {self.lr}")
+        if self.clip_skip is not None and self.clip_skip < 0:
+            raise ValueError(f"expected clip_skip of at least 0, got {self.clip_skip}")
 
     @abstractmethod
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
@@ -119,6 +124,7 @@ class TrainedEraser(Eraser):
             concepts: What would be erased.
         """
         self.check_pipe(pipe)
+        check_clip_skip(pipe, self.clip_skip)
         calls, demand = self.cost(pipe, concepts), self.demand(pipe, concepts)
         return foretell(pipe, calls, demand, rank=self.rank, checkpointing=self.gradient_checkpointing)
 
@@ -178,6 +184,7 @@ class TrainedEraser(Eraser):
             ValueError: A checkpoint of another training, concepts that cannot be erased so, or too little memory.
         """
         self.check_pipe(pipe)
+        check_clip_skip(pipe, self.clip_skip)
         found = prepared(self, pipe, concepts)
         together = self.together(pipe, found, memory)
         generator = generator or torch.Generator().manual_seed(0)
