@@ -180,7 +180,7 @@ def soft(here: Scene, rate: Rate, steps: Sequence[int] = STEPS) -> Iterator[Row]
         before = bank.condition(rows)
     for count in steps:
         for _ in range(count - done):
-            loss = functional.mse_loss(here.output(bank.condition(rows)), here.pool.noise)
+            loss = functional.mse_loss(here.output(bank.condition(rows)), here.pool.truth)
             (bank.vectors.grad,) = torch.autograd.grad(loss, [bank.vectors])
             adam.step()
         done = count

@@ -110,8 +110,10 @@ def samples_together(pipe: Any, passes: Sequence[Pass], memory: int | None) -> i
     Raises:
         ValueError: Not one of them fits.
     """
+    if not passes:
+        return None
     budget = free_memory(pipe) if memory is None else memory
-    if budget is None or not passes:
+    if budget is None:
         return None
     model = sum(parameter.nbytes for _, parameter in parameters_of(pipe))
     needs = [need_of(pipe, one) for one in passes]

@@ -116,7 +116,7 @@ def test_processes_of_the_command_itself_change_nothing(
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # restored afterwards
     # What another process does when this one is slow: everything but the results.
-    cli_bench._help((str(task), ["uce", "rece"], [], tmp_path, None, False, "cpu", "auto", [], None), 1, 2)
+    cli_bench._help((str(task), ["uce", "rece"], [], tmp_path, None, False, "cpu", "auto", [], None, None), 1, 2)
     assert len(files(tmp_path, "images")) == len(files(finished, "images"))
     assert attacked(tmp_path) == attacked(finished)
     assert not (tmp_path / "tiny@1").exists()

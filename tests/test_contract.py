@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,9 @@ def test_same_seed_same_patch(pipe, eraser):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_is_kept(pipe, eraser, dtype):
     pipe.unet.to(dtype)
+    if dtype == torch.float16 and eraser.trains:
+        # The first steps overflow while the scale of the loss finds its size.
+        eraser = replace(eraser, iterations=16)
     before, patch = weights(pipe), eraser.fit(pipe, STAR)
     with patch.applied(pipe):
         assert all(value.dtype == before[name].dtype for name, value in weights(pipe).items())

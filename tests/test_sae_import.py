@@ -144,10 +144,10 @@ def test_the_command_brings_an_autoencoder_to_itd(
         (["--k", "16", "--component", "unet"], "a block of the UNet"),
         (["--k", "0"], "--k"),
     ):
-        assert cli.run([*command, *more]) == 2
+        assert cli.run([*command, "--overwrite", *more]) == 2
         error = capsys.readouterr().err.strip()
         assert message in error
-    assert cli.run([*command[:2], str(tmp_path / "prompts.txt"), *command[3:]]) == 2
+    assert cli.run([*command[:2], str(tmp_path / "prompts.txt"), *command[3:], "--overwrite"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -157,7 +157,8 @@ def test_published_settings_are_taken_and_other_options_win(
     for preset in PRESETS.values():
         SAETraining(**preset.options)
     monkeypatch.chdir(tmp_path)
-    command = ["sae", "train", "--model", "shapes", "--out", "x.safetensors", "--preset", "itd", "--block", "1"]
+    command = ["sae", "train", "--overwrite", "--model", "shapes", "--out", "x.safetensors"]
+    command += ["--preset", "itd", "--block", "1"]
     quick = ["--steps", "8", "--features", "32", "--k", "4", "--dead-after", "300"]
     assert cli.run([*command, *quick]) == 0
     sae, meta = load_sae("x.safetensors")

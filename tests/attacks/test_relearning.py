@@ -98,7 +98,7 @@ def test_an_error_in_training_leaves_the_pipeline_as_it_was(pipe: Any, monkeypat
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("erasers.attacks.relearning.denoising_loss", fail)
+    monkeypatch.setattr("erasers.attacks.relearning.denoising_in_parts", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         candidates(attack, pipe, ready)
     assert same(weights(pipe), before)

@@ -151,8 +151,8 @@ def test_records_of_attacks_belong_to_the_plain_prompt() -> None:
     [
         ({"p4d": {"samples": 2, "control": "none"}}, r"attacks\.p4d: expected a control among none, got 'none'"),
         ({"magic": {"samples": 2}}, r"attacks\.magic: expected an attack among cce, .* got 'magic'"),
-        ({"cce": {}}, r"attacks\.cce\.samples: expected a whole number from 1 on, got None"),
-        ({"cce": {"samples": True}}, r"attacks\.cce\.samples: expected a whole number from 1 on, got True"),
+        ({"cce": {}}, r"attacks\.cce\.samples: expected a whole number from 1 to 1000000, got None"),
+        ({"cce": {"samples": True}}, r"attacks\.cce\.samples: expected a whole number from 1 to 1000000, got True"),
         ({"cce": {"samples": 1, "replicate": -1}}, r"attacks\.cce\.replicate"),
         ({"cce": {"samples": 1, "speed": 3}}, r"attacks\.cce: expected options of 'cce' among tokens, .*, got 'speed'"),
         ({"cce": {"samples": 1, "lr": -1.0}}, r"attacks\.cce: expected lr above 0"),
@@ -318,7 +318,7 @@ def test_other_attacks_judges_and_prompts_are_others(pipe: Any, tmp_path: Path) 
 def test_prompts_of_several_concepts_take_turns() -> None:
     draws = [Sample("explicit", f"{word} {k}", k, {"object": word}) for word in ("star", "ring") for k in range(3)]
     draws.append(Sample("unrelated", "a heart", 0, {}))
-    found = [sample.text for sample in attacking._attacked(draws)]
+    found = [sample.text for sample in attacking.attacked(draws)]
     assert found == ["star 0", "ring 0", "star 1", "ring 1", "star 2", "ring 2"]
 
 

@@ -471,7 +471,7 @@ def test_packaged_tasks_run_from_end_to_end(
         return Anything(name, seen_by(task))
 
     monkeypatch.setattr(judges, "get_judge", judge)
-    monkeypatch.setattr(cli_input, "load_model", lambda *_: make_pipe("sd1", tmp_path / "model"))
+    monkeypatch.setattr(cli_input, "load_model", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
     clips: list[Any] = []
 
     def folder(model: str, revision: str, needs: Sequence[str]) -> Path:
@@ -523,7 +523,7 @@ def test_results_of_other_prompts_are_not_compared(
     content |= {"prompts": {"explicit": GOOD}, "scheme": {"pillars": ["erasure"]}}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(judges, "get_judge", lambda name, **_: Anything(name, {"object": ["dog"]}))
-    monkeypatch.setattr(cli_input, "load_model", lambda *_: make_pipe("sd1", tmp_path / "model"))
+    monkeypatch.setattr(cli_input, "load_model", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
     arguments = ["bench", "run", str(tmp_path / "task.yaml"), "--method", "uce", "--out"]
     for out, rows in (("one", ROWS[:2]), ("two", ROWS[1:2])):
         file = written(tmp_path / f"{out}.csv", rows)
@@ -554,7 +554,7 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli_input, "load_model", lambda *_: make_pipe("sd1", tmp_path / "model"))
+    monkeypatch.setattr(cli_input, "load_model", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
     prompts = {"unrelated": GOOD}
     content = CONTENT | {"samples": {"unrelated": 2}, "prompts": prompts}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(content))
