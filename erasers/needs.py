@@ -117,11 +117,14 @@ def samples_together(pipe: Any, passes: Sequence[Pass], memory: int | None) -> i
         return None
     model = sum(parameter.nbytes for _, parameter in parameters_of(pipe))
     needs = [need_of(pipe, one) for one in passes]
-    fits = [batch for batch in range(1, max(need.samples for need in needs) + 1) if _fits(needs, batch, budget - model)]
+    largest = max(need.samples for need in needs)
+    fits = [batch for batch in range(1, largest + 1) if _fits(needs, batch, budget - model)]
     if not fits and memory is not None:
         least = model + max(need.nbytes(1) for need in needs)
         raise ValueError(f"expected memory of at least {gigabytes(least)}, got {gigabytes(memory)}")
-    return max(fits, default=1)
+    most = max(fits, default=1)
+    # Where the largest batch with gradients fits whole, larger ones without gradients do, too.
+    return None if most >= largest else most
 
 
 def _fits(needs: Sequence[Need], batch: int, room: int) -> bool:

@@ -144,7 +144,9 @@ class TrainedEraser(Eraser):
             return None
         found = self.foretell(pipe, concepts)
         # What is free is an estimate: one at a time is worth a try.
-        return found.batch(budget if memory is not None else max(budget, found.memory(1)))
+        most = found.batch(budget if memory is not None else max(budget, found.memory(1)))
+        # Where the largest batch with gradients fits whole, larger ones without gradients do, too.
+        return None if most >= found.largest else most
 
     @abstractmethod
     def check_pipe(self, pipe: Any) -> None:
