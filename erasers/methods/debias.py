@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -135,13 +135,15 @@ class Debias(UCE):
         groups = port_groups(pipe, self.ports)
         hashes = port_hashes(pipe, groups)
         tasks = self.gather(pipe, found, groups, generator)
+        # A concept that is balanced stays itself.
+        recorded = [replace(concept, anchor=concept.name) for concept in found]
         scales = torch.zeros(len(found), len(self.attributes), dtype=torch.float64)
         rounds: list[tuple[float, torch.Tensor, Patch | None]] = []
         while len(rounds) < self.rounds and (not rounds or rounds[-1][0] > self.tolerance):
             if rounds:
                 scales = next_scales(scales, self.wanted, rounds[-1][1], self.step)
                 edits = [(task.group, *self.balance(task, scales)) for task in tasks]
-                patch = transform_patch(self, found, edits, hashes, text_readers(pipe))
+                patch = transform_patch(self, recorded, edits, hashes, text_readers(pipe))
             with patch.applied(pipe) if rounds else nullcontext():
                 measured = torch.stack([self.measured(pipe, concept, seeds, measure) for concept in found])
             rounds.append((float((self.wanted - measured).abs().max()), measured, patch if rounds else None))

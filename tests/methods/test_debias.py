@@ -100,7 +100,12 @@ def test_concepts_have_scales_of_their_own(pipe, tmp_path):
     eraser = Debias(attributes=("red", "blue"), preserve_empty=False, **QUICK)
     patch = eraser.fit(pipe, [STAR, MOON], measure=measure)
     patch.save(tmp_path / "p.safetensors")
-    assert Patch.load(tmp_path / "p.safetensors").meta["method"] == "debias"
+    meta = Patch.load(tmp_path / "p.safetensors").meta
+    assert meta["method"] == "debias"
+    assert [(concept["name"], concept["anchor"]) for concept in meta["concepts"]] == [
+        ("star", "star"),
+        ("moon", "moon"),
+    ]
     (a, b) = (patch.tensors[name] for name in sorted(patch.tensors))
     moved = (torch.eye(a.shape[1]) + b @ a).double() - torch.eye(a.shape[1])
     star, moon = (float((last(pipe, text) @ moved.T).norm()) for text in ("star", "moon"))
