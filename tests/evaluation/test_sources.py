@@ -458,6 +458,9 @@ def test_packaged_tasks_run_from_end_to_end(
 ) -> None:
     content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     content |= {"sampling": {"steps": 2, "size": 16, "batch": 2}, "cases": content["cases"][:1]}
+    # Attacks run in test_sd14_attacks.py.
+    content |= {"name": f"own-{name}", "attacks": {}}
+    content["scheme"]["pillars"].remove("robustness")
     for prompts in content["prompts"].values():
         words = prompts.get("words")
         if isinstance(words, dict):
@@ -489,7 +492,7 @@ def test_packaged_tasks_run_from_end_to_end(
     assert clips == ([task.clip] if task.clip else [])
     printed = capsys.readouterr().err
     assert printed.count("sha256") == len(task.sources)
-    results = sorted((tmp_path / "out" / f"{name}@1-limit2").glob("*.json"))
+    results = sorted((tmp_path / "out" / f"{task.name}@{task.version}-limit2").glob("*.json"))
     assert [path.stem for path in results] == ["uce", "unedited"]
     for path in results:
         data = json.loads(path.read_text())
@@ -501,7 +504,7 @@ def test_packaged_tasks_run_from_end_to_end(
         assert "overall" in scores or "the unedited model shows none of it" in scores["missing"].values()
     assert run(["bench", "verify", *map(str, results)]) == 0
     assert run(["bench", "leaderboard", str(tmp_path / "out"), "--out", str(tmp_path / "board")]) == 0
-    assert name in (tmp_path / "board" / "leaderboard.md").read_text()
+    assert task.name in (tmp_path / "board" / "leaderboard.md").read_text()
 
 
 def test_utility_is_missing_where_there_is_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
