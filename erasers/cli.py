@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from erasers.inputs import Pictures
     from erasers.patch import Patch
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -86,8 +88,17 @@ def run(arguments: Sequence[str]) -> int:
             hint = " (a concept is given as --concept TEXT)" if text.startswith("No such command") else ""
             return fail(text + hint, 2)
         if isinstance(error, (ValueError, OSError, UnsupportedPipeline)):
-            return fail(as_options(str(error)) or type(error).__name__, 2)
+            return fail(as_options(_said(error)) or type(error).__name__, 2)
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY):
+            return fail("out of memory; take a smaller --size, fewer pictures, or half precision (--dtype)", 2)
         return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
+
+
+def _said(error: Exception) -> str:
+    """What an error says; of one of the system, which file and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _check_text(arguments: Sequence[str]) -> None:

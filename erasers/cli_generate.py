@@ -119,4 +119,4 @@ def generate(
         grid.save_image(grid.draw_grid(prompt, rows), target)
     else:
         grid.save_image(grid.tile(before, columns=min(4, n)), target)
-    out.print(f"{n} pictures in {escape(str(target))}: {escape(drawing.said)}")
+    out.print(f"{n} picture{'s' if n > 1 else ''} in {escape(str(target))}: {escape(drawing.said)}")

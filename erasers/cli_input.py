@@ -204,7 +204,10 @@ def anchor_notes(concepts: Sequence[Concept], anchors: Sequence[str]) -> list[st
         return []
     given = {text.partition("=")[0] for text in anchors}
     chosen = [concept for concept in concepts if concept.name not in given]
-    return [f"{one.name} becomes {one.anchor or 'nothing in particular'} (--anchor says otherwise)" for one in chosen]
+    return [
+        f"{one.name}: {one.anchor or 'nothing in particular'} was chosen as its anchor; --anchor names another"
+        for one in chosen
+    ]
 
 
 def check_device(device: str) -> str:

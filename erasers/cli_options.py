@@ -83,10 +83,25 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def _multiple_of_8(size: int | None) -> int | None:
+    """A side that autoencoders take, which make eight pixels of one place or more.
+
+    Raises:
+        ValueError: Another one.
+    """
+    if size is not None and size % 8:
+        raise ValueError(f"--size: expected a multiple of 8, got {size}")
+    return size
+
+
 Size = Annotated[
     int | None,
     typer.Option(
-        min=8, max=SIZE, help="Side of the pictures in pixels. [dim]the model's own[/dim]", rich_help_panel=PICTURES
+        min=8,
+        max=SIZE,
+        callback=_multiple_of_8,
+        help="Side of the pictures in pixels. [dim]the model's own[/dim]",
+        rich_help_panel=PICTURES,
     ),
 ]
 ImageFile = Annotated[
@@ -148,7 +163,11 @@ def model_options(variant: str | None, revision: str | None, config: Path | None
 
 def as_options(message: str) -> str:
     """A message of the library in the words of the command."""
-    options = {"pass force=True": "pass --force", "patch.to_delta(pipe, folder)": "--form delta"}
+    options = {
+        "pass force=True": "pass --force",
+        "for config=": "for --config",
+        "patch.to_delta(pipe, folder)": "--form delta",
+    }
     options |= {"set memory to": "set --memory to", "expected memory": "expected --memory"}
     options |= {"gradient_checkpointing=true": "--set gradient_checkpointing=true", "a rank above 0": "--set rank=16"}
     for words, option in {**options, "form='peft'": "--form lora"}.items():

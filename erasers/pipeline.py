@@ -182,7 +182,7 @@ def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options
     if folder.is_file():
         return single_file.load_file(folder, dtype, variant=variant, **options)
     if "config" in options:
-        raise ModelNotFound(f"expected config= for a checkpoint in one file alone, got {source}")
+        raise ModelNotFound(f"expected a checkpoint in one .safetensors file for config=, got {source}")
     if "revision" in options and folder.exists():
         raise ModelNotFound(f"expected revision= for a model on the Hub alone, got {source}")
     check_folder(folder)

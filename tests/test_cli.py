@@ -212,7 +212,7 @@ def test_a_chosen_anchor_and_kept_captions_are_told(pipe: Any, capsys: pytest.Ca
     options = ("--concept", "dragon", "--concept", "moon", "--anchor", "moon=ring", "--model", "sd", "--method", "uce")
     assert cli.run([*options, "--out", "two.safetensors"]) == 0
     output, error = capsys.readouterr()
-    assert error == "dragon becomes creature (--anchor says otherwise)\n"
+    assert error == "dragon: creature was chosen as its anchor; --anchor names another\n"
     assert "dragon -> 'creature'" in output
     concepts = Patch.load("two.safetensors").meta["concepts"]
     assert [concept["anchor"] for concept in concepts] == ["creature", "ring"]
@@ -465,3 +465,37 @@ def test_a_warning_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str]
     options = ("--anchor", "blue", "--model", "shapes", "--method", "uce", "--out", "all.safetensors")
     assert cli.run([*concepts, *options]) == 0
     assert capsys.readouterr().err.startswith("warning: erasing 11 concepts")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "verify", "nowhere.json"], "nowhere.json: No such file or directory"),
+        (["bench", "compare", "nowhere.json", "nor-here.json"], "nowhere.json: No such file or directory"),
+        (["generate", "a star", "--model", "shapes", "--size", "9"], "expected a multiple of 8, got 9"),
+        (["--concept", "star", "--model", "shapes", "--size", "33"], "expected a multiple of 8, got 33"),
+        (
+            ["--concept", "star", "--model", "shapes", "--config", "nope"],
+            "expected a checkpoint in one .safetensors file for --config",
+        ),
+    ],
+)
+def test_refusals_are_in_the_words_of_the_command(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    line = capsys.readouterr().err.replace("\n", " ")
+    assert words in line
+    assert "Errno" not in line
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory: you"])
+def test_too_little_memory_is_one_line(
+    message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("erasers.cli_generate.load_model", full)
+    assert cli.run(["generate", "a star", "--model", "shapes"]) == 2
+    assert "out of memory; take a smaller --size" in capsys.readouterr().err.replace("\n", " ")

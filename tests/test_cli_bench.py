@@ -172,7 +172,8 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
         "unedited  4 pictures to draw; at most 0.00012 CPU-hours with attacks",
         "reference  0 pictures to draw; at most 0 CPU-hours with attacks",
         "uce  4 pictures to draw; at most 0.00012 CPU-hours with attacks",
-        "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps)",
+        "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps); "
+        "fitting is not counted",
         *(f"attack {label}  at most 0 gradients and 12 pictures; 8.7e-05 CPU-hours" for label in ("prefixes", "words")),
         "estimate  at most 0.00017 CPU-hours for attacks, 0 CPU-hours of it once for all rows",
     ]

@@ -124,7 +124,8 @@ def estimate(task: Task, rows: Sequence[Load]) -> Iterator[str]:
         yield f"{row.name}  {row.pictures} pictures to draw; {more if task.attacks else one.said(Work(row.pictures))}"
     pictures = sum(row.pictures for row in rows)
     seconds = one.seconds * one.picture
-    yield f"estimate  {one.said(Work(pictures))} for {pictures} pictures, {seconds:.2g} s each ({one.basis})"
+    each = f"{seconds:.2g} s each ({one.basis}); fitting is not counted"
+    yield f"estimate  {one.said(Work(pictures))} for {pictures} pictures, {each}"
     cases = list(dict.fromkeys(case for row in rows for case in row.cases))
     for label, plan in task.attacks.items():
         spent = sum((_spent(task, plan, case) for row in rows for case in row.cases), Work())
