@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,10 @@ def test_what_fits_is_not_named(pipe):
 @pytest.fixture
 def toy(pipe: Any) -> Any:
     torch.manual_seed(7)
-    pipe.load_textual_inversion(torch.randn(4, 32), token="<toy>")
-    yield pipe
     # The tokenizer is shared by the pipelines of the tests.
-    pipe.unload_textual_inversion()
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.load_textual_inversion(torch.randn(4, 32), token="<toy>")
+    return pipe
 
 
 @pytest.mark.parametrize(

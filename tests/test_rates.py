@@ -121,7 +121,7 @@ def test_few_shot_bounds_by_that(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> 
     bounds: list[float] = []
     texts: list[str] = []
     start = Bound.__post_init__
-    monkeypatch.setattr(few_shot, "apart", lambda pipe, some: (texts.extend(some), 0.5)[1])
+    monkeypatch.setattr(few_shot, "apart", lambda pipe, some, *_: (texts.extend(some), 0.5)[1])
     monkeypatch.setattr(Bound, "__post_init__", lambda self: (bounds.append(self.most), start(self))[1])
     for most in ("auto", 0.3):
         get_eraser("few_shot", steps=2, iterations=1, max_drift=most).fit(pipe, STAR, progress=False)

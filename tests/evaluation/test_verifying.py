@@ -534,8 +534,8 @@ def test_rows_of_other_dtypes_are_compared_with_a_word(
 
 
 def redraw(folder: Path, name: str, task: Path, *more: str) -> int:
-    arguments = ["bench", "verify", str(folder / f"{name}.json"), "--task", str(task), "--device", "cpu", *more]
-    return run([*arguments, "--redraw", "6"])
+    arguments = ["bench", "verify", str(folder / f"{name}.json"), "--task", str(task), "--device", "cpu"]
+    return run([*arguments, "--redraw", "6", *more])
 
 
 def patches_of(store: Path, rows: Rows, name: str) -> list[str]:
@@ -579,7 +579,8 @@ def test_a_row_that_is_consistent_and_made_up_is_found_by_drawing(
         one["agrees"] = one["value"] == gold[one["text"], one["seed"]]
     folder = write(changed, tmp_path)
     assert Verifier([task]).verify(folder / "rece.json").wrong == ()
-    assert redraw(folder, "rece", task, *patches_of(store, rows, "rece")) == 1
+    # All pictures: a part of them, drawn by chance, may be those whose verdicts happen to be right.
+    assert redraw(folder, "rece", task, *patches_of(store, rows, "rece"), "--redraw", "60") == 1
     assert "its verdicts are not those of its model" in " ".join(capsys.readouterr().out.split())
     assert not (folder / "redrawn").exists()
 
