@@ -194,7 +194,7 @@ def test_hours_follow_from_steps_pixels_and_what_attacks_may_spend() -> None:
     cases = list(task.named_cases)
     lines = list(estimate(task, [Load("a", 1000, cases), Load("b", 500, cases)]))
     # 1.2 s, half the steps, four times the pixels.
-    basis = "(assumed for an A100 at 25 steps, 1024 x 1024, float16)"
+    basis = "(assumed for an A100 at 25 steps, 1024 x 1024, float16); fitting is not counted"
     assert lines[2] == f"estimate  1 GPU-hours for 1500 pictures, 2.4 s each {basis}"
     # Two cases, two rows and two prompts.
     budgets = {label: plan.attack.budget() for label, plan in task.attacks.items()}

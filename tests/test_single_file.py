@@ -123,7 +123,7 @@ def test_what_is_no_checkpoint_is_one_line(checkpoint: Path, config: Path, tmp_p
         ("text.safetensors", {"config": config}, "cannot load"),
         ("civitai.safetensors", {"config": tmp_path / "no"}, "expected as config a diffusers folder"),
         ("civitai.safetensors", {"config": config, "variant": "fp16"}, "expected no variant"),
-        ("folder", {"config": config}, "in one file alone"),
+        ("folder", {"config": config}, "in one .safetensors file for config="),
     ):
         with pytest.raises(ModelNotFound, match=words) as caught:
             load_pipeline(tmp_path / model, **options)
