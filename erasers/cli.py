@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from erasers.inputs import Pictures
     from erasers.patch import Patch
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -89,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
             return fail(text + hint, 2)
         if isinstance(error, (ValueError, OSError, UnsupportedPipeline)):
             return fail(as_options(_said(error)) or type(error).__name__, 2)
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY):
+        if isinstance(error, RuntimeError) and _is_out_of_memory(error):
             return fail("out of memory; take a smaller --size, fewer pictures, or half precision (--dtype)", 2)
         return fail(f"{type(error).__name__}: {error}; set ERASERS_DEBUG=1 for the traceback", 1)
 
@@ -99,6 +97,12 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from erasers.needs import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _check_text(arguments: Sequence[str]) -> None:

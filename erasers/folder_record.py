@@ -8,7 +8,6 @@ others there is the record's own sha256, which a publisher can announce elsewher
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erasers.hashing import file_sha256
 from erasers.patch import Patch, PatchError
 from erasers.patch_file import read_header_text
 from erasers.reading import read_json
@@ -25,7 +25,6 @@ RECORD = "erasure.json"
 COMPONENT = "erasure"
 PATCHES = "patches.d"
 STRENGTH = "strength"
-_CHUNK = 1 << 20
 _AGAIN = "fetch the whole folder again"
 # Notes, pictures and a Hub client's own folders say nothing to a loader.
 _HARMLESS = {".md", ".png", ".jpg", ".jpeg", ".webp", ".html", ".gitattributes", ".gitignore", ""}
@@ -175,12 +174,4 @@ def _files(folder: Path) -> list[str]:
 
 def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return dict(zip(names, pool.map(lambda name: file_sha256(folder / name), names), strict=True))

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ def tensor_hash(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(tensor.shape)).encode())
     digest.update(raw_bytes(tensor.detach().to(torch.float16)))
     return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def raw_bytes(tensor: torch.Tensor) -> Any:

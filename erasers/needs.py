@@ -80,6 +80,12 @@ def at_most(samples: int | None) -> Iterator[None]:
         _together.reset(token)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch says that a device is full."""
+    told = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
+
+
 @contextmanager
 def memory_told() -> Iterator[None]:
     """Inside, a device that runs out of memory is an error that says what to set.
@@ -89,9 +95,8 @@ def memory_told() -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        full = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
-        if not full and not isinstance(error, torch.OutOfMemoryError):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise ValueError(
             "the device ran out of memory; set memory to less than it has, such as 16GB, or take "

@@ -18,9 +18,9 @@ from erasers.evaluation.leaderboard_files import REDRAWN, REFERENCE, Result
 from erasers.evaluation.records import UNEDITED
 from erasers.evaluation.runner import Run
 from erasers.evaluation.states import Row, Scene, find_patch
-from erasers.evaluation.store import file_sha256
 from erasers.evaluation.tasks import Sample, Task
 from erasers.evaluation.verifying import eraser_of
+from erasers.hashing import file_sha256
 from erasers.judges import Verdict
 from erasers.patch import Patch
 

@@ -27,6 +27,7 @@ from typing import Any
 from PIL import Image
 
 from erasers.atomic import flush, temporary_beside, write_atomically
+from erasers.hashing import file_sha256
 from erasers.judges import Verdict
 from erasers.patch import Patch
 from erasers.reading import open_picture, parse_json, read_json
@@ -48,12 +49,6 @@ def canonical(value: Any, *, indent: int | None = None) -> str:
 def key_of(value: Any) -> str:
     """sha256 of the canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Store:
