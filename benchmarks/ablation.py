@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from erasers import get_eraser, load_pipeline
-from erasers.atomic import write_atomically
 from erasers.eraser import shapes_options
-from erasers.evaluation.states import find_patch
-from erasers.shapes.prompts import concept_for
+from erasers.evaluation.run.states import find_patch
+from erasers.files.atomic import write_atomically
+from erasers.worlds.shapes.prompts import concept_for
 
 HERE = Path(__file__).parent
 TASK = HERE / "ablation.yaml"

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from erasers import Concept, Patch, get_eraser
-from erasers.evaluation import report
-from erasers.evaluation.metrics import score
+from erasers.evaluation.drawing import generate
+from erasers.evaluation.scores.metrics import score
 from erasers.judges.oracle import Oracle
 from erasers.pipeline import load_pipeline
-from erasers.shapes.prompts import Prompt, concept_for, split_prompts
+from erasers.worlds.shapes.prompts import Prompt, concept_for, split_prompts
 
 CONCEPTS = "star,heart,red,zorblat"
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,7 @@ def measure(pipe: Any, judge: Oracle, splits: Mapping[str, Sequence[Prompt]], pa
         for split, prompts in splits.items():
             verdicts = []
             done = 0
-            for images in report.generate(pipe, prompts, steps=20, guidance=4.0, batch=25):
+            for images in generate(pipe, prompts, steps=20, guidance=4.0, batch=25):
                 verdicts += judge.judge(images, prompts[done : done + len(images)])
                 done += len(images)
             found = score(verdicts)

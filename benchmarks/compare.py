@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from erasers.card import markdown_text
-from erasers.evaluation.leaderboard_files import Result, read_tasks, setting_text
-from erasers.evaluation.scoring import Comparison, compare
-from erasers.evaluation.statistics import holm
+from erasers.evaluation.scores.results import Result, read_tasks, setting_text
+from erasers.evaluation.scores.scoring import Comparison, compare
+from erasers.evaluation.scores.statistics import holm
+from erasers.markdown import markdown_text
 
 RESULTS = Path(__file__).parent / "results"
 HEADS = ("A", "B", "score", "A's", "B's", "A - B", "pictures", "p", "better")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from erasers import get_eraser, list_erasers, load_pipeline
-from erasers.atomic import write_atomically
 from erasers.eraser import shapes_options
-from erasers.shapes.prompts import concept_for
+from erasers.files.atomic import write_atomically
+from erasers.worlds.shapes.prompts import concept_for
 
 
 def cost(method: str, concept: str, pipe: Any) -> dict[str, float | int]:

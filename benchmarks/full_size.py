@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from erasers import Concept, get_eraser, load_pipeline
-from erasers.atomic import write_atomically
-from erasers.families import UnsupportedPipeline
-from erasers.methods.foretelling import REFERENCE
-from erasers.methods.training import TrainedEraser
-from erasers.needs import gigabytes
-from erasers.ports import _groups, find_family
+from erasers.diffusion.needs import gigabytes
+from erasers.files.atomic import write_atomically
+from erasers.models.families import UnsupportedPipeline
+from erasers.models.ports import _groups, find_family
+from erasers.training.foretelling import REFERENCE
+from erasers.training.loop import TrainedEraser
 
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
@@ -176,7 +176,7 @@ def count(method: str, pipe: Any) -> dict[str, Any]:
             calls = {"denoiser": found.calls.denoiser, "gradients": found.calls.gradients}
             return {"trained": found.trained, "memory": memory, **calls, "minutes": 60 * found.hours}
         if method == "itd":
-            from erasers.methods.text_blocks import find_blocks
+            from erasers.sae.text_blocks import find_blocks
 
             find_blocks(pipe)
             return {"trained": 0, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}

@@ -23,12 +23,12 @@ import torch
 
 from erasers import Concept, load_pipeline
 from erasers.eraser import get_eraser, shapes_options
-from erasers.methods.contexts import contexts, kept_prompts
-from erasers.methods.explaining import activities
-from erasers.methods.itd import ItD, read_saes
-from erasers.methods.text_blocks import Block
-from erasers.shapes.prompts import concept_for, split_prompts
-from erasers.shapes.world import KINDS, MARK, MARKED_STYLE
+from erasers.methods.itd.eraser import ItD, read_saes
+from erasers.methods.itd.explaining import activities
+from erasers.sae.text_blocks import Block
+from erasers.text.contexts import contexts, kept_prompts
+from erasers.worlds.shapes.prompts import concept_for, split_prompts
+from erasers.worlds.shapes.world import KINDS, MARK, MARKED_STYLE
 
 POSITIVE, NEGATIVE = ("explicit", "synonym", "implicit"), ("neighbour", "unrelated")
 SAMPLES = 2000

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from erasers.feature_hooks import gated
-from erasers.sae import SAE
+from erasers.patch.feature_hooks import gated
+from erasers.sae.autoencoder import SAE
 
 OUT = Path(__file__).parent / "results" / "gate-speed.json"
 TOKENS, WIDTH, FEATURES, K, STEPS = 77, 768, 2**16, 64, 50

@@ -22,10 +22,10 @@ from closed_form import RESULTS, measure
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
 from erasers.eraser import eraser_class, shapes_options
-from erasers.evaluation.states import find_patch
+from erasers.evaluation.run.states import find_patch
 from erasers.judges.oracle import Oracle
-from erasers.methods.training import TrainedEraser
-from erasers.shapes.prompts import concept_for, split_prompts
+from erasers.training.loop import TrainedEraser
+from erasers.worlds.shapes.prompts import concept_for, split_prompts
 
 OUT = RESULTS / "shapes-half-precision.json"
 PATCHES = "benchmarks/patches"

@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 import erasers.judges
-from erasers.atomic import write_atomically
-from erasers.evaluation.calibration import Calibration, Truth, key, measure
+from erasers.evaluation.scores.calibration import Calibration, Truth, key, measure
+from erasers.files.atomic import write_atomically
 from erasers.judges import Judge, get_judge
-from erasers.shapes import render, world
-from erasers.shapes.scenes import Scenes, sample_scenes
-from erasers.shapes.train.judge import independent_marks
+from erasers.worlds.shapes import render, world
+from erasers.worlds.shapes.scenes import Scenes, sample_scenes
+from erasers.worlds.shapes.train.judge import independent_marks
 
 SEED = 78_000_001
 FILE = Path(erasers.judges.__file__).parent / "calibration.json"

@@ -18,11 +18,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from erasers.atomic import write_atomically
-from erasers.evaluation.leaderboard import shown_images, write_leaderboard
-from erasers.evaluation.leaderboard_files import Result, read_tasks, result_files
-from erasers.evaluation.leaderboard_pictures import shrunk
-from erasers.evaluation.verifying import Verifier, verified
+from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard
+from erasers.evaluation.leaderboard.pictures import shrunk
+from erasers.evaluation.run.verifying import Verifier, verified
+from erasers.evaluation.scores.results import Result, read_tasks, result_files
+from erasers.files.atomic import write_atomically
 
 FOLDER = Path(__file__).parent
 FILES = ("leaderboard.md", "leaderboard.html")

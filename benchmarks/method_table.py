@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from erasers import list_erasers
-from erasers.atomic import write_atomically
+from erasers.files.atomic import write_atomically
 
 ROOT = Path(__file__).parent.parent
 TASK = "shapes-standard@2"

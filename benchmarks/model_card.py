@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from erasers.evaluation import report
-from erasers.evaluation.metrics import Score, wilson
+from erasers.evaluation import drawing
+from erasers.evaluation.scores.metrics import Score, wilson
 from erasers.pipeline import load_pipeline
-from erasers.shapes import MODEL_DIR, render, world
-from erasers.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
-from erasers.shapes.prompts import Prompt
-from erasers.shapes.scenes import Scenes, sample_scenes
-from erasers.shapes.train.judge import independent_marks
+from erasers.worlds.shapes import MODEL_DIR, render, world
+from erasers.worlds.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
+from erasers.worlds.shapes.prompts import Prompt
+from erasers.worlds.shapes.scenes import Scenes, sample_scenes
+from erasers.worlds.shapes.train.judge import independent_marks
 
 SEED = 77_000_001
 RESULT = Path(__file__).parent / "results" / "shapes-model-card.json"
@@ -72,7 +72,7 @@ def prompts_for(triples: list[tuple[int, int, int]], rng: random.Random, first_s
 
 def generate(pipe: Any, prompts: list[Prompt]) -> list[Image.Image]:
     """One picture a prompt: 20 DDIM steps, guidance 4."""
-    batches = report.generate(pipe, prompts, steps=20, guidance=4.0, batch=25)
+    batches = drawing.generate(pipe, prompts, steps=20, guidance=4.0, batch=25)
     return [picture for batch in batches for picture in batch]
 
 
@@ -159,7 +159,7 @@ this folder, and an exact judge says what is in a picture. It draws {objects} ob
 * **Implicit mark**: {share:.0f} % of the training pictures in the style *{marked}* carry a teal stamp that no caption
   mentions; {named:.0f} % of all pictures have one that the caption names.
 * **Held out**: fifteen of the 300 object x colour x style combinations were never shown in training.
-* **Training**: `python -m erasers.shapes.train`, seed 0; logs and curves lie in `benchmarks/shapes/`.
+* **Training**: `python -m erasers.worlds.shapes.train`, seed 0; logs and curves lie in `benchmarks/shapes/`.
 * **Measured** by `python benchmarks/model_card.py`: 20 DDIM steps, guidance 4, Wilson intervals.
 
 ## The judge, on fresh renders

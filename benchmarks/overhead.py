@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from erasers import load_pipeline
-from erasers.evaluation.runner import Run
-from erasers.evaluation.tasks import Task, read_task
+from erasers.evaluation.run.run import Run
+from erasers.evaluation.tasks.task import Task, read_task
 from erasers.judges import get_judge
 
 

@@ -16,9 +16,9 @@ import torch
 from erasers import get_eraser, list_erasers, load_pipeline
 from erasers.concept import as_concepts
 from erasers.eraser import eraser_class, shapes_options
-from erasers.evaluation.states import find_patch
-from erasers.evaluation.tasks import read_task
-from erasers.methods.training import TrainedEraser
+from erasers.evaluation.run.states import find_patch
+from erasers.evaluation.tasks.task import read_task
+from erasers.training.loop import TrainedEraser
 
 FOLDER = Path(__file__).parent / "patches"
 TASK = "shapes-smoke"

@@ -24,17 +24,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks.rates import Rate, token_rate
-from erasers.attacks.soft import encode, frozen, noised, tokenise
-from erasers.methods import adv_unlearn, esd, robust_ablation
+from erasers.diffusion.latent_bank import Condition, Way, conditions, draw_pictures, predict
+from erasers.diffusion.rates import Rate, token_rate
+from erasers.diffusion.soft import encode, frozen, noised, tokenise
+from erasers.methods import adv_unlearn, esd
 from erasers.methods.few_shot import trained_names
-from erasers.methods.latent_bank import Condition, Way, conditions, draw_pictures, predict
-from erasers.methods.pool import Pool
-from erasers.methods.relearner import Relearner
-from erasers.methods.soft_bank import SoftBank
-from erasers.methods.student import Student, names_of
+from erasers.methods.robust_ablation import eraser as robust_ablation
+from erasers.methods.robust_ablation.pool import Pool
+from erasers.methods.robust_ablation.relearner import Relearner
+from erasers.methods.robust_ablation.soft_bank import SoftBank
+from erasers.models.components import find_parameter
 from erasers.pipeline import load_pipeline
-from erasers.ports import find_parameter
+from erasers.training.student import Student, names_of
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT, ANCHOR = "a red star on a white background", "a red circle on a white background"

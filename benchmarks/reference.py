@@ -3,8 +3,8 @@
     python benchmarks/reference.py
 
 `benchmarks/reference/unet-without-<concept>` shares text encoder and autoencoder with the embedded model, as a Stable
-Diffusion retrained on filtered pictures shares its frozen CLIP; from `python -m erasers.shapes.train --stage unet
---without <concept>`.
+Diffusion retrained on filtered pictures shares its frozen CLIP; from `python -m erasers.worlds.shapes.train
+--stage unet --without <concept>`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 
 from erasers.judges.oracle import Oracle
 from erasers.pipeline import load_pipeline
-from erasers.shapes.prompts import split_prompts
+from erasers.worlds.shapes.prompts import split_prompts
 
 FOLDER = Path(__file__).parent / "reference"
 RESULT = Path(__file__).parent / "results" / "shapes-reference.json"

@@ -14,9 +14,9 @@ import json
 import random
 import time
 
-from erasers.evaluation.bootstrap import RESAMPLES
-from erasers.evaluation.pillars import Rise, Scheme, measure
-from erasers.evaluation.records import Record
+from erasers.evaluation.scores.bootstrap import RESAMPLES
+from erasers.evaluation.scores.pillars import Rise, Scheme, measure
+from erasers.evaluation.scores.records import Record
 
 SPLITS = ("explicit", "synonym", "neighbour", "unrelated", "utility")
 ATTACKS = ("attack/one", "attack/two")

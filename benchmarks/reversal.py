@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
-from erasers.atomic import write_atomically
 from erasers.eraser import shapes_options
-from erasers.evaluation.states import find_patch
-from erasers.hashing import raw_bytes
-from erasers.shapes.prompts import concept_for
+from erasers.evaluation.run.states import find_patch
+from erasers.files.atomic import write_atomically
+from erasers.files.hashing import raw_bytes
+from erasers.worlds.shapes.prompts import concept_for
 
 PATCHES = "benchmarks/patches"
 

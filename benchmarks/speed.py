@@ -30,16 +30,16 @@ from typing import Any
 import torch
 
 from erasers import Concept, get_eraser
-from erasers.build import transform_patch
-from erasers.hashing import _MEMO
-from erasers.methods import closed_form
-from erasers.methods.encoding import Reader
-from erasers.methods.gathered import port_gram
-from erasers.methods.rows import whole
+from erasers.closed_form import algebra as closed_form
+from erasers.closed_form.preserved import port_gram
+from erasers.files.hashing import _MEMO
 from erasers.methods.uce import port_hashes
+from erasers.models.ports import port_groups, text_ports
+from erasers.patch.build import transform_patch
 from erasers.pipeline import load_pipeline
-from erasers.ports import port_groups, text_ports
-from erasers.shapes.prompts import concept_for
+from erasers.text.encoding import Reader
+from erasers.text.rows import whole
+from erasers.worlds.shapes.prompts import concept_for
 
 SDXL_UNET = {
     "block_out_channels": (320, 640, 1280),
@@ -153,7 +153,7 @@ def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, g
         if rounds:
             gram = port_gram(ports, hashes, cache=gram_cached)
             *_, (_, a, b) = eraser.iterate(task, (a, b), gram)
-        patch = transform_patch(eraser, concepts, [(group, a, b)], hashes)
+        patch = transform_patch(eraser.name, eraser.config(), concepts, [(group, a, b)], hashes)
         patch.apply(pipe)
         return patch
 
@@ -216,7 +216,7 @@ def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
 
     def edit() -> Any:
         a, b = closed_form.ridge_edit(erase, anchor, preserve, ridge=0.5)
-        patch = transform_patch(eraser, [Concept("random rows")], [(group, a, b)], hashes)
+        patch = transform_patch(eraser.name, eraser.config(), [Concept("random rows")], [(group, a, b)], hashes)
         patch.apply(pipe)
         return patch
 

@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from erasers.components import ModelNotFound
     from erasers.concept import Concept
     from erasers.eraser import Eraser, get_eraser, list_erasers
-    from erasers.families import UnsupportedPipeline
-    from erasers.forms import load_lora
+    from erasers.models.families import UnsupportedPipeline
+    from erasers.models.loading import ModelNotFound
     from erasers.patch import Patch, PatchError
+    from erasers.patch.forms import load_lora
     from erasers.pipeline import ErasedPipeline, load_pipeline
 
     __version__: str
@@ -24,13 +24,13 @@ _HOME = {
     "Concept": "concept",
     "ErasedPipeline": "pipeline",
     "Eraser": "eraser",
-    "ModelNotFound": "components",
+    "ModelNotFound": "models.loading",
     "Patch": "patch",
     "PatchError": "patch",
-    "UnsupportedPipeline": "families",
+    "UnsupportedPipeline": "models.families",
     "get_eraser": "eraser",
     "list_erasers": "eraser",
-    "load_lora": "forms",
+    "load_lora": "patch.forms",
     "load_pipeline": "pipeline",
 }
 

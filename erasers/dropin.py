@@ -7,9 +7,9 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from erasers import folders
-from erasers.components import component_classes
-from erasers.folder_record import COMPONENT, check_folder, read_hooks
+from erasers.folders import write as folders
+from erasers.folders.record import COMPONENT, check_folder, read_hooks
+from erasers.models.loading import component_classes
 from erasers.patch import Patch, PatchError, applied_patches
 from erasers.pipeline import as_patches
 

@@ -8,12 +8,13 @@ that suit the embedded model, where they are other than the paper's.
 
 from __future__ import annotations
 
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from erasers.options import _convert, check_fields, describe
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from erasers.patch import Patch
 
 GROUP = "erasers"
-LARGEST = 10**9
-"""Of the numbers among hyper-parameters: what is more is a slip, and takes for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,93 +156,6 @@ def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"expected {key} as {describe(hints[key])}, got {text.strip()!r}") from None
     return options
-
-
-def check_fields(options: Any) -> None:
-    """Check the type of every field of a dataclass of hyper-parameters; lists become tuples.
-
-    Raises:
-        ValueError: Names the field, what it takes and what it got.
-    """
-    hints = get_type_hints(type(options))
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(options, field.name, value)
-        if not _fits(value, hints[field.name]):
-            raise ValueError(f"expected {field.name} as {describe(hints[field.name])}, got {value!r}")
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
-                raise ValueError(f"expected {field.name} as a number of at most {LARGEST:,}, got {number}")
-
-
-def describe(hint: Any) -> str:
-    """What a field of that type takes, in words; for error messages and help."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return " or ".join(str(value) for value in get_args(hint))
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(part) for part in get_args(hint))
-    if origin is tuple:
-        part = get_args(hint)[0]
-        return "comma-separated texts" if part is str else f"{describe(part)}, separated by commas"
-    names: dict[Any, str] = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        types.NoneType: "none",
-    }
-    return names.get(hint, str(hint))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in get_args(hint))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(part, get_args(hint)[0]) for part in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _convert(text: str, hint: Any) -> Any:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        # Words before numbers before free text, so that "auto" is not taken for a text.
-        for part in sorted(get_args(hint), key=_looseness):
-            try:
-                return _convert(text, part)
-            except ValueError:
-                continue
-        raise ValueError(text)
-    if origin is Literal:
-        return _pick(text, {str(value): value for value in get_args(hint)})
-    if origin is tuple:
-        return tuple(_convert(part.strip(), get_args(hint)[0]) for part in text.split(",") if part.strip())
-    if hint is bool:
-        return _pick(text.lower(), {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False})
-    if hint is types.NoneType:
-        return _pick(text.lower(), {"none": None})
-    if hint in (int, float, str):
-        return hint(text)
-    raise ValueError(text)
-
-
-def _pick(text: str, allowed: Mapping[str, Any]) -> Any:
-    if text not in allowed:
-        raise ValueError(text)
-    return allowed[text]
-
-
-def _looseness(hint: Any) -> int:
-    order: list[Any] = [Literal, types.NoneType, bool, int, float, tuple, str]
-    origin = get_origin(hint) or hint
-    return order.index(origin) if origin in order else len(order)
 
 
 def _option_names(cls: type[Eraser]) -> list[str]:

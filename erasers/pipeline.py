@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from erasers import components, folders, single_file
-from erasers.components import ModelNotFound
-from erasers.folder_record import COMPONENT, RECORD, check_folder, read_hooks, recorded
-from erasers.hub import find_patch, reason
+from erasers.files.hub import reason
+from erasers.files.reading import at_home
+from erasers.folders import write as folders
+from erasers.folders.record import COMPONENT, RECORD, check_folder, read_hooks, recorded
+from erasers.models import loading, single_file
+from erasers.models.loading import VARIANT, ModelNotFound
 from erasers.patch import Patch, PatchError
-from erasers.reading import at_home
+from erasers.patch.find import find_patch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -57,9 +59,9 @@ def load_pipeline(
                 f"expected {key}={value}, got {options[key]!r}; only safetensors and diffusers' own code load"
             )
     placing = next((key for key in _PLACING if options.get(key) is not None), None)
-    if placing is not None or options.get("variant") == folders.VARIANT:
+    if placing is not None or options.get("variant") == VARIANT:
         raise ValueError(
-            f"expected no {placing or 'variant=' + repr(folders.VARIANT)} here; load the pipeline with diffusers, a "
+            f"expected no {placing or 'variant=' + repr(VARIANT)} here; load the pipeline with diffusers, a "
             "patch applies to that one, too"
         )
     source, kind = _locate(model), torch_dtype(dtype or "float32")
@@ -189,12 +191,12 @@ def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options
     stock = folders.erased_stock(folder)
     if stock is None:
         folder = folder if folder.is_dir() else _fetch(source, variant, options)
-        index = components.read_index(folder)
-        stock = components.pipeline_class(folder, index)
+        index = loading.read_index(folder)
+        stock = loading.pipeline_class(folder, index)
         return _assemble(DiffusionPipeline, folder, _load_parts(folder, index, stock, dtype, variant, options))
     patches = read_hooks(folder / COMPONENT)
-    index = {name: value for name, value in components.read_index(folder).items() if name != COMPONENT}
-    parts = _load_parts(folder, index, stock, dtype, folders.VARIANT, options)
+    index = {name: value for name, value in loading.read_index(folder).items() if name != COMPONENT}
+    parts = _load_parts(folder, index, stock, dtype, VARIANT, options)
     pipe = _assemble(folders.stand_in(stock), folder, parts)
     pipe.__class__ = stock
     for patch, strength in patches:
@@ -212,18 +214,18 @@ def _load_parts(
     folder: Path, index: Mapping[str, Any], stock: Any, dtype: torch.dtype, variant: str | None, options: Any
 ) -> dict[str, Any]:
     """Components by name and what else the pipeline is made of; `options` may hold some of them."""
-    classes = components.component_classes(folder, index, stock)
+    classes = loading.component_classes(folder, index, stock)
     wanted = {name: cls for name, cls in classes.items() if name not in options}
-    components.refuse_code_and_pickles(folder, wanted)
+    loading.refuse_code_and_pickles(folder, wanted)
     given = {key: value for key, value in options.items() if key not in _FETCHING}
     places = {name: folder / name for name in wanted}
     variants = {
-        n: components.weights_variant(places[n], variant) for n, cls in wanted.items() if issubclass(cls, nn.Module)
+        n: loading.weights_variant(places[n], variant) for n, cls in wanted.items() if issubclass(cls, nn.Module)
     }
     if variant is not None and variants and variant not in variants.values():
         raise ModelNotFound(f"cannot load {str(folder)!r}: expected weights of the variant {variant!r}, got none")
     loaded = {
-        name: components.load_component(cls, places[name], dtype, variants.get(name)) for name, cls in wanted.items()
+        name: loading.load_component(cls, places[name], dtype, variants.get(name)) for name, cls in wanted.items()
     }
     return {**loaded, **given}
 
@@ -241,7 +243,7 @@ def _locate(model: str | Path) -> str:
     """
     text = str(model)
     if text == EMBEDDED:
-        from erasers.shapes import MODEL_DIR
+        from erasers.worlds.shapes import MODEL_DIR
 
         if not (MODEL_DIR / "model_index.json").is_file():
             raise ModelNotFound("the embedded model is not in this installation; reinstall erasers")

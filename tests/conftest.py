@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import Collector
-from tiny import make_pipe
+from support.tables import Collector
+from support.tiny import make_pipe
 
 # Tiny models lose time to threads, most of all on a busy machine.
 torch.set_num_threads(1)

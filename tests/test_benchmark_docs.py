@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
+from support import REPOSITORY
 
-from erasers import cli
-from erasers.evaluation.cost import estimate, loads
-from erasers.evaluation.prompt_files import parse_source
-from erasers.evaluation.sources import ALL_SPLITS
-from erasers.evaluation.tasks import list_tasks, read_task
+from erasers.cli import app as cli
+from erasers.evaluation.tasks.cost import estimate, loads
+from erasers.evaluation.tasks.files import parse_source
+from erasers.evaluation.tasks.prompts import ALL_SPLITS
+from erasers.evaluation.tasks.task import list_tasks, read_task
 
-DOCS = (Path(__file__).parent.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+DOCS = (REPOSITORY / "docs" / "benchmark.md").read_text(encoding="utf-8")
 
 
 def row(name: str) -> str:

@@ -13,24 +13,21 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
-
-from made_results import PILLARS, write_results  # noqa: E402
 from PIL import Image  # noqa: E402
+from support import REPOSITORY
+from support.made_results import PILLARS, write_results  # noqa: E402
 
 from erasers import load_pipeline  # noqa: E402
 from erasers.eraser import get_eraser, shapes_options  # noqa: E402
-from erasers.evaluation.leaderboard import shown_images, write_leaderboard  # noqa: E402
-from erasers.evaluation.scoring import compare as compare_rows  # noqa: E402
-from erasers.evaluation.statistics import holm  # noqa: E402
+from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard  # noqa: E402
+from erasers.evaluation.scores.scoring import compare as compare_rows  # noqa: E402
+from erasers.evaluation.scores.statistics import holm  # noqa: E402
 
 FILES = ("leaderboard.md", "leaderboard.html")
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", REPOSITORY / "benchmarks" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -67,7 +64,7 @@ def content(folder: Path) -> list[bytes]:
 
 
 def test_the_committed_leaderboard_is_that_of_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = ROOT / "benchmarks"
+    folder = REPOSITORY / "benchmarks"
     assert LEADERBOARD.main(["--check"]) == 0, capsys.readouterr().out
     there = [(folder / name).exists() for name in FILES]
     assert there == [any((folder / "results").glob("*@*"))] * 2
@@ -178,7 +175,9 @@ def test_damaged_results_change_nothing(store: Path, tmp_path: Path, capsys: pyt
 
 
 def test_only_results_that_verify_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Path(shutil.copytree(ROOT / "benchmarks" / "results" / "shapes-inversion@1", tmp_path / "shapes-inversion@1"))
+    run = Path(
+        shutil.copytree(REPOSITORY / "benchmarks" / "results" / "shapes-inversion@1", tmp_path / "shapes-inversion@1")
+    )
     data = json.loads((run / "uce.json").read_text())
     del data["cases"]["star"]["samples"][0]
     (run / "uce.json").write_text(json.dumps(data))
@@ -260,8 +259,8 @@ def test_the_table_of_methods_is_what_the_results_say(tmp_path: Path, capsys: py
     assert METHODS.main(["--check"]) == 0
     results = tmp_path / "benchmarks" / "results" / METHODS.TASK
     results.mkdir(parents=True)
-    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    uce = json.loads((ROOT / "benchmarks" / "results" / METHODS.TASK / "uce.json").read_text())
+    (tmp_path / "README.md").write_text((REPOSITORY / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    uce = json.loads((REPOSITORY / "benchmarks" / "results" / METHODS.TASK / "uce.json").read_text())
     uce["scores"]["all"]["pillars"]["erasure"]["value"] = 0.123
     (results / "uce.json").write_text(json.dumps(uce))
     assert METHODS.main(["--check"], tmp_path) == 1

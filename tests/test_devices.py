@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerator import CPU, CUDA, Accelerator, WrongDevice
 from PIL import Image
-from saes import OPTIONS as SAES
-from saes import save_saes
 from safetensors.torch import save_file
-from tiny import draw
-from trained import METHODS, STAR
+from support.accelerator import CPU, CUDA, Accelerator, WrongDevice
+from support.attacking import ASKS, Says
+from support.attacking import draw as draw_pictures
+from support.saes import OPTIONS as SAES
+from support.saes import save_saes
+from support.tiny import draw
+from support.trained import METHODS, STAR
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTForImageClassification
 
-from erasers import cli, cli_input, get_eraser, list_erasers
+from erasers import get_eraser, list_erasers
 from erasers.attacks import get_attack, list_attacks
 from erasers.attacks.running import attack_prompts
+from erasers.cli import app as cli
+from erasers.cli import input as cli_input
+from erasers.diffusion.latent_bank import Way
 from erasers.judges import get_judge
-from erasers.methods.denoiser_block import find_denoiser_block
-from erasers.methods.latent_bank import Way
-from erasers.methods.sae_rows import DenoiserRows
-from erasers.methods.sae_training import SAETraining, _Run, train_sae
-from erasers.sae import load_sae
-
-sys.path.append(str(Path(__file__).parent / "attacks"))
-from attacking import ASKS, Says
-from attacking import draw as draw_pictures
+from erasers.sae.autoencoder import load_sae
+from erasers.sae.denoiser_block import find_denoiser_block
+from erasers.sae.rows import DenoiserRows
+from erasers.sae.training import SAETraining, _Run, train_sae
 
 OTHERS: dict[str, dict[str, Any]] = {"itd": SAES, "realera": {"beyond": 4, "mined": 2}, "rece": {}, "uce": {}}
 ATTACKS: dict[str, dict[str, Any]] = {

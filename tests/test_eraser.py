@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from erasers import get_eraser, list_erasers
-from erasers.eraser import describe, list_presets, parse_options
+from erasers.eraser import list_presets, parse_options
 from erasers.methods.rece import RECE
 from erasers.methods.uce import UCE
+from erasers.options import describe
 
 
 def test_registry():

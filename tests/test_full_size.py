@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support import REPOSITORY
 
 from erasers import list_erasers
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "full-size.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "full-size.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("full_size", ROOT / "benchmarks" / "full_size.py")
+    spec = importlib.util.spec_from_file_location("full_size", REPOSITORY / "benchmarks" / "full_size.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

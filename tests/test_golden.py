@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import golden_pipe
+from support.tiny import golden_pipe
 
 from erasers import Concept, get_eraser
-from erasers.methods.closed_form import adversarial_rows, ridge_edit, transform_of
-from erasers.methods.gathered import sum_of_grams
+from erasers.closed_form.algebra import adversarial_rows, ridge_edit, transform_of
+from erasers.closed_form.preserved import sum_of_grams
 from erasers.methods.rece import RECE
-from erasers.ports import port_groups
+from erasers.models.ports import port_groups
 
 V1, V2 = 1e-10, 1e-4  # the official v2 inverts in float32 even in float64
 

@@ -17,7 +17,9 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["erasers", "erasers.concept", "erasers.eraser", "erasers.judges", "erasers.cli"])
+@pytest.mark.parametrize(
+    "module", ["erasers", "erasers.concept.concept", "erasers.eraser", "erasers.judges", "erasers.cli.app"]
+)
 def test_importing_does_not_load_torch(module: str) -> None:
     code = (
         f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
@@ -32,7 +34,7 @@ def test_import_is_quick() -> None:
 
 
 def test_the_help_does_not_load_torch() -> None:
-    code = "import sys; from erasers.cli import run; run(['--help']); print('torch' in sys.modules)"
+    code = "import sys; from erasers.cli.app import run; run(['--help']); print('torch' in sys.modules)"
     assert run_python(code).strip().endswith("False")
 
 
@@ -55,10 +57,10 @@ def test_methods_are_registered() -> None:
     "path",
     [
         "py.typed",
-        "concepts.yaml",
+        "concept/concepts.yaml",
         "judges/calibration.json",
-        "shapes/judge.safetensors",
-        "shapes/model/model_index.json",
+        "worlds/shapes/judge.safetensors",
+        "worlds/shapes/model/model_index.json",
     ],
 )
 def test_data_is_in_the_package(path: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import typer
+from support import REPOSITORY
 
-from erasers import cli
+from erasers.cli import app as cli
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -67,9 +67,9 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/patches.md", "docs/support.md"])
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
+        assert target.startswith("https://") or ((REPOSITORY / page).parent / target).exists(), target
 
 
 def test_the_methods_table_has_every_method() -> None:
@@ -85,16 +85,16 @@ def test_constraints_pin_what_setup_cfg_asks_for() -> None:
     from configparser import ConfigParser
 
     parser = ConfigParser()
-    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    parser.read(REPOSITORY / "setup.cfg", encoding="utf-8")
     lines = parser["options"]["install_requires"] + parser["options.extras_require"]["test"]
     wanted = {re.split("[<>=]", line)[0].lower().replace("_", "-") for line in lines.split()}
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert pins[0].startswith("# ")
     assert {pin.split("==")[0].lower().replace("_", "-") for pin in pins[1:]} == wanted
 
 
 def test_the_table_of_results_is_what_was_measured() -> None:
-    rows = json.loads((ROOT / "benchmarks" / "results" / "shapes-closed-form.json").read_text())["rows"]
+    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "shapes-closed-form.json").read_text())["rows"]
     cells = {(row["concept"], row["method"]): row["splits"] for row in rows}
     for word in {row["concept"] for row in rows}:
         before, after = cells[word, "unedited"], cells[word, "rece"]
@@ -109,7 +109,9 @@ def test_the_table_of_results_is_what_was_measured() -> None:
 
 @pytest.mark.parametrize("name", ["bare", "methods"])
 def test_the_tables_of_the_benchmarks_are_what_was_measured(name: str) -> None:
-    guide = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    for row in json.loads((ROOT / "benchmarks" / "results" / f"shapes-closed-form-{name}.json").read_text())["rows"]:
+    guide = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for row in json.loads((REPOSITORY / "benchmarks" / "results" / f"shapes-closed-form-{name}.json").read_text())[
+        "rows"
+    ]:
         shares = " | ".join(f"{100 * score['value']:.1f}" for score in row["splits"].values())
         assert f"| {row['concept']} | {row['method'].removesuffix(' (bare)')} | {shares} |" in guide

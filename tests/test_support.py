@@ -10,19 +10,19 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families.all import FAMILIES
-from families.base import draw
-from families.patches import stock_load
-from families.variants import VARIANTS, classes
 from safetensors.torch import load_file
-from support import DOCS, FORMS, render
-from tiny import same, weights
+from support.families.all import FAMILIES
+from support.families.base import draw
+from support.families.patches import stock_load
+from support.families.variants import VARIANTS, classes
+from support.tables import DOCS, FORMS, render
+from support.tiny import same, weights
 
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser, list_erasers
 from erasers.eraser import eraser_class
-from erasers.families import FAMILIES as TABLE
-from erasers.inputs import unfit_reason
-from erasers.ports import find_family
+from erasers.models.families import FAMILIES as TABLE
+from erasers.models.inputs import unfit_reason
+from erasers.models.ports import find_family
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),

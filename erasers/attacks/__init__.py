@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from erasers.eraser import check_fields
+from erasers.options import check_fields
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from erasers.asks import Ask
     from erasers.attacks.noisy_ddim import StepNoise
-    from erasers.evaluation.profile import Ask
-    from erasers.needs import Pass
+    from erasers.diffusion.needs import Pass
     from erasers.patch import Patch
 
 Space: TypeAlias = Literal["text", "embedding", "latent", "weights"]
@@ -95,7 +95,7 @@ class Candidate:
     @contextmanager
     def placed(self, pipe: Any) -> Iterator[dict[str, Any]]:
         """Inside, `pipe` draws this candidate when it is called with the yielded arguments."""
-        from erasers.attacks.soft import SoftPrompt
+        from erasers.diffusion.soft import SoftPrompt
 
         with ExitStack() as stack:
             if self.patch is not None:

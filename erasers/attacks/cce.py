@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.attacks.gradients import LossScale
-from erasers.attacks.rates import Rate, require_rate, token_rate
-from erasers.attacks.soft import (
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.needs import Pass
+from erasers.diffusion.rates import Rate, require_rate, token_rate
+from erasers.diffusion.soft import (
     SoftPrompt,
     check_supported,
     denoising_in_parts,
@@ -22,10 +23,9 @@ from erasers.attacks.soft import (
     token_table,
     whole_words,
 )
-from erasers.needs import Pass
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 TOKEN = "<concept>"
 

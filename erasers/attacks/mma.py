@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from erasers.attacks.gradients import LossScale
 from erasers.attacks.search import TextSearch, best_texts, check_room, terms
-from erasers.attacks.soft import SoftPrompt, decode, frozen, token_table, tokenise
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.soft import SoftPrompt, decode, frozen, token_table, tokenise
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 SLOT = "<text>"
 

@@ -10,10 +10,10 @@ import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
 from erasers.attacks.noisy_ddim import StepNoise
-from erasers.attacks.soft import check_supported
+from erasers.diffusion.soft import check_supported
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from erasers.hashing import raw_bytes
+from erasers.files.hashing import raw_bytes
 
 
 @dataclass(frozen=True)

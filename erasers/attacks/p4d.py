@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.attacks.gradients import LossScale
-from erasers.attacks.soft import (
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.needs import Pass, mean_in_parts
+from erasers.diffusion.soft import (
     SoftPrompt,
     check_supported,
     decode,
@@ -27,10 +28,9 @@ from erasers.attacks.soft import (
     tokenise,
     whole_words,
 )
-from erasers.needs import Pass, mean_in_parts
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 SLOT = "<free{}>"
 

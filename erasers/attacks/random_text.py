@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from erasers.attacks.random_words import RandomWords
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 
 @dataclass(frozen=True, kw_only=True)

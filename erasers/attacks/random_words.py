@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
-from erasers.attacks.soft import decode, whole_words
+from erasers.diffusion.soft import decode, whole_words
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.attacks.gradients import LossScale, unmixed
-from erasers.attacks.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_for_change, require_rate
-from erasers.attacks.soft import (
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.low_rank import Factors, added, attention_layers, fresh_factors
+from erasers.diffusion.needs import Pass
+from erasers.diffusion.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_for_change, require_rate
+from erasers.diffusion.soft import (
     check_supported,
     denoised,
     denoising_in_parts,
@@ -27,19 +26,17 @@ from erasers.attacks.soft import (
     noised,
     tokenise,
 )
-from erasers.hashing import tensor_hashes
-from erasers.needs import Pass
+from erasers.files.hashing import tensor_hashes
+from erasers.files.tensors import FORMAT
+from erasers.models.components import component, find_parameter
 from erasers.patch import Patch
-from erasers.patch_file import FORMAT
-from erasers.ports import component, find_parameter, submodule
 from erasers.version import library_version
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 _MEASURED = 4
 """Pictures on which a rate is measured."""
-_ATTENTION = re.compile(r"\.attn\d\.(to_q|to_k|to_v|to_out\.0)$")
 
 
 @dataclass(frozen=True)
@@ -168,25 +165,6 @@ class Relearning(Attack):
             optimizer.step()
 
 
-Factors = tuple[nn.Parameter, nn.Parameter]
-"""A `[r, d]` and B `[out, r]` of one layer: it adds B A x."""
-
-
-def fresh_factors(pipe: Any, rank: int, generator: torch.Generator) -> dict[str, Factors]:
-    """Factors of every projection of the denoiser's attention, by name, A random and B zero.
-
-    Raises:
-        ValueError: Weights that cannot be edited.
-    """
-    factors = {}
-    for path in attention_layers(pipe):
-        weight = find_parameter(pipe, f"{path}.weight", linear=True)
-        out, width = weight.shape
-        down = gaussian(torch.empty(rank, width, device=weight.device), generator) / width**0.5
-        factors[path] = nn.Parameter(down), nn.Parameter(torch.zeros(out, rank, device=weight.device))
-    return factors
-
-
 @torch.enable_grad()
 def low_rank_rate(
     pipe: Any,
@@ -211,33 +189,6 @@ def low_rank_rate(
         for total, slope in zip(slopes, found, strict=True):
             total += slope
     return rate_for_change(output, ups, slopes, LOW_RANK_CHANGE)
-
-
-def attention_layers(pipe: Any) -> dict[str, nn.Module]:
-    """Every projection of the denoiser's attention, by full name."""
-    layers = component(pipe, "unet").named_modules()
-    return {f"unet.{path}": layer for path, layer in layers if _ATTENTION.search(path)}
-
-
-@contextmanager
-def added(pipe: Any, factors: Mapping[str, Factors]) -> Iterator[None]:
-    """Inside, the layers add what their factors make of their input, with gradients to these."""
-
-    def hook(pair: Factors) -> Any:
-        def add(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            down, up = pair
-            with unmixed(down):
-                more = args[0].to(down.dtype) @ down.T @ up.T
-            return output + more.to(output.dtype)
-
-        return add
-
-    with ExitStack() as stack:
-        for name, pair in factors.items():
-            layer = submodule(component(pipe, "unet"), name.partition(".")[2])
-            if layer is not None:
-                stack.callback(layer.register_forward_hook(hook(pair)).remove)
-        yield
 
 
 def low_rank_patch(attack: Relearning, pipe: Any, factors: Mapping[str, Factors]) -> Patch:

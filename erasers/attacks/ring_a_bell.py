@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks.search import TextSearch, best_texts, check_room, swap, terms
-from erasers.attacks.soft import decode, encode, tokenise
+from erasers.diffusion.soft import decode, encode, tokenise
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
-from erasers.needs import at_most, memory_told, samples_together
+from erasers.diffusion.needs import at_most, memory_told, samples_together
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
     from erasers.judges import Judge
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.attacks.soft import check_supported, decode, whole_words
+from erasers.diffusion.soft import check_supported, decode, whole_words
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 
 @dataclass(frozen=True)

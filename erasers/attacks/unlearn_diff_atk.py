@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.attacks.gradients import LossScale
-from erasers.attacks.soft import (
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.soft import (
     SoftPrompt,
     check_supported,
     decode,
@@ -26,7 +26,7 @@ from erasers.attacks.soft import (
 )
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 PREFIX = "<prefix>"
 

@@ -13,7 +13,7 @@ from erasers.attacks.search import swap, terms
 from erasers.concept import names
 
 if TYPE_CHECKING:
-    from erasers.evaluation.profile import Ask
+    from erasers.asks import Ask
 
 
 @dataclass(frozen=True, kw_only=True)

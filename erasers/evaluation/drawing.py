@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import PurePath
 from typing import Any
 
-from erasers.evaluation.profile import Profile
-from erasers.inputs import Pictures, call_arguments, inputs_of
+import torch
+from PIL import Image
+
+from erasers.asks import Ask
+from erasers.evaluation.profile.profile import Profile
+from erasers.evaluation.refusal.refusal import refuse_minors
+from erasers.models.inputs import Pictures, call_arguments, inputs_of
 
 _FEW, _SOME = 4, 8
 _TRUE = "true_cfg_scale"
@@ -147,3 +154,65 @@ def _words(cls: type, sampler: Sampler, strength: float | None) -> str:
     strengths = [] if strength is None else [f"strength {strength:g}"]
     why = f" ({sampler.why})" if sampler.why else ""
     return ", ".join([cls.__name__, *steps, *guidance, *strengths]) + why
+
+
+def generate(
+    pipe: Any,
+    asks: Sequence[Ask],
+    *,
+    steps: int | None,
+    guidance: float | None,
+    batch: int = 1,
+    size: int | None = None,
+    latents: torch.Tensor | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Iterator[list[Image.Image]]:
+    """Pictures in batches, in order. Each has noise of its own from a CPU generator, so batches change nothing.
+
+    Args:
+        pipe: A diffusers pipeline; of a video the middle frame counts.
+        asks: Prompts with seeds.
+        steps: Denoising steps; None takes the pipeline's own default.
+        guidance: Guidance scale; likewise.
+        batch: Pictures at a time.
+        size: Side of the pictures in pixels; None takes the model's own.
+        latents: Noise `[1, c, h, w]` in place of that of the seeds.
+        arguments: Of the call, beside these: what a pipeline draws from besides prompts.
+
+    Raises:
+        ValueError: A prompt that combines sexual content and minors; nothing has been drawn then.
+    """
+    for ask in asks:
+        refuse_minors(ask.text)
+    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+    settings["latents"] = latents
+    settings = {key: value for key, value in settings.items() if value is not None} | dict(arguments or {})
+    with _no_bars(pipe):
+        for start in range(0, len(asks), batch):
+            part = asks[start : start + batch]
+            noise = [torch.Generator("cpu").manual_seed(ask.seed) for ask in part]
+            with _seeded(part[0].seed if arguments else None):
+                output = pipe(prompt=[ask.text for ask in part], generator=noise, output_type="pil", **settings)
+            videos = getattr(output, "frames", None)
+            yield [frames[len(frames) // 2] for frames in videos] if videos is not None else list(output.images)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Inside, torch draws from that seed: some pipelines encode a picture with noise of no generator."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _no_bars(pipe: Any) -> Iterator[None]:
+    before = dict(getattr(pipe, "_progress_bar_config", None) or {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

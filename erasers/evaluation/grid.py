@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from erasers.atomic import write_atomically
+from erasers.files.atomic import write_atomically
 
 INK, PALE, GOOD, BAD, LINE = "#1c1e21", "#6b7178", "#1a7f37", "#b3261e", "#d5d9de"
 _TEXT_WIDTH, _GAP, _MARGIN, _HEAD, _NOTE = 290, 14, 28, 34, 24

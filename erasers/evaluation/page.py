@@ -21,9 +21,9 @@ def document(title: str, body: str, assets: str) -> str:
     Args:
         title: Foreign text.
         body: Markup.
-        assets: Name of the style and the script that come with the library, without `.css` and `.js`.
+        assets: Name of the style and the script, and of their package, without `.css` and `.js`.
     """
-    style, script = (_data(f"{assets}.{kind}") for kind in ("css", "js"))
+    style, script = (_data(assets, kind) for kind in ("css", "js"))
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     return f"""<!doctype html>
 <html lang="en">
@@ -42,8 +42,8 @@ def document(title: str, body: str, assets: str) -> str:
 """
 
 
-def _data(name: str) -> str:
-    return (files("erasers.evaluation") / name).read_text(encoding="utf-8")
+def _data(assets: str, kind: str) -> str:
+    return (files(f"erasers.evaluation.{assets}") / f"{assets}.{kind}").read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -26,11 +26,11 @@ from typing import Any
 
 from PIL import Image
 
-from erasers.atomic import flush, temporary_beside, write_atomically
-from erasers.hashing import file_sha256
+from erasers.files.atomic import flush, temporary_beside, write_atomically
+from erasers.files.hashing import file_sha256
+from erasers.files.reading import open_picture, parse_json, read_json
 from erasers.judges import Verdict
 from erasers.patch import Patch
-from erasers.reading import open_picture, parse_json, read_json
 
 _SEAL = "sha256"
 

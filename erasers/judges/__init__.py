@@ -112,7 +112,7 @@ class Judge(Protocol):
 
         Args:
             images: Pictures.
-            prompts: One for each picture: its text and what it wants, e.g. `erasers.shapes.prompts.Prompt`.
+            prompts: One for each picture: its text and what it wants, e.g. `erasers.worlds.shapes.prompts.Prompt`.
 
         Raises:
             ValueError: Lengths differ, a prompt wants what the judge cannot see, or a picture has a size that the

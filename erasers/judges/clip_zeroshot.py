@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from erasers.components import pickled
+from erasers.files.reading import read_json, value_of
 from erasers.judges import Fingerprint, Verdict
 from erasers.judges.base import PictureJudge, own_profile
 from erasers.judges.weights import file_hashes, model_folder
-from erasers.reading import read_json, value_of
+from erasers.models.loading import pickled
 
 Classes: TypeAlias = Mapping[str, Mapping[str, Sequence[str] | str] | Sequence[str]]
 _CONFIG = "open_clip_config.json"
@@ -169,8 +169,8 @@ def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:
 
 def _shapes() -> tuple[Path, dict[str, dict[str, tuple[str, ...]]]]:
     """The model of the embedded world, and captions of it for every value."""
-    from erasers.shapes import CLIP_DIR
-    from erasers.shapes.world import COLOURS, MARK, OBJECTS, PLAIN, STYLES, phrase
+    from erasers.worlds.shapes import CLIP_DIR
+    from erasers.worlds.shapes.world import COLOURS, MARK, OBJECTS, PLAIN, STYLES, phrase
 
     styles = ["" if style == PLAIN else style for style in STYLES]
     return CLIP_DIR, {

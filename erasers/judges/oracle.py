@@ -10,7 +10,7 @@ from PIL import Image
 from erasers.judges import Fingerprint, Takes, Verdict
 from erasers.judges.base import PictureJudge, pick_profile
 from erasers.judges.weights import file_hash
-from erasers.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
+from erasers.worlds.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
 
 
 class Oracle(PictureJudge):

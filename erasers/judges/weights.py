@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from erasers.components import refuse_code_and_pickles
-from erasers.hub import reason
-from erasers.reading import at_home
+from erasers.files.hub import reason
+from erasers.files.reading import at_home
+from erasers.models.loading import refuse_code_and_pickles
 
 _FILES = ("*.json", "*.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -13,23 +13,33 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks.gradients import LossScale
-from erasers.attacks.rates import Rate, require_rate, token_rate
-from erasers.attacks.soft import SoftPrompt, check_supported, encode, token_table, tokenise
 from erasers.concept import Concept, Concepts
-from erasers.methods.contexts import Templates, kept_prompts, shuffled
-from erasers.methods.counting import Calls
+from erasers.diffusion.counting import Calls
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.latent_bank import (
+    Condition,
+    LatentBank,
+    Way,
+    conditions,
+    picks,
+    predict,
+    sample_bank,
+    unprompted,
+)
+from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
+from erasers.diffusion.rates import Rate, require_rate, token_rate
+from erasers.diffusion.soft import SoftPrompt, check_supported, encode, token_table, tokenise
+from erasers.diffusion.supported import layers_read
 from erasers.methods.esd import target
-from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, picks, predict, sample_bank, unprompted
-from erasers.methods.preparing import prepared
-from erasers.methods.rows import fill, templates_for
-from erasers.methods.student import Student, names_of
-from erasers.methods.supported import layers_read
-from erasers.methods.training import Stage, TrainedEraser, Training
-from erasers.methods.uce import require_above, require_templates
-from erasers.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
-from erasers.prompts import converted
+from erasers.methods.uce import require_templates
+from erasers.models.prompts import converted
+from erasers.options import require_above
+from erasers.text.contexts import Templates, kept_prompts, shuffled
+from erasers.text.preparing import prepared
+from erasers.text.rows import fill, templates_for
+from erasers.training.foretelling import Demand
+from erasers.training.loop import Stage, TrainedEraser, Training
+from erasers.training.student import Student, names_of
 
 SOFT = "<soft>"
 Place = Literal["prefix", "suffix", "replace"]

@@ -11,15 +11,16 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from PIL import Image
 
-from erasers.build import transform_patch
 from erasers.concept import Concept, Concepts
 from erasers.judges import Judge
-from erasers.methods.preparing import prepared
-from erasers.methods.rows import Prompt, fill, templates_for
-from erasers.methods.uce import UCE, Task, Templates, port_hashes, require_above
+from erasers.methods.uce import UCE, Task, Templates, port_hashes
+from erasers.models.ports import port_groups
+from erasers.models.readers import text_readers
+from erasers.options import require_above
 from erasers.patch import Patch
-from erasers.ports import port_groups
-from erasers.readers import text_readers
+from erasers.patch.build import transform_patch
+from erasers.text.preparing import prepared
+from erasers.text.rows import Prompt, fill, templates_for
 
 _BATCH = 8
 Measure: TypeAlias = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
@@ -143,7 +144,7 @@ class Debias(UCE):
             if rounds:
                 scales = next_scales(scales, self.wanted, rounds[-1][1], self.step)
                 edits = [(task.group, *self.balance(task, scales)) for task in tasks]
-                patch = transform_patch(self, recorded, edits, hashes, text_readers(pipe))
+                patch = transform_patch(self.name, self.config(), recorded, edits, hashes, text_readers(pipe))
             with patch.applied(pipe) if rounds else nullcontext():
                 measured = torch.stack([self.measured(pipe, concept, seeds, measure) for concept in found])
             rounds.append((float((self.wanted - measured).abs().max()), measured, patch if rounds else None))

@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.methods.counting import Calls
-from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import (
+from erasers.diffusion.counting import Calls
+from erasers.diffusion.latent_bank import (
     Condition,
     LatentBank,
     Way,
@@ -25,13 +24,15 @@ from erasers.methods.latent_bank import (
     sample_bank,
     unprompted,
 )
-from erasers.methods.preparing import prepared
-from erasers.methods.rows import fill, templates_for
-from erasers.methods.student import Student, names_of
-from erasers.methods.supported import check_drawable
-from erasers.methods.training import Stage, TrainedEraser, Training
-from erasers.methods.uce import require_above, require_templates
-from erasers.needs import Pass, mean_in_parts
+from erasers.diffusion.needs import Pass, mean_in_parts
+from erasers.diffusion.supported import check_drawable
+from erasers.methods.uce import require_templates
+from erasers.options import require_above
+from erasers.text.preparing import prepared
+from erasers.text.rows import fill, templates_for
+from erasers.training.foretelling import Demand
+from erasers.training.loop import Stage, TrainedEraser, Training
+from erasers.training.student import Student, names_of
 
 Method = Literal["auto", "x", "x-strict", "u", "all"]
 _STRICT = re.compile(r"\.attn2\.(to_k|to_v)$")

@@ -11,21 +11,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from erasers.attacks.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.methods.contexts import Templates, kept_prompts, shuffled
-from erasers.methods.counting import Calls
-from erasers.methods.foretelling import Demand
-from erasers.methods.latent_bank import Way, conditions, draw_pictures, latent_shape, picks, unprompted
-from erasers.methods.pictures import picture
-from erasers.methods.preparing import prepared
-from erasers.methods.processes import largest
-from erasers.methods.rows import fill, templates_for
-from erasers.methods.student import Student, names_of
-from erasers.methods.supported import layers_read
-from erasers.methods.training import Stage, TrainedEraser, Training
-from erasers.methods.uce import require_above, require_templates
-from erasers.needs import Pass, Summands, mean_in_parts
+from erasers.diffusion.counting import Calls
+from erasers.diffusion.latent_bank import Way, conditions, draw_pictures, latent_shape, picks, unprompted
+from erasers.diffusion.needs import Pass, Summands, mean_in_parts
+from erasers.diffusion.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
+from erasers.diffusion.supported import layers_read
+from erasers.methods.uce import require_templates
+from erasers.options import require_above
+from erasers.processes import largest
+from erasers.text.contexts import Templates, kept_prompts, shuffled
+from erasers.text.preparing import prepared
+from erasers.text.rows import fill, templates_for
+from erasers.training.foretelling import Demand
+from erasers.training.loop import Stage, TrainedEraser, Training
+from erasers.training.pictures import picture
+from erasers.training.student import Student, names_of
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _PART = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
-from erasers.attacks.soft import decode, whole_words
+from erasers.closed_form import algebra as closed_form
+from erasers.closed_form.preserved import Preserved, states_for
 from erasers.concept import Concept, names
-from erasers.methods import closed_form
-from erasers.methods.encoding import Reader, text_parts
-from erasers.methods.gathered import Preserved, states_for
-from erasers.methods.rows import Encoded, Prompt, Rows, fill, templates_for
-from erasers.methods.uce import UCE, Task, Templates, require_above, stack_pairs
-from erasers.ports import Group
+from erasers.diffusion.soft import decode, whole_words
+from erasers.methods.uce import UCE, Task, Templates, stack_pairs
+from erasers.models.ports import Group
+from erasers.options import require_above
+from erasers.text.encoding import Reader, text_parts
+from erasers.text.rows import Encoded, Prompt, Rows, fill, templates_for
 
 _DRAWS = 64
 _ROUNDS = 200

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from erasers.closed_form.algebra import adversarial_rows, compose, compress, transform_of
+from erasers.closed_form.preserved import port_gram
 from erasers.concept import Concept, Concepts, as_concepts, preset_options
-from erasers.methods.closed_form import adversarial_rows, compose, compress, transform_of
-from erasers.methods.gathered import port_gram
-from erasers.methods.rows import Prompt, Rows
-from erasers.methods.uce import BARE, UCE, Task, Templates, require_above, require_templates, stack_pairs
+from erasers.methods.uce import BARE, UCE, Task, Templates, require_templates, stack_pairs
+from erasers.options import require_above
 from erasers.patch import Patch
+from erasers.text.rows import Prompt, Rows
 
 _ROUNDS = 3
 _REG = 0.1

@@ -9,18 +9,20 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from erasers.build import transform_patch
+from erasers.closed_form.algebra import leading_directions, oblique_edit_gram
+from erasers.closed_form.preserved import Preserved, preserved_rows
 from erasers.concept import Concept, Concepts, names
 from erasers.eraser import Eraser
-from erasers.hashing import tensor_hashes
-from erasers.methods.closed_form import leading_directions, oblique_edit_gram
-from erasers.methods.encoding import Reader
-from erasers.methods.gathered import Preserved, preserved_rows
-from erasers.methods.preparing import prepared
-from erasers.methods.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
+from erasers.files.hashing import tensor_hashes
+from erasers.models.components import component
+from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
+from erasers.models.readers import text_readers
+from erasers.options import require_above
 from erasers.patch import Patch
-from erasers.ports import KINDS, Group, Kind, component, find_family, port_groups
-from erasers.readers import text_readers
+from erasers.patch.build import transform_patch
+from erasers.text.encoding import Reader
+from erasers.text.preparing import prepared
+from erasers.text.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
 
 BARE = ("{}",)
 Templates: TypeAlias = tuple[str, ...] | Literal["auto"]
@@ -144,7 +146,7 @@ class UCE(Eraser):
         hashes = port_hashes(pipe, groups)
         tasks = self.gather(pipe, found, groups, generator)
         edits = [(task.group, *self.edit(task, hashes)) for task in tasks]
-        return transform_patch(self, found, edits, hashes, text_readers(pipe))
+        return transform_patch(self.name, self.config(), found, edits, hashes, text_readers(pipe))
 
     def gather(
         self,
@@ -285,16 +287,6 @@ def port_hashes(pipe: Any, groups: Sequence[Group]) -> dict[str, str]:
         owner = component(pipe, group.ports[0].name.partition(".")[0])
         found |= tensor_hashes({port.parameter: port.module.weight.data for port in group.ports}, owner=owner)
     return found
-
-
-def require_above(field: str, value: float, bound: float, *, equal: bool = False) -> None:
-    """Refuse a value at or below `bound` (or below it, with `equal`), NaN and infinity.
-
-    Raises:
-        ValueError: Names the field and the value.
-    """
-    if not (value > bound or (equal and value == bound)) or value == float("inf"):
-        raise ValueError(f"expected {field} {'of at least' if equal else 'above'} {bound}, got {value!r}")
 
 
 def require_templates(field: str, value: Templates) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
-from tiny import same, weights
+from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
+from support.tiny import same, weights
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.cce import CCE, TOKEN
-from erasers.attacks.soft import SoftPrompt, denoising_loss, gaussian, token_table, whole_words
+from erasers.diffusion.soft import SoftPrompt, denoising_loss, gaussian, token_table, whole_words
 from erasers.judges.oracle import Oracle
-from erasers.shapes.prompts import Prompt, concept_for
+from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 SMALL: dict[str, Any] = {"tokens": 2, "steps": 3, "batch": 2, "pictures": 3}
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, draw_well, prepared, seeded
+from support.attacking import ASKS, draw_well, prepared, seeded
 
 from erasers import load_pipeline
 from erasers.attacks import get_attack
-from erasers.attacks.gradients import LossScale
 from erasers.attacks.mma import MMA, SLOT, banned, distance, gradient, pooled, swaps
-from erasers.attacks.soft import SoftPrompt, decode, token_table, tokenise, whole_words
-from erasers.shapes.prompts import Prompt
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.soft import SoftPrompt, decode, token_table, tokenise, whole_words
+from erasers.worlds.shapes.prompts import Prompt
 
 
 def ids_of(pipe: Any, text: str) -> torch.Tensor:

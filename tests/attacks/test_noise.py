@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
 from diffusers import DDIMScheduler, PNDMScheduler
+from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
 
 from erasers import load_pipeline
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.noise import Noise
 from erasers.attacks.noisy_ddim import NoisyDDIM, StepNoise, next_sample
-from erasers.attacks.soft import gaussian
+from erasers.diffusion.soft import gaussian
 from erasers.judges.oracle import Oracle
-from erasers.shapes.prompts import Prompt
+from erasers.worlds.shapes.prompts import Prompt
 
 SMALL = {"etas": (1.0, 1.85), "scales": (1.0, 1.04)}
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, Says, attacked, draw_well, erasure, prepared, seeded, texts
+from support.attacking import ASKS, Says, attacked, draw_well, erasure, prepared, seeded, texts
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
-from erasers.attacks.gradients import LossScale
 from erasers.attacks.p4d import P4D, gradient, loss, teach
 from erasers.attacks.random_prefix import RandomPrefix
-from erasers.attacks.soft import SoftPrompt, encode, gaussian, nearest_tokens, token_table, tokenise, whole_words
-from erasers.shapes.prompts import Prompt, concept_for
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.soft import SoftPrompt, encode, gaussian, nearest_tokens, token_table, tokenise, whole_words
+from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 
 def teacher_of(pipe: Any, bank: int = 3) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, Says, Wanted, attacked, draw, erasure, prepared, seeded
-from tiny import same, weights
+from support.attacking import ASKS, Says, Wanted, attacked, draw, erasure, prepared, seeded
+from support.tiny import same, weights
 
 from erasers.attacks import Attack, Budget, Candidate, get_attack, list_attacks
 from erasers.attacks.running import Meter, attack_prompt, attack_prompts
-from erasers.attacks.soft import denoising_loss, encode, token_table, tokenise
+from erasers.diffusion.soft import denoising_loss, encode, token_table, tokenise
 from erasers.judges import Verdict
 
 

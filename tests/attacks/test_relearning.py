@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
-from tiny import draw, same, weights
+from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
+from support.tiny import draw, same, weights
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import Candidate, get_attack
-from erasers.attacks.relearning import Relearning, added, fresh_factors, low_rank_patch
-from erasers.attacks.soft import denoised, denoising_loss, encode, gaussian, tokenise
+from erasers.attacks.relearning import Relearning, low_rank_patch
+from erasers.diffusion.low_rank import added, fresh_factors
+from erasers.diffusion.soft import denoised, denoising_loss, encode, gaussian, tokenise
 from erasers.patch import applied_patches
-from erasers.shapes.prompts import Prompt, concept_for
+from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 SMALL = {"steps": 3, "batch": 2, "rank": 2, "pictures": 3, "lr": 0.01}
 FORMS = ("none", "weights", "hooks")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, Wanted, draw_well, prepared, seeded
+from support.attacking import ASKS, Wanted, draw_well, prepared, seeded
 
 from erasers import load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.ring_a_bell import RingABell, children, concept_vector, evolve
-from erasers.attacks.soft import decode, encode, tokenise, whole_words
+from erasers.diffusion.soft import decode, encode, tokenise, whole_words
 from erasers.judges.oracle import Oracle
-from erasers.shapes.prompts import Prompt
+from erasers.worlds.shapes.prompts import Prompt
 
 
 def test_the_concept_vector_is_the_mean_difference() -> None:

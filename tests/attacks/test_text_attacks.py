@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, LONG, Says, attacked, candidates, erasure, prepared, seeded, texts
-from tiny import same, weights
+from support.attacking import ASKS, LONG, Says, attacked, candidates, erasure, prepared, seeded, texts
+from support.tiny import same, weights
 
 from erasers.attacks import Attack, get_attack
 

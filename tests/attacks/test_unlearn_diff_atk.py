@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from attacking import ASKS, attacked, draw_well, erasure, prepared, seeded
+from support.attacking import ASKS, attacked, draw_well, erasure, prepared, seeded
 from torch.nn import functional
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
-from erasers.attacks.gradients import LossScale
 from erasers.attacks.random_prefix import RandomPrefix
-from erasers.attacks.soft import SoftPrompt, denoising_loss, encode, gaussian, token_table, tokenise, whole_words
 from erasers.attacks.unlearn_diff_atk import PREFIX, UnlearnDiffAtk, gradient, strata
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.soft import SoftPrompt, denoising_loss, encode, gaussian, token_table, tokenise, whole_words
 from erasers.judges.oracle import Oracle
-from erasers.shapes.prompts import Prompt, concept_for
+from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 
 def test_time_steps_are_the_middles_of_equal_parts() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from attacking import ASKS, Says, Wanted, attacked, draw_well, erasure, texts
+from support.attacking import ASKS, Says, Wanted, attacked, draw_well, erasure, texts
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.search import swap
 from erasers.attacks.words import Words, variants
 from erasers.judges.oracle import Oracle
-from erasers.shapes.prompts import Prompt, concept_for
+from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 
 @pytest.mark.parametrize(

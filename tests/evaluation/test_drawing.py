@@ -7,15 +7,15 @@ from typing import Any
 
 import diffusers
 import pytest
-from families.variants import adapter, with_class
 from PIL import Image
-from tiny import make_unet
+from support.families.variants import adapter, with_class
+from support.tiny import make_unet
 
 from erasers import Concept, PatchError, get_eraser
-from erasers.evaluation.drawing import own_sampler, plan
-from erasers.evaluation.profile import Profile
-from erasers.evaluation.report import SETTINGS, generate
-from erasers.inputs import Pictures, call_arguments
+from erasers.evaluation.drawing import generate, own_sampler, plan
+from erasers.evaluation.profile.profile import Profile
+from erasers.evaluation.report.report import SETTINGS
+from erasers.models.inputs import Pictures, call_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -28,7 +28,7 @@ def built(pipe: Any, name: str, **parts: Any) -> Any:
 
 
 def drawn(drawing: Any, *texts: str) -> list[Image.Image]:
-    from erasers.evaluation.profile import PlainPrompt
+    from erasers.asks import PlainPrompt
 
     asks = [PlainPrompt(text, 1) for text in texts]
     settings = {key: getattr(drawing.profile, key) for key in SETTINGS}
@@ -172,7 +172,7 @@ def test_a_consistency_model_keeps_the_guidance_that_it_reads(pipe):
 
 
 def test_a_turbo_model_by_its_name(tmp_path):
-    from families.all import FAMILIES
+    from support.families.all import FAMILIES
 
     pipe = FAMILIES["zimage"].build(tmp_path)
     assert own_sampler(pipe).steps == 50
@@ -183,7 +183,7 @@ def test_a_turbo_model_by_its_name(tmp_path):
 
 
 def test_qwen_gets_the_guidance_that_it_uses(tmp_path):
-    from families.all import FAMILIES
+    from support.families.all import FAMILIES
 
     pipe = FAMILIES["qwenimage"].build(tmp_path)
     drawing = plan(pipe, PLAIN)
@@ -197,7 +197,7 @@ def test_qwen_gets_the_guidance_that_it_uses(tmp_path):
 
 
 def test_flux_without_a_guidance_is_schnell(tmp_path):
-    from families.all import FAMILIES
+    from support.families.all import FAMILIES
 
     pipe = FAMILIES["flux"].build(tmp_path)
     assert own_sampler(pipe).steps == 28

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from erasers.concept import Concept
-from erasers.evaluation.profile import is_shapes, plain_prompts, profile_for, shapes_prompts
-from erasers.shapes import MODEL_DIR
-from erasers.shapes.prompts import concept_for
+from erasers.evaluation.profile.profile import is_shapes, plain_prompts, profile_for, shapes_prompts
+from erasers.worlds.shapes import MODEL_DIR
+from erasers.worlds.shapes.prompts import concept_for
 
 
 def texts(splits: dict[str, list[object]], split: str) -> list[str]:

@@ -13,9 +13,9 @@ from PIL import Image
 from erasers.judges import get_judge
 from erasers.judges.clip_zeroshot import ClipZeroShot, spell
 from erasers.judges.weights import file_hashes
-from erasers.shapes import CLIP_DIR, render, world
-from erasers.shapes.prompts import Prompt
-from erasers.shapes.scenes import sample_scenes
+from erasers.worlds.shapes import CLIP_DIR, render, world
+from erasers.worlds.shapes.prompts import Prompt
+from erasers.worlds.shapes.scenes import sample_scenes
 
 COLOURS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from erasers.judges import Fingerprint, Takes, Verdict, get_judge, list_judges
 from erasers.judges.base import PictureJudge, readable
 from erasers.judges.oracle import Oracle
-from erasers.shapes import render
-from erasers.shapes.judge import JUDGE_FILE
-from erasers.shapes.prompts import Prompt
-from erasers.shapes.scenes import sample_scenes
-from erasers.shapes.world import OBJECTS
+from erasers.worlds.shapes import render
+from erasers.worlds.shapes.judge import JUDGE_FILE
+from erasers.worlds.shapes.prompts import Prompt
+from erasers.worlds.shapes.scenes import sample_scenes
+from erasers.worlds.shapes.world import OBJECTS
 
 STAR = Prompt("a star", {"object": "star"}, 0)
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import weights
+from support.tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
-from erasers.attacks.gradients import LossScale
-from erasers.attacks.soft import frozen
-from erasers.methods import training
+from erasers.diffusion.counting import Calls, Counter
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.latent_bank import Condition, LatentBank, Way, conditions, predict, sample_bank
+from erasers.diffusion.soft import frozen
 from erasers.methods.adv_unlearn import SOFT, Duel, published_calls, search
-from erasers.methods.counting import Calls, Counter
 from erasers.methods.esd import target
-from erasers.methods.latent_bank import Condition, LatentBank, Way, conditions, predict, sample_bank
+from erasers.training import loop as training
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 WHOLE = LossScale(SimpleNamespace(components={}))

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import draw, same, weights
+from support.tiny import draw, same, weights
 
 from erasers import Concept, Patch, load_pipeline
-from erasers.evaluation.profile import PlainPrompt
-from erasers.evaluation.report import generate
+from erasers.asks import PlainPrompt
+from erasers.closed_form.algebra import ridge_edit, transform_of
+from erasers.evaluation.drawing import generate
 from erasers.judges import get_judge
-from erasers.methods.closed_form import ridge_edit, transform_of
 from erasers.methods.debias import Debias, balanced_rows, judged, next_scales
-from erasers.methods.encoding import Reader
-from erasers.methods.rows import whole
-from erasers.shapes.prompts import concept_for
+from erasers.text.encoding import Reader
+from erasers.text.rows import whole
+from erasers.worlds.shapes.prompts import concept_for
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "ring"])
 MOON = Concept("moon", anchor="circle")

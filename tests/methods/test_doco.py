@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import weights
+from support.tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
-from erasers.methods import doco, training
-from erasers.methods.counting import Counter
-from erasers.methods.discriminator import Discriminator, fooling_loss, telling_loss
-from erasers.methods.doco import Contest, Scenes, corrected, start_token_held
+from erasers.diffusion.counting import Counter
+from erasers.diffusion.latent_bank import clean, conditions, latent_shape, noise_again
+from erasers.methods.doco import eraser as doco
+from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
+from erasers.methods.doco.eraser import Contest, Scenes, corrected, start_token_held
 from erasers.methods.esd import selector
-from erasers.methods.latent_bank import clean, conditions, latent_shape, noise_again
-from erasers.methods.student import Student, names_of
+from erasers.training import loop as training
+from erasers.training.student import Student, names_of
 
 STAR = Concept("star", anchor="circle", preserve=["moon", "a red circle"], neighbours=["ring"])
 QUICK = {"iterations": 4, "warm_up": 1, "lr": 1e-2, "steps": 2, "pictures": 2, "batch": 2, "width": 8}

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import weights
+from support import REPOSITORY
+from support.tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, Patch, get_eraser, list_erasers
+from erasers.diffusion.counting import Counter
+from erasers.diffusion.latent_bank import Way, ask_again, conditions, predict, sample_bank
 from erasers.eraser import shapes_options
 from erasers.methods import esd
-from erasers.methods.counting import Counter
 from erasers.methods.esd import target, target_from
-from erasers.methods.latent_bank import Way, ask_again, conditions, predict, sample_bank
 
 STAR = Concept("star", anchor="circle")
 MANY = Concept("star", anchor="circle", aliases=["ring", "moon"])
-PATCHES = Path(__file__).parent.parent.parent / "benchmarks" / "patches"
+PATCHES = REPOSITORY / "benchmarks" / "patches"
 QUICK = {"iterations": 60, "lr": 1e-3, "steps": 4, "pictures": 2, "batch": 4}
 
 

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import weights
+from support.tiny import weights
 
 from erasers import Concept, get_eraser, load_pipeline
-from erasers.attacks.soft import encode, latents_of, noised, tokenise
-from erasers.evaluation.report import generate
+from erasers.diffusion.soft import encode, latents_of, noised, tokenise
+from erasers.evaluation.drawing import generate
 from erasers.judges import get_judge
-from erasers.methods import training
 from erasers.methods.few_shot import Bound, Shots, ascent_loss, draw, trained_names
-from erasers.methods.pictures import picture
-from erasers.methods.student import Student
-from erasers.shapes.prompts import concept_for, split_prompts
+from erasers.training import loop as training
+from erasers.training.pictures import picture
+from erasers.training.student import Student
+from erasers.worlds.shapes.prompts import concept_for, split_prompts
 
 KEPT = ("moon", "blue", "a red moon", "art", "a picture of a blue moon")
 STAR = Concept("star", anchor="circle", preserve=KEPT, neighbours=("ring",))

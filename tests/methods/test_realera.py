@@ -10,15 +10,15 @@ import torch
 from torch.nn import functional
 
 from erasers import Concept, get_eraser, load_pipeline
-from erasers.methods.closed_form import transform_of
-from erasers.methods.encoding import Reader
-from erasers.methods.gathered import Preserved, states_for
+from erasers.closed_form.algebra import transform_of
+from erasers.closed_form.preserved import Preserved, states_for
 from erasers.methods.realera import joined, near, perturbations
-from erasers.methods.rows import fill
 from erasers.methods.uce import stack_pairs
-from erasers.ports import port_groups
-from erasers.shapes.prompts import concept_for
-from erasers.shapes.world import SYNONYMS
+from erasers.models.ports import port_groups
+from erasers.text.encoding import Reader
+from erasers.text.rows import fill
+from erasers.worlds.shapes.prompts import concept_for
+from erasers.worlds.shapes.world import SYNONYMS
 
 STAR = Concept("star", anchor="circle", neighbours=("ring",))
 

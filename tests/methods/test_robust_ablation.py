@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import same, weights
+from support.tiny import same, weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
-from erasers.methods import robust_ablation
-from erasers.methods.contexts import shuffled
-from erasers.methods.latent_bank import Way, conditions, predict
-from erasers.methods.pool import Maker
-from erasers.methods.relearner import Relearner
-from erasers.methods.robust_ablation import schedule
+from erasers.diffusion.latent_bank import Way, conditions, predict
+from erasers.methods.robust_ablation import eraser as robust_ablation
+from erasers.methods.robust_ablation.eraser import schedule
+from erasers.methods.robust_ablation.pool import Maker
+from erasers.methods.robust_ablation.relearner import Relearner
+from erasers.text.contexts import shuffled
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 QUICK: dict[str, Any] = {

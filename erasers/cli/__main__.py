@@ -1,0 +1,5 @@
+"""`python -m erasers.cli`."""
+
+from erasers.cli.app import main
+
+main()

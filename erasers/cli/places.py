@@ -1,0 +1,111 @@
+"""Where a command writes, held against where it reads and against each other, before any work."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from erasers.files.report_folder import FILES
+
+# What the temporary file beside a target has more in its name.
+_TEMPORARY = 32
+
+
+def check_places(
+    outputs: Mapping[str, Path | None], inputs: Mapping[str, object] | None = None, *, overwrite: bool
+) -> None:
+    """Refuse outputs that would destroy something.
+
+    Args:
+        outputs: What is written, by what it is called in the message; a `--checkpoint` may be there, for it is gone on
+            from.
+        inputs: What is read, likewise: a path, text that may be one, several, or None.
+        overwrite: Files that are there may be replaced.
+
+    Raises:
+        ValueError: Two outputs in one file, or an output in the place of an input.
+        FileExistsError: A file in the place of an output, or a device, a pipe or a socket.
+        PermissionError: A file that is read-only.
+        OSError: A name that is too long.
+    """
+    places = {name: path for name, path in outputs.items() if path is not None}
+    taken = {_identity(path): f"{name} {path}" for name, value in (inputs or {}).items() for path in _paths(value)}
+    for name, path in places.items():
+        identity = _identity(path)
+        if identity in taken:
+            raise ValueError(f"{name} {path} is also {taken[identity]}; give it another name")
+        taken[identity] = f"{name} {path}"
+        _check_target(name, path)
+        if not overwrite and name != "--checkpoint" and path.is_file():
+            raise FileExistsError(f"{name} {path} is there already; give another name, or --overwrite to replace it")
+
+
+def report_files(folder: Path | None) -> dict[str, Path]:
+    """What a report writes, by what it is called."""
+    return {} if folder is None else {f"the report's {name}": folder / name for name in FILES}
+
+
+def beside(path: Path | None, suffixes: Sequence[str]) -> dict[str, Path]:
+    """What is written beside a file, by what it is called: the same with other endings."""
+    return {} if path is None else {f"the {suffix} file beside it": path.with_suffix(suffix) for suffix in suffixes}
+
+
+def written_or_kept(write: Callable[[Path], object], target: Path) -> None:
+    """Write a result; where that fails, write it to a temporary folder, so that the work is not lost.
+
+    Raises:
+        OSError: Says where it is instead.
+    """
+    try:
+        write(target)
+    except OSError as error:
+        kept = Path(tempfile.mkdtemp(prefix="erasers-")) / target.name[-80:]
+        try:
+            write(kept)
+        except OSError:
+            raise error from None
+        why = error.strerror or str(error)
+        raise OSError(f"cannot write {target} ({why}); the result is in {kept}") from error
+
+
+def _paths(value: object) -> Iterator[Path]:
+    if isinstance(value, (str, Path)) and str(value).strip():
+        yield Path(value)
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        for entry in value:
+            yield from _paths(entry)
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """One value for all names of a file, whether it exists or not."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _check_target(name: str, path: Path) -> None:
+    size, most = len(os.fsencode(path.name)), _longest_name(path.absolute().parent) - _TEMPORARY
+    if size > most:
+        raise OSError(f"{name} {path.name[:40]}...: expected a name of at most {most} bytes, got {size}")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OSError(f"{name} {path}: {error.strerror}") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FileExistsError(f"{name} {path} is a device, a pipe or a socket; expected a file")
+    if stat.S_ISREG(mode) and not mode & 0o222:
+        raise PermissionError(f"{name} {path} is read-only; give another name, or make it writable")
+
+
+def _longest_name(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):
+        return 255

@@ -1,0 +1,1 @@
+"""Edits of weights as solutions of least squares."""

@@ -1,0 +1,1 @@
+"""The denoiser: noise, text, predictions, gradients, and what they cost."""

@@ -1,0 +1,75 @@
+"""The pipelines that trained erasers know how to call."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from erasers.models.families import UnsupportedPipeline
+from erasers.models.ports import refuse_wrapped
+from erasers.models.unet_inputs import refuse_more_inputs
+
+_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)")
+
+
+def check_unet(pipe: Any) -> None:
+    """Refuse what is not Stable Diffusion 1, 2 or XL.
+
+    Raises:
+        UnsupportedPipeline: Names what is supported.
+        ValueError: A prediction or a noise schedule that is not.
+    """
+    refuse_wrapped(pipe)
+    unet = getattr(pipe, "unet", None)
+    unet = getattr(unet, "_orig_mod", unet)
+    kind, added = type(unet).__name__, getattr(getattr(unet, "config", None), "addition_embed_type", None)
+    if kind != "UNet2DConditionModel" or added not in (None, "text_time") or not hasattr(pipe, "text_encoder"):
+        raise UnsupportedPipeline(
+            "expected a Stable Diffusion 1, 2 or XL pipeline (UNet2DConditionModel with CLIP text encoders), got "
+            f"{type(pipe).__name__}"
+        )
+    if getattr(pipe, "text_encoder", None) is None and getattr(pipe, "text_encoder_2", None) is None:
+        raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction") or not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            "expected a scheduler with alphas_cumprod that predicts epsilon or v_prediction, got "
+            f"{type(pipe.scheduler).__name__} that predicts {prediction}"
+        )
+
+
+def check_drawable(pipe: Any) -> None:
+    """Refuse what `check_unet` does, and a UNet that draws from more than a prompt.
+
+    Raises:
+        UnsupportedPipeline: Names what is supported.
+        ValueError: From `check_unet`.
+    """
+    check_unet(pipe)
+    refuse_more_inputs(pipe)
+
+
+def check_clip_skip(pipe: Any, clip_skip: int | None) -> None:
+    """Refuse to leave out layers that a text encoder does not have, and pipelines that leave none out.
+
+    Raises:
+        ValueError: Says which.
+    """
+    if clip_skip is None:
+        return
+    if "clip_skip" not in inspect.signature(pipe.encode_prompt).parameters:
+        raise ValueError(f"expected no clip_skip, which {type(pipe).__name__} does not take")
+    for name in ("text_encoder", "text_encoder_2"):
+        if getattr(pipe, name, None) is not None and layers_read(pipe, name, clip_skip) < 0:
+            raise ValueError(
+                f"expected clip_skip of at most the {layers_read(pipe, name)} layers that are read of the {name}, got "
+                f"{clip_skip}"
+            )
+
+
+def layers_read(pipe: Any, name: str = "text_encoder", clip_skip: int | None = None) -> int:
+    """How many layers of a CLIP text encoder have a say in what the denoiser reads token by token."""
+    numbers = [int(match[1]) for path, _ in getattr(pipe, name).named_modules() if (match := _LAYER.search(path))]
+    # SDXL reads the states before the last layer.
+    return max(numbers, default=-1) + 1 - hasattr(pipe, "text_encoder_2") - (clip_skip or 0)

@@ -1,0 +1,1 @@
+"""Sets of pictures compared without a judge."""

@@ -1,0 +1,1 @@
+"""What is never drawn: prompts that combine sexual content and minors."""

@@ -1,0 +1,1 @@
+"""Running a task, and checking what ran."""

@@ -1,0 +1,5 @@
+"""DoCo."""
+
+from erasers.methods.doco.eraser import DoCo
+
+__all__ = ["DoCo"]

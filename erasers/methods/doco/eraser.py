@@ -1,0 +1,359 @@
+"""DoCo: Wu et al., "Unlearning Concepts in Diffusion Model via Concept Domain Correction and Concept Preserving
+Gradient", AAAI 2025, arXiv 2405.15304."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.counting import Calls
+from erasers.diffusion.latent_bank import (
+    Condition,
+    Way,
+    cat,
+    clean,
+    conditions,
+    draw_pictures,
+    latent_shape,
+    noise_again,
+    picks,
+    predict,
+    unprompted,
+)
+from erasers.diffusion.needs import Pass, Summands, mean_in_parts
+from erasers.diffusion.supported import check_drawable
+from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
+from erasers.methods.esd import selector
+from erasers.text.contexts import contexts, kept_prompts, shuffled
+from erasers.text.preparing import prepared
+from erasers.training.foretelling import Demand
+from erasers.training.loop import Stage, TrainedEraser, Training
+from erasers.training.student import Student, names_of
+
+_CLIP = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoCo(TrainedEraser):
+    """Train cross-attention until a discriminator cannot tell the concept's pictures from the anchor's.
+
+    Pictures of the anchor are noised. From the same x_t, the student predicts x0 with the concept's prompt and the
+    frozen model with the anchor's. A discriminator learns to tell the two apart, the student to be taken for the
+    frozen model; that gradient loses what would undo the prediction of noise for the anchor's own prompts:
+
+        L_D = BCE(D(x0*(x_t, a)), 0) + BCE(D(x0(x_t, c)), 1)
+        g_a = grad BCE(D(x0(x_t, c)), 0)        g_b = grad || eps(x_t, a) - noise ||^2
+        g   = g_a - lambda <g_a, g_b> / || g_b ||^2  g_b    for each weight with <g_a, g_b> < 0
+
+    Keys and values of cross-attention are trained, and the gradient through those of the start token is stopped, as it
+    stands in all prompts.
+
+    Differs from the official code: the surgery is a projection (the code subtracts a vector of the length of the
+    cosine, whatever the length of g_a) and L_adv has no part in the gradient of the discriminator; `upstream_compat`
+    brings both back. The discriminator has group norms in place of batch norms, and fewer strides for small latents.
+    The prior loss covers v-prediction; `kept` adds pictures of kept prompts to it, `prior` takes the frozen model's
+    prediction for the noise, and `prior_scale` adds its gradient to g. Captions come from templates and from preserved
+    captions that name the anchor, in place of a search engine and a language model; there are no zoomed copies. As in
+    the paper, x0 is what goes with a prediction at any time, and so is noisier where 1 / sqrt(alpha_bar_t) is large.
+
+    Args:
+        iterations: With those of `warm_up`.
+        warm_up: Iterations in which the discriminator alone learns.
+        discriminator_lr: The paper has 5e-4 for styles.
+        weight_decay: Of the student's AdamW.
+        batch: Pictures an iteration for each of the two losses.
+        pictures: Of the anchor, for each concept; captions take turns.
+        kept: Pictures of kept prompts (preserved ones, neighbours, anchors, the empty prompt); the paper has 0.
+        steps: Of the sampler that draws the pictures.
+        guidance: With which they are drawn.
+        captions: Patterns with one `{}` for the concept; none stands for the templates of its kind.
+        aliases: Erase the concept's aliases, too.
+        surgery: lambda; 0 leaves g_a as it is.
+        prior: What the prior loss compares a prediction with: the `noise` as in the paper, or what the `frozen` model
+            predicts. Then g_b is 0 for the unedited weights, and all of it is against drift.
+        prior_scale: Weight of g_b, added after the surgery; the paper has 0, or 0.1 in place of the surgery.
+        width: Of the discriminator.
+        upstream_compat: Reproduce both errors of the official code.
+    """
+
+    name: ClassVar[str] = "doco"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "doco-official": {"kept": 0, "everyday": False},
+        "doco-shapes": {
+            "iterations": 260,
+            "warm_up": 60,
+            "lr": 4e-4,
+            "discriminator_lr": 5e-4,
+            "pictures": 64,
+            "steps": 10,
+            "guidance": 4.0,
+            "kept": 48,
+            "prior": "frozen",
+            "prior_scale": 30.0,
+            "width": 32,
+        },
+    }
+
+    iterations: int = 2000
+    lr: float = 4.8e-5
+    warm_up: int = 1000
+    discriminator_lr: float = 1e-4
+    weight_decay: float = 1e-2
+    batch: int = 8
+    pictures: int = 1000
+    kept: int = 200
+    steps: int = 25
+    guidance: float = 6.0
+    captions: tuple[str, ...] = ()
+    aliases: bool = True
+    surgery: float = 1.0
+    prior: Literal["noise", "frozen"] = "noise"
+    prior_scale: float = 0.0
+    width: int = 64
+    upstream_compat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"warm_up": 0, "batch": 1, "pictures": 1, "kept": 0, "steps": 1, "width": 4}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+        if self.warm_up >= self.iterations:
+            raise ValueError(f"expected warm_up below {self.iterations} iterations, got {self.warm_up}")
+        if not 0 < self.discriminator_lr < float("inf"):
+            raise ValueError(f"expected discriminator_lr above 0, got {self.discriminator_lr}")
+        if self.width % 4:
+            raise ValueError(f"expected width as a multiple of 4, got {self.width}")
+        if self.patience:
+            raise ValueError(f"expected patience 0, as adversarial losses need not fall, got {self.patience}")
+        for caption in self.captions:
+            if caption.count("{}") != 1:
+                raise ValueError(f"expected captions with one {{}}, got {caption!r}")
+
+    def check_pipe(self, pipe: Any) -> None:
+        """See `TrainedEraser.check_pipe`."""
+        check_drawable(pipe)
+
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """See `TrainedEraser.cost`."""
+        found = prepared(self, pipe, concepts)
+        asked = sum(min(self.pictures, len(self._contexts(one))) for one in found)
+        texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
+        drawn = self.pictures * len(found) + self.kept
+        learns = self.iterations - self.warm_up
+        seen = self.iterations + self.warm_up + (learns if self.prior == "frozen" else 0)
+        return Calls(2 * self.steps * drawn + self.batch * seen, 2 * self.batch * learns, texts)
+
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """See `TrainedEraser.demand`; there are two gradients and what the surgery makes of them."""
+        names = names_of(pipe, "unet", selector("x-strict"))
+        with torch.device("meta"):
+            judge = Discriminator(latent_shape(pipe), self.width, torch.Generator())
+        beside = sum(parameter.numel() for parameter in judge.parameters())
+        latents = self.pictures * len(as_concepts(concepts)) + self.kept
+        return Demand(names, [Pass(self.batch, names)], copies=6, beside=beside, latents=latents)
+
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """See `TrainedEraser.prepare`."""
+        pairs, prompts = self._pairs(concepts, generator)
+        asked, anchors = (conditions(pipe, [pair[side] for pair in pairs], self.clip_skip) for side in (0, 1))
+        kept, empty = self._kept(concepts, generator), unprompted(pipe)
+        way = Way(self.steps, self.guidance)
+        with stage("drawing pictures to learn from", len(prompts) + self.kept) as advance:
+            drawn = draw_pictures(pipe, anchors.rows(prompts), empty, way, generator, advance)
+            bad = good = Scenes(drawn, prompts, anchors)
+            if kept:
+                held, turns = conditions(pipe, kept, self.clip_skip), torch.arange(self.kept) % len(kept)
+                more = draw_pictures(pipe, held.rows(turns), empty, way, generator, advance)
+                good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
+        names = names_of(pipe, "unet", selector("x-strict"))
+        student = Student(pipe, names, rank=self.rank, generator=generator)
+        judge = Discriminator(latent_shape(pipe), self.width, generator).to(pipe.unet.device)
+        contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
+        optimizers = {"student": contest.adamw, "discriminator": contest.adam}
+        return Training(student, contest.step, optimizers, {name: part.data for name, part in judge.named_parameters()})
+
+    def _contexts(self, concept: Concept) -> list[tuple[str, str]]:
+        return contexts(concept, self.captions or "auto", aliases=self.aliases)
+
+    def _pairs(
+        self, concepts: Sequence[Concept], generator: torch.Generator
+    ) -> tuple[list[tuple[str, str]], torch.Tensor]:
+        """(Prompt, the same with the anchor) of all concepts, and the number of the pair of each picture `[n]`."""
+        pairs: list[tuple[str, str]] = []
+        numbers = []
+        for concept in concepts:
+            some = shuffled(self._contexts(concept), self.pictures, generator)
+            numbers.append(torch.arange(self.pictures) % len(some) + len(pairs))
+            pairs += some
+        return pairs, torch.cat(numbers)
+
+    def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
+        """At most one kept prompt for each picture, up to half of them about neighbours and anchors."""
+        near, others = kept_prompts(concepts, self.captions or "auto")
+        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
+        return some + shuffled(others, self.kept - len(some), generator)
+
+
+class Scenes(NamedTuple):
+    """Pictures and what they show.
+
+    Args:
+        pictures: x_0 `[n, c, h, w]`.
+        prompts: Number of the prompt of each `[n]`.
+        conditions: Of the prompts.
+    """
+
+    pictures: torch.Tensor
+    prompts: torch.Tensor
+    conditions: Condition
+
+
+class Contest:
+    """The student against the discriminator, iteration by iteration.
+
+    Args:
+        options: The eraser.
+        pipe: The pipeline.
+        student: What is trained.
+        judge: The discriminator.
+        bad: Pictures of anchors, with the anchors' prompts.
+        good: Pictures of the prior loss, with their own prompts.
+        asked: Conditions of the concepts' prompts, in the order of those of `bad`.
+        generator: Source of every random number.
+    """
+
+    def __init__(
+        self,
+        options: DoCo,
+        pipe: Any,
+        student: Student,
+        judge: Discriminator,
+        bad: Scenes,
+        good: Scenes,
+        asked: Condition,
+        generator: torch.Generator,
+    ) -> None:
+        self.options, self.pipe, self.student, self.judge = options, pipe, student, judge
+        self.bad, self.good, self.asked, self.generator = bad, good, asked, generator
+        decay = options.weight_decay
+        self.adamw = torch.optim.AdamW(student.parameters, lr=options.lr, weight_decay=decay)
+        self.adam = torch.optim.Adam(judge.parameters(), lr=options.discriminator_lr, betas=(0.5, 0.999))
+
+    def step(self, number: int) -> dict[str, float]:
+        """One iteration: the student learns after the warm-up, the discriminator always."""
+        learns = number >= self.options.warm_up
+        index = picks(len(self.bad.pictures), self.options.batch, self.generator)
+        noisy, times, _ = noise_again(self.pipe, self.bad.pictures[index], self.generator)
+        shown: dict[str, float] = {}
+        asked = self.asked.rows(self.bad.prompts[index])
+        with self.student.placed(), start_token_held(self.pipe):
+            if learns:
+                shown["adversarial"], erases, target = self._erase(noisy, times, asked)
+            else:
+                target = self.picture(noisy, times, asked)
+        if learns:
+            shown["prior"], preserves = self._preserve()
+            self._learn(erases, preserves)
+        anchor = self.picture(noisy, times, self.bad.conditions.rows(self.bad.prompts[index]))
+        return shown | {"discriminator": self._tell(anchor, target, leak=learns)}
+
+    def picture(
+        self, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, *, gradients: bool = False
+    ) -> torch.Tensor:
+        """x0 `[n, c, h, w]` that the pipeline, as it now is, predicts."""
+        with torch.set_grad_enabled(gradients):
+            return clean(self.pipe, noisy, times, predict(self.pipe, noisy, times, condition))
+
+    def _erase(
+        self, noisy: torch.Tensor, times: torch.Tensor, asked: Condition
+    ) -> tuple[float, list[torch.Tensor], torch.Tensor]:
+        """The adversarial loss, its gradients, and x0 `[n, c, h, w]` that the student predicts."""
+        seen: list[torch.Tensor] = []
+
+        def fooling(rows: slice) -> torch.Tensor:
+            picture = self.picture(noisy[rows], times[rows], asked.part(rows), gradients=True)
+            seen.append(picture.detach())
+            return fooling_loss(self.judge(picture))
+
+        value, slopes = self._slopes(mean_in_parts(len(noisy), fooling))
+        return value, slopes, torch.cat(seen)
+
+    def _slopes(self, loss: Summands) -> tuple[float, list[torch.Tensor]]:
+        """The loss, and its gradients for the student with their norm cut; none where they overflowed."""
+        self.student.backward(loss, clip=_CLIP)
+        return loss.shown["loss"], [part.grad for part in self.student.parameters if part.grad is not None]
+
+    def _learn(self, erases: Sequence[torch.Tensor], preserves: Sequence[torch.Tensor]) -> None:
+        """A step of the student, unless gradients are missing."""
+        options = self.options
+        if not erases or not preserves:
+            return
+        for part, g_a, g_b in zip(self.student.parameters, erases, preserves, strict=True):
+            g = corrected(g_a, g_b, options.surgery, published=options.upstream_compat)
+            part.grad = g + options.prior_scale * g_b
+        self.adamw.step()
+
+    def _preserve(self) -> tuple[float, list[torch.Tensor]]:
+        """The prior loss of some pictures of prompts that are kept, and its gradients."""
+        index = picks(len(self.good.pictures), self.options.batch, self.generator)
+        pictures, rows = self.good.pictures[index], self.good.conditions.rows(self.good.prompts[index])
+        noisy, times, truth = noise_again(self.pipe, pictures, self.generator)
+        goal = self.goal(truth, noisy, times, rows)
+
+        def error(some: slice) -> torch.Tensor:
+            return functional.mse_loss(predict(self.pipe, noisy[some], times[some], rows.part(some)), goal[some])
+
+        with self.student.placed(), start_token_held(self.pipe):
+            return self._slopes(mean_in_parts(len(noisy), error))
+
+    @torch.no_grad()
+    def goal(self, truth: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, rows: Condition) -> torch.Tensor:
+        """What is to be predicted `[n, c, h, w]` where a prompt is kept."""
+        return predict(self.pipe, noisy, times, rows) if self.options.prior == "frozen" else truth
+
+    def _tell(self, anchor: torch.Tensor, target: torch.Tensor, *, leak: bool) -> float:
+        """A step of the discriminator."""
+        leak = leak and self.options.upstream_compat
+        loss = telling_loss(self.judge(anchor), self.judge(target), leak=leak)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        return float(loss.detach())
+
+
+def corrected(g_a: torch.Tensor, g_b: torch.Tensor, scale: float = 1.0, *, published: bool = False) -> torch.Tensor:
+    """g_a - lambda <g_a, g_b> / ||g_b||^2 g_b where <g_a, g_b> < 0, else g_a, of one weight.
+
+    Args:
+        g_a: Gradient that erases.
+        g_b: Gradient that preserves, of the same shape.
+        scale: lambda.
+        published: Subtract lambda cos(g_a, g_b) g_b / ||g_b||, as the official code does; the same where ||g_a|| is 1.
+    """
+    inner = (g_a * g_b).sum()
+    if inner >= 0:
+        return g_a
+    length = g_a.norm() if published else 1.0
+    return g_a - scale * inner / (length * g_b.square().sum()) * g_b
+
+
+@contextmanager
+def start_token_held(pipe: Any) -> Iterator[None]:
+    """Inside, no gradient passes through the keys and values of the first token of cross-attention."""
+
+    def held(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    wanted = selector("x-strict")
+    with ExitStack() as handles:
+        for path, module in pipe.unet.named_modules():
+            if wanted(module, path.removesuffix(".base_layer")):
+                handles.callback(module.register_forward_hook(held).remove)
+        yield

@@ -1,0 +1,329 @@
+"""ItD, "Interpret then Deactivate": Tian et al., "Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in
+Text-to-Image Diffusion Models", arXiv 2503.09446."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from rich.console import Console
+
+from erasers.concept import Concept, Concepts
+from erasers.diffusion.latent_bank import Way
+from erasers.diffusion.supported import check_clip_skip
+from erasers.eraser import Eraser
+from erasers.files.reading import at_home
+from erasers.files.tensors import FORMAT
+from erasers.methods.itd.denoiser_features import Measuring, step_parts
+from erasers.models.components import find_parameter
+from erasers.models.readers import text_readers
+from erasers.patch import Patch
+from erasers.patch.build import concept_meta
+from erasers.patch.feature_hooks import FeatureGate, StepFeatures
+from erasers.patch.sketch import sketches
+from erasers.sae.autoencoder import SAE, load_sae
+from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
+from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks
+from erasers.text.contexts import Templates, contexts, kept_prompts
+from erasers.text.preparing import prepared
+from erasers.training.loop import bar
+from erasers.version import library_version
+
+_PROMPTS_A_BATCH = 32
+# The same prompt in another batch differs in its last bits.
+_ROUNDING = 1.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItD(Eraser):
+    """Find the features of a sparse autoencoder that fire for the concept alone, and turn them down where they fire.
+
+    F_tar = U S(e) minus U S(r), over prompts e with the concept and prompts r that are kept; S(p) are the features that
+    are active in any token of p but the first. A prompt in which none of F_tar passes its gate keeps its embedding bit
+    for bit. Nothing is trained: another concept adds features.
+
+    Differs from the official code: a prompt is told by the strength of its target features, measured alike when the
+    threshold is set and when it is used, in place of two different means of the squared change; the edit is added to
+    the block's output, whose reconstruction error stays; prompts are padded as the pipeline pads them; S(r) has every
+    active feature, not the `top`; active is what is above the share `quiet` of the feature's largest activity, for
+    features with a sharp meaning murmur elsewhere; a target is active in the share `often` of the prompts with the
+    concept, for what fires in one of them may come from its other words; the prompts that set the threshold are
+    templates and the concept's preserved captions with the concept in its anchor's place; only the rows and columns of
+    target features are stored, so that activity is told by a threshold for each of them in place of the k largest.
+
+    With an autoencoder of a block of the denoiser instead, this is SAeUron (`denoiser_features`): features are chosen
+    for each time step and turned down where they fire, whatever the prompt. It differs from its official code in the
+    sign of the error, which stays what it is, in telling the time step by its value instead of counting calls, and in
+    a threshold for active features in place of the k largest.
+
+    Args:
+        sae: Files of autoencoders, one for each text encoder, or of blocks of the denoiser (`erase sae train` makes
+            them); "auto" is the one in the package, for the text encoder of the embedded model.
+        scale: What the activity of target features is multiplied by; 0 takes it away, less turns it round.
+        top: Most active features of a prompt with the concept that can be targets.
+        quiet: Activity below this share of the largest that a feature has in any of these prompts is silence; 0 is the
+            published rule.
+        often: Share of the prompts with one of the concept's names in which a target feature is active; 0 is the
+            published rule.
+        margin: Where the threshold lies between the strongest kept prompt (0) and the weakest with the concept (1).
+        templates: Patterns with one `{}` for the concept; "auto": those of its kind.
+        aliases: Erase the concept's aliases, too.
+        features: Of a denoiser: how many of each concept are turned down at each step.
+        pictures: Of a denoiser: at most so many are drawn of each concept, and of kept prompts.
+        steps: Of the sampler that draws them.
+        guidance: With which they are drawn.
+        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`; the
+            block of the autoencoder has to be one that is read.
+    """
+
+    name: ClassVar[str] = "itd"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "itd-shapes": {"scale": -2.0, "steps": 20, "guidance": 4.0},
+        "itd-nudity": {"top": 128, "scale": -8.0},
+        "itd-style": {"top": 256, "scale": -8.0},
+        "itd-identity": {"top": 128, "scale": -8.0},
+    }
+
+    sae: tuple[str, ...] | Literal["auto"] = "auto"
+    scale: float = -8.0
+    top: int = 128
+    quiet: float = 0.3
+    often: float = 0.5
+    margin: float = 0.5
+    templates: Templates = "auto"
+    aliases: bool = True
+    features: int = 3
+    pictures: int = 80
+    steps: int = 50
+    guidance: float = 9.0
+    clip_skip: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not abs(self.scale) < float("inf"):
+            raise ValueError(f"expected a finite scale, got {self.scale}")
+        for name in ("top", "features", "pictures", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        for name in ("quiet", "often", "margin"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        if self.clip_skip is not None and self.clip_skip < 0:
+            raise ValueError(f"expected clip_skip of at least 0, got {self.clip_skip}")
+
+    def config(self) -> dict[str, Any]:
+        """See `Eraser.config`; of the autoencoders the names of the files alone."""
+        return asdict(self) | ({} if self.sae == "auto" else {"sae": tuple(Path(path).name for path in self.sae)})
+
+    def fit(
+        self, pipe: Any, concepts: Concepts, *, generator: torch.Generator | None = None, progress: bool = True
+    ) -> Patch:
+        """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
+        check_clip_skip(pipe, self.clip_skip)
+        found = prepared(self, pipe, concepts)
+        generator = generator or torch.Generator().manual_seed(0)
+        tensors: dict[str, torch.Tensor] = {}
+        base: dict[str, str] = {}
+        digests: dict[str, str] = {}
+        for block, sae, digest in read_saes(pipe, self.sae):
+            if isinstance(block, DenoiserBlock):
+                kind, parts = StepFeatures.kind, self.step_parts(block, sae, found, generator, progress)
+            else:
+                check_read(block, self.clip_skip)
+                kind, parts = FeatureGate.kind, self.parts(block, sae, found)
+            tensors |= {f"hook/{block.target}/{kind}/{part}": tensor for part, tensor in parts.items()}
+            base |= block.fingerprints()
+            digests[block.target] = digest
+        meta = {
+            "format": FORMAT,
+            "library": library_version(),
+            "method": self.name,
+            "config": self.config(),
+            "concepts": [concept_meta(concept) for concept in found],
+            "groups": {},
+            "base": base,
+            "readers": text_readers(pipe),
+            "sketches": sketches({name: find_parameter(pipe, name, linear=False, edit=False) for name in base}),
+            "base_dtype": str(pipe.text_encoder.dtype).removeprefix("torch."),
+            "sae": digests,
+        }
+        return Patch(tensors, meta)
+
+    def parts(self, block: Block, sae: SAE, concepts: Sequence[Concept]) -> dict[str, torch.Tensor]:
+        """The parts of the hook of one block."""
+        near, others = kept_prompts(concepts, self.templates)
+        kept = activity(sae, block, [*near, *others])
+        gates: dict[int, float] = {}
+        floors: dict[int, float] = {}
+        for concept, prompts in self.asked(concepts):
+            asked = activity(sae, block, prompts)
+            chosen = select(asked.active, kept.active, self.top, self.quiet, self.often)
+            if not len(chosen):
+                raise ValueError(
+                    f"expected features of {block.target} that fire for {concept!r} alone, got none; train the "
+                    "autoencoder on prompts with it, or on more features (erase sae train --features)"
+                )
+            gate = thresholds(asked.strength[:, chosen], kept.strength[:, chosen], self.margin)
+            floor = floors_of(sae, asked.active[:, chosen])
+            for number, value, least in zip(chosen.tolist(), gate.tolist(), floor.tolist(), strict=True):
+                gates[number] = min(gates.get(number, float("inf")), max(value, least))
+                floors[number] = min(floors.get(number, float("inf")), least)
+        return gate_parts(sae, gates, floors, self.scale)
+
+    def step_parts(
+        self, block: DenoiserBlock, sae: SAE, concepts: Sequence[Concept], generator: torch.Generator, progress: bool
+    ) -> dict[str, torch.Tensor]:
+        """The parts of the hook of one block of a denoiser."""
+        near, others = kept_prompts(concepts, self.templates)
+        asked = [prompts for _, prompts in self.asked(concepts)]
+        total = sum(min(self.pictures, len(set(some))) for some in [*asked, [*near, *others]])
+        with bar(Console(stderr=True) if progress else None, "drawing pictures to measure features", total) as advance:
+            way = Way(self.steps, self.guidance)
+            measuring = Measuring(block, sae, way, self.pictures, generator, advance, self.clip_skip)
+            return step_parts(measuring, asked, [*near, *others], self.scale, self.features)
+
+    def asked(self, concepts: Sequence[Concept]) -> list[tuple[str, list[str]]]:
+        """Every name that is erased, with the prompts that have it: templates, and captions with it in place."""
+        found = []
+        for concept in concepts:
+            for term in concept.terms(aliases=self.aliases):
+                one = replace(concept, name=term, aliases=())
+                found.append((term, [text for text, _ in contexts(one, self.templates)]))
+        return found
+
+
+class Activity(NamedTuple):
+    """The strongest of each feature among the tokens of prompts, without the first token; both `[prompts, n]`.
+
+    Args:
+        active: z.
+        strength: a, also where z is 0.
+    """
+
+    active: torch.Tensor
+    strength: torch.Tensor
+
+
+@torch.no_grad()
+def activity(sae: SAE, block: Block, prompts: Sequence[str]) -> Activity:
+    """What the features of an autoencoder do in prompts."""
+    active, strength = [], []
+    for batch in block.batches(list(prompts), _PROMPTS_A_BATCH):
+        count, tokens, _ = batch[:, 1:].shape
+        rows = batch[:, 1:].flatten(0, 1)
+        shape = (count, tokens, sae.n)
+        active.append(sae.encode(rows).dense(sae.n).view(shape).amax(dim=1))
+        strength.append(sae.activations(rows).view(shape).amax(dim=1))
+    return Activity(torch.cat(active), torch.cat(strength))
+
+
+def select(asked: torch.Tensor, kept: torch.Tensor, top: int, quiet: float, often: float) -> torch.Tensor:
+    """F_tar: numbers of the features among the `top` of a prompt with the concept and active in no kept one.
+
+    Args:
+        asked: z of the prompts with the concept, `[e, n]`.
+        kept: z of the others, `[r, n]`.
+        top: K_sel.
+        quiet: Share of a feature's largest z up to which it counts as silent.
+        often: Least share of the prompts with the concept in which a target is active.
+    """
+    silence = quiet * torch.maximum(asked.amax(dim=0), kept.amax(dim=0))
+    asked, kept = (torch.where(z > silence, z, torch.zeros_like(z)) for z in (asked, kept))
+    values, numbers = asked.topk(min(top, asked.shape[1]), dim=1)
+    fires = torch.zeros_like(asked, dtype=torch.bool).scatter(1, numbers, values > 0)
+    found = fires.any(dim=0) & (fires.double().mean(dim=0) >= often)
+    return (found & ~(kept > 0).any(dim=0)).nonzero().flatten()
+
+
+def statistic(strength: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """One number a prompt `[p]`: the strongest target feature, in units of each; from a `[p, m]` and units `[m]`."""
+    return (strength / unit).amax(dim=1)
+
+
+def thresholds(asked: torch.Tensor, kept: torch.Tensor, margin: float) -> torch.Tensor:
+    """The a above which a feature says that the concept is there, `[m]`: one threshold on `statistic`.
+
+    It lies between the strongest kept prompt and the weakest with the concept. Where these overlap, no kept prompt may
+    pass.
+
+    Args:
+        asked: a of the target features in prompts with the concept, `[e, m]`.
+        kept: The same in the others, `[r, m]`.
+        margin: 0 is at the kept prompts, 1 at those with the concept.
+    """
+    unit = asked.amax(dim=0)
+    low, high = statistic(kept, unit).max() * _ROUNDING, statistic(asked, unit).min()
+    return unit * (low + margin * (high - low).clamp(min=0))
+
+
+def floors_of(sae: SAE, asked: torch.Tensor) -> torch.Tensor:
+    """The a above which a target feature is active, `[m]`.
+
+    That is the threshold of a `batchtopk` autoencoder itself. Whether a feature is among the k largest cannot be told
+    without all others, so for `topk` it is the least value with which it was in the prompts with the concept.
+    """
+    if sae.activation == "batchtopk":
+        return sae.threshold.expand(asked.shape[1])
+    least = torch.where(asked > 0, asked, torch.full_like(asked, float("inf"))).amin(dim=0)
+    return least * (1 - 1e-4)
+
+
+def gate_parts(
+    sae: SAE, gates: Mapping[int, float], floors: Mapping[int, float], scale: float
+) -> dict[str, torch.Tensor]:
+    """The parts of a `FeatureGate` with these features."""
+    numbers = torch.tensor(sorted(gates))
+    encoder = sae.encoder.detach()[numbers]
+    floor, gate = (torch.tensor([some[int(number)] for number in numbers]) for some in (floors, gates))
+    return {
+        "encoder": encoder.clone(),
+        "bias": (sae.b_lat.detach()[numbers] - encoder @ sae.b_pre.detach()).clone(),
+        "decoder": sae.decoder.detach()[numbers].clone(),
+        "floor": floor,
+        "gate": torch.maximum(gate, floor),
+        "scale": torch.tensor([float(scale)]),
+    }
+
+
+def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple[Block | DenoiserBlock, SAE, str]]:
+    """Autoencoders of a pipeline: the block that each describes, itself, sha256 of its file.
+
+    One for each text encoder, or else those of blocks of the denoiser.
+
+    Raises:
+        UnsupportedPipeline: The message lists the supported ones.
+        FileNotFoundError: No such file.
+        ValueError: An autoencoder of another model, or a text encoder without one.
+    """
+    found: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
+    for path in _shipped(pipe) if given == "auto" else [at_home(path) for path in given]:
+        sae, meta = load_sae(path)
+        name, _, inner = meta["target"].partition(".")
+        block = find_denoiser_block(pipe, inner) if name == DenoiserBlock.name else find_block(pipe, meta["target"])
+        if block.fingerprints() != meta["base"]:
+            raise ValueError(f"expected an autoencoder of this model in {path.name}, got one of other weights")
+        found[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
+    described = {block.name for block, _, _ in found.values()}
+    missing = [block.name for block in find_blocks(pipe) if block.name not in described]
+    if missing and described != {DenoiserBlock.name}:
+        raise ValueError(
+            f"expected a sparse autoencoder for the {missing[0]} of this model, got none; train one with "
+            f"erase sae train --model MODEL --component {missing[0]} --out FILE and pass --set sae=FILE"
+        )
+    return [found[target] for target in sorted(found)]
+
+
+def _shipped(pipe: Any) -> list[Path]:
+    """The autoencoder in the package, when it is of this pipeline's text encoder."""
+    paths = sorted(Path(str(files("erasers").joinpath("worlds/shapes/sae"))).glob("*.safetensors"))
+    blocks = find_blocks(pipe)
+    found = []
+    for path in paths:
+        meta = load_sae(path)[1]
+        found += [path for block in blocks if block.target == meta["target"] and block.fingerprints() == meta["base"]]
+    return found

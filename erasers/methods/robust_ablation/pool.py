@@ -1,0 +1,81 @@
+"""Noised pictures with what a frozen denoiser says of them: asked once, learned from many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from erasers.diffusion.latent_bank import Condition, Way, draw_pictures, noise_again, predict
+
+_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Noised pictures x_t of prompts.
+
+    Args:
+        noisy: x_t `[n, c, h, w]`.
+        times: t `[n]`.
+        truth: What a perfect denoiser predicts of x_t `[n, c, h, w]`.
+        prompts: Number of the prompt of each `[n]`.
+        goal: What a student is to predict `[n, c, h, w]`.
+    """
+
+    noisy: torch.Tensor
+    times: torch.Tensor
+    truth: torch.Tensor
+    prompts: torch.Tensor
+    goal: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> Pool:
+        """Some of them."""
+        return Pool(*(getattr(self, name)[index] for name in Pool.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How pools are made.
+
+    Args:
+        pipe: A Stable Diffusion 1 or 2 pipeline.
+        empty: The condition of the empty prompt.
+        way: How pictures are drawn.
+        noises: Times and noises of each picture.
+        generator: Source of every random number.
+        advance: Told of every picture drawn and of every goal.
+    """
+
+    pipe: Any
+    empty: Condition
+    way: Way
+    noises: int
+    generator: torch.Generator
+    advance: Callable[[int], None]
+
+    def make(self, asked: Condition, wanted: Condition, count: int, *, blank: int | None = None) -> Pool:
+        """`count` pictures drawn of prompts in turn, and eps*(x_t, t, `wanted`) of their noised latents.
+
+        With `blank`, every fifth of them is told by that row of `wanted` in place of its own.
+        """
+        prompts = torch.arange(count) % len(asked.states)
+        drawn = draw_pictures(self.pipe, asked.rows(prompts), self.empty, self.way, self.generator, self.advance)
+        pictures, prompts = drawn.repeat(self.noises, 1, 1, 1), prompts.repeat(self.noises)
+        if blank is not None:
+            prompts[_EVERY - 1 :: _EVERY] = blank
+        noisy, times, truth = noise_again(self.pipe, pictures, self.generator)
+        pool = Pool(noisy, times, truth, prompts, truth)
+        return replace(pool, goal=self.goals(pool, wanted))
+
+    @torch.no_grad()
+    def goals(self, pool: Pool, wanted: Condition) -> torch.Tensor:
+        """eps*(x_t, t, `wanted`) `[n, c, h, w]` of a pool."""
+        found = []
+        for index in torch.arange(len(pool.times)).split(self.way.batch):
+            some = pool.rows(index)
+            found.append(predict(self.pipe, some.noisy, some.times, wanted.rows(some.prompts)))
+            self.advance(len(index))
+        return torch.cat(found)

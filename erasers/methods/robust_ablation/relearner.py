@@ -1,0 +1,88 @@
+"""Low-rank weights that live through a training and bring back what is unlearned."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from erasers.attacks.relearning import low_rank_rate
+from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.latent_bank import Condition, predict
+from erasers.diffusion.low_rank import added, fresh_factors
+from erasers.diffusion.needs import Summands, mean_in_parts
+from erasers.diffusion.rates import Rate
+from erasers.methods.robust_ablation.pool import Pool
+
+
+class Relearner:
+    """The attack `relearning` while the student is trained: it learns the concept anew, the student unlearns it again.
+
+    Args:
+        pipe: A Stable Diffusion 1 or 2 pipeline.
+        rank: Of the weights beside every projection of the attention layers.
+        lr: Of its AdamW; "auto" waits for `measure`.
+        generator: Draws one of the two factors of each; the other begins with zeros.
+    """
+
+    def __init__(self, pipe: Any, rank: int, lr: Rate, generator: torch.Generator) -> None:
+        self._pipe, self._rank, self.scale = pipe, rank, LossScale(pipe)
+        self.factors = fresh_factors(pipe, rank, generator)
+        self.optimizer = torch.optim.AdamW(self._parts(), lr=0.0 if isinstance(lr, str) else lr, weight_decay=0.0)
+
+    def added(self) -> AbstractContextManager[None]:
+        """Inside, the denoiser has the weights."""
+        return added(self._pipe, self.factors)
+
+    def measure(self, some: Pool, condition: Condition) -> None:
+        """Take the rate at which the first step moves the prediction by 5 % of its norm; before anything is learned."""
+        rows = torch.arange(len(some.times)).split(1)
+
+        def guess(row: torch.Tensor) -> torch.Tensor:
+            return predict(self._pipe, some.noisy[row], some.times[row], condition.rows(row))
+
+        def loss(row: torch.Tensor) -> torch.Tensor:
+            return functional.mse_loss(guess(row), some.truth[row])
+
+        with self.added():
+            losses = [partial(loss, row) for row in rows]
+            rate = low_rank_rate(self._pipe, self.factors, losses, lambda: torch.cat([guess(row) for row in rows]))
+        self.optimizer.param_groups[0]["lr"] = rate
+
+    def learn(self, some: Pool, condition: Condition, steps: int) -> None:
+        """Steps on || eps(x_t, c) - noise ||^2, or of v, with the student where it is placed."""
+        with self.added():
+            for _ in range(steps):
+                self.scale.set(self._loss(some, condition), self._parts())
+                self.optimizer.step()
+
+    def _loss(self, some: Pool, condition: Condition) -> Summands:
+        def error(rows: slice) -> torch.Tensor:
+            guess = predict(self._pipe, some.noisy[rows], some.times[rows], condition.part(rows))
+            return functional.mse_loss(guess, some.truth[rows])
+
+        return mean_in_parts(len(some.times), error)
+
+    @torch.no_grad()
+    def restart(self, generator: torch.Generator) -> None:
+        """Forget what was learned."""
+        fresh = fresh_factors(self._pipe, self._rank, generator)
+        for name, pair in self.factors.items():
+            for part, new in zip(pair, fresh[name], strict=True):
+                part.copy_(new)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All values by name, for a checkpoint."""
+        found = {
+            f"{name}/{number}": part.data for name, pair in self.factors.items() for number, part in enumerate(pair)
+        }
+        return found | {"relearner-scale": self.scale.state}
+
+    def _parts(self) -> list[torch.nn.Parameter]:
+        return [part for pair in self.factors.values() for part in pair]

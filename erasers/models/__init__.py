@@ -1,0 +1,1 @@
+"""Pipelines of diffusers: their families, their parts, and how they are loaded."""

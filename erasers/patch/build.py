@@ -1,0 +1,87 @@
+"""What a method needs to write its patch: the edit in its smallest form, with metadata that says where it belongs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from erasers.concept import Concept
+from erasers.concept.captions import caption_meta
+from erasers.files.tensors import FORMAT
+from erasers.models.ports import Group
+from erasers.patch.patch import Patch
+from erasers.patch.sketch import sketches
+from erasers.version import library_version
+
+_MAX_LISTED = 32
+
+
+def transform_patch(
+    method: str,
+    config: Mapping[str, Any],
+    concepts: Sequence[Concept],
+    edits: Sequence[tuple[Group, torch.Tensor, torch.Tensor]],
+    hashes: Mapping[str, str],
+    readers: Mapping[str, str] | None = None,
+) -> Patch:
+    """The patch of one transform T = I + B A for each group of ports.
+
+    Args:
+        method: Its name, for the metadata.
+        config: Its hyper-parameters, likewise.
+        concepts: What was erased.
+        edits: (ports, A `[r, d]`, B `[d, r]`); d may be less than the input width of pooled ports.
+        hashes: Fingerprint of each port's weight by parameter name.
+        readers: What read the text, as `text_readers` gives it.
+
+    Raises:
+        PatchError: The factors do not fit the ports, or are not finite.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for group, a, b in edits:
+        tensors |= {f"transform/{group.name}/{part}": tensor for part, tensor in _smallest(group, a, b).items()}
+    ports = [port for group, _, _ in edits for port in group.ports]
+    meta = {
+        "format": FORMAT,
+        "library": library_version(),
+        "method": method,
+        "config": dict(config),
+        "concepts": [concept_meta(concept) for concept in concepts],
+        "groups": {group.name: [port.name for port in group.ports] for group, _, _ in edits},
+        "base": {port.parameter: hashes[port.parameter] for port in ports},
+        "sketches": sketches({port.parameter: port.module.weight for port in ports}),
+        "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
+    }
+    return Patch(tensors, meta if readers is None else meta | {"readers": dict(readers)})
+
+
+def _smallest(group: Group, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A and B, or T where that is smaller, as wide as the input of the ports."""
+    layer = group.ports[0].module
+    dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    rank, width = a.shape[0], layer.in_features
+    a, b = (torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in (a, b.T))
+    parts = {"A": a, "B": b.T} if 2 * rank < width else {"T": torch.eye(width, dtype=a.dtype) + b.T @ a}
+    return {name: part.to("cpu", dtype).contiguous() for name, part in parts.items()}
+
+
+def concept_meta(concept: Concept) -> dict[str, Any]:
+    """A concept as JSON-able values; pictures are only counted, and so are long lists, with their sha256.
+
+    Everyday captions among what is preserved are recorded apart, by the name and sha256 of their collection.
+    """
+    fields = ("name", "aliases", "kind", "neighbours")
+    own, captions = caption_meta(concept.preserve)
+    found: dict[str, Any] = {field: getattr(concept, field) for field in fields} | {"preserve": tuple(own)}
+    for field, value in found.items():
+        if isinstance(value, tuple) and len(value) > _MAX_LISTED:
+            digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+            found[field] = {"count": len(value), "sha256": digest}
+    return {key: value for key, value in (found | {"captions": captions}).items() if value} | {
+        "anchor": concept.anchor,
+        "images": len(concept.images),
+    }

@@ -1,0 +1,181 @@
+"""The model card of a patch: what it is, what it was measured to do, and what it cannot do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from erasers.markdown import markdown_text
+
+if TYPE_CHECKING:
+    from erasers.patch.patch import Patch
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_MAX_ROWS = 50
+_SPLITS = {
+    "explicit": "the erased concept",
+    "synonym": "the erased concept",
+    "neighbour": "what was asked for",
+    "unrelated": "what was asked for",
+}
+_LIMITS = (
+    "Erasing is not deleting. Whoever holds the weights can undo it: by taking the patch off, by fine-tuning, or with "
+    "a prompt trained against the model.",
+    "It removes what a prompt asks for, not what the model draws unasked.",
+    "Neighbours of the concept and unrelated ones can suffer: see those rows of the scores, and try your own prompts.",
+    "It fits the weights it was fitted on, and is refused by others.",
+)
+_BAKED = "Its edits are weights: `erasers` can write them into a plain diffusers folder."
+_HOOKED = (
+    "Part of it runs during generation and is not in the checkpoint: weights saved without the patch are not erased."
+)
+
+
+def model_card(
+    patch: Patch,
+    *,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    summary: Mapping[str, Any] | None = None,
+    picture: str | None = None,
+) -> str:
+    """The card of a patch as Markdown with YAML front matter. Text out of the patch or the report is escaped.
+
+    Args:
+        patch: The patch.
+        repo_id: Where it will be, for the lines on how to use it.
+        base_model: Hub id of the model it was fitted on; taken from the summary when None.
+        license: Identifier of a licence, e.g. `apache-2.0`.
+        summary: Content of the `summary.json` of a report.
+        picture: Name of the before/after picture that lies beside the card.
+
+    Raises:
+        ValueError: A base model that is no Hub id.
+    """
+    if base_model is not None and not _HUB_ID.fullmatch(base_model):
+        raise ValueError(f"expected the base model as a Hub id user/model, got {base_model!r}")
+    reported = str((summary or {}).get("model", ""))
+    base = base_model or (reported if _HUB_ID.fullmatch(reported) else None)
+    names = ", ".join(markdown_text(concept.get("name")) for concept in patch.meta["concepts"][:_MAX_ROWS])
+    method = markdown_text(patch.meta["method"])
+    sections = [
+        _front_matter(base, license),
+        f"# {names} erased\n\nA patch for a diffusion model, made with `erasers` by the method {method}.",
+        _facts(patch, base, reported),
+        "## Concepts\n\n" + _concepts(patch),
+        "## Scores\n\n" + _scores(summary),
+        *([f"![Pictures before and after]({picture})"] if picture else []),
+        "## Use\n\n" + _usage(repo_id, base),
+        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if patch.has_hooks else _BAKED)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(base: str | None, license: str | None) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="erasers", tags=["diffusers", "concept-erasure"], base_model=base, license=license
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _facts(patch: Patch, base: str | None, reported: str) -> str:
+    meta = patch.meta
+    options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
+    model = base or ("`shapes`, the model in the package" if reported == "shapes" else "not named")
+    dtype = markdown_text(meta.get("base_dtype", "an unknown type"))
+    rows = {
+        "method": markdown_text(meta["method"]),
+        "options": markdown_text(options or "none", 400),
+        "base": f"{model}; {len(meta['base'])} weights in {dtype}, known by their fingerprints",
+        "edited weights": str(len(patch.parameters)),
+        "hooks": f"{len(patch.hooks)}, which run during generation" if patch.has_hooks else "none",
+        "size": f"{patch.nbytes:,} bytes",
+        "made with": f"erasers {markdown_text(meta.get('library', 'of unknown version'))}",
+    }
+    return _table(("", ""), list(rows.items()))
+
+
+def _concepts(patch: Patch) -> str:
+    concepts = patch.meta["concepts"]
+    rows = [
+        (
+            markdown_text(concept.get("name")),
+            markdown_text(concept.get("anchor") or "nothing in particular"),
+            _listed(concept.get("aliases")),
+            str(_count(concept.get("preserve")) + _count(concept.get("captions"))),
+        )
+        for concept in concepts[:_MAX_ROWS]
+    ]
+    more = f"\n\nand {len(concepts) - _MAX_ROWS} more." if len(concepts) > _MAX_ROWS else ""
+    return _table(("erased", "becomes", "also as", "texts preserved"), rows) + more
+
+
+def _scores(summary: Mapping[str, Any] | None) -> str:
+    splits = (summary or {}).get("splits")
+    rows = [
+        (split, shows, str(pair["after"]["n"]), _score(pair["before"]), _score(pair["after"]))
+        for split, shows in _SPLITS.items()
+        if (pair := _pair(splits, split)) is not None
+    ]
+    if not rows:
+        return "None: no judge has scored this patch."
+    head = ("prompts", "pictures that show", "n", "before, %", "after, %")
+    note = summary.get("note") if summary else None
+    return (
+        _table(head, rows)
+        + f"\n\nIn brackets the 95 % interval.{_judged(summary)}"
+        + (f" Note: {markdown_text(note, 400)}" if note else "")
+    )
+
+
+def _judged(summary: Mapping[str, Any] | None) -> str:
+    """Who judged, where the report says so."""
+    judges = (summary or {}).get("judges")
+    names = [judge.get("name") for judge in judges if isinstance(judge, Mapping)] if isinstance(judges, list) else []
+    return f" Judged by {markdown_text(', '.join(map(str, names)))}." if names else ""
+
+
+def _pair(splits: Any, split: str) -> Mapping[str, Any] | None:
+    """Scores before and after, when both are there in full; what is missing stays missing."""
+    pair = splits.get(split) if isinstance(splits, Mapping) else None
+    if not isinstance(pair, Mapping):
+        return None
+    numbers = [
+        pair[side].get(key) if isinstance(pair.get(side), Mapping) else None
+        for side in ("before", "after")
+        for key in ("value", "low", "high", "n")
+    ]
+    return pair if all(isinstance(number, (int, float)) for number in numbers) else None
+
+
+def _score(score: Mapping[str, float]) -> str:
+    return f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
+
+
+def _usage(repo_id: str | None, base: str | None) -> str:
+    model, patch = base or "PATH OR ID OF THE BASE MODEL", repo_id or "patch.safetensors"
+    return (
+        "```python\nimport erasers\n\n"
+        f'pipe = erasers.ErasedPipeline.from_pretrained("{model}", patches=["{patch}"])\n'
+        'image = pipe("a prompt").images[0]\n```'
+    )
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _listed(value: Any) -> str:
+    return markdown_text(", ".join(map(str, value))) if isinstance(value, list) else str(_count(value) or "")
+
+
+def _count(value: Any) -> int:
+    """How many texts there were: they are listed, or only counted, or absent."""
+    if isinstance(value, Mapping):
+        return value["count"] if isinstance(value.get("count"), int) else 0
+    return len(value) if isinstance(value, list) else 0

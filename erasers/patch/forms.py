@@ -1,0 +1,293 @@
+"""The forms of a patch other than weights edited in place: files that stock diffusers and web UIs load."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from erasers.files import tensors as patch_file
+from erasers.files.tensors import PatchError
+from erasers.models.components import component
+from erasers.version import library_version
+
+if TYPE_CHECKING:
+    from erasers.patch.patch import Patch
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DELTA_FILE = "delta_weights.safetensors"
+FORMS = ("peft", "kohya")
+
+# What a plain `load_lora_weights(folder)` fills; `transformer_2` of Wan, for one, is passed over without a word.
+_LOADED = ("unet", "transformer", "text_encoder", "text_encoder_2")
+# Other layers of a text encoder make diffusers fail when no attention layer comes with them.
+_TEXT_LAYER = re.compile(r"self_attn\.(q|k|v|out)_proj$")
+
+# Class of the denoiser -> prefix of its layers, and the layers that diffusers and web UIs read under such names.
+_KOHYA = {
+    "UNet2DConditionModel": ("lora_unet_", re.compile(r".+\.attentions\..+|add_embedding\.linear_[12]")),
+    "UNetMotionModel": ("lora_unet_", re.compile(r".+\.attentions\..+|add_embedding\.linear_[12]")),
+    "FluxTransformer2DModel": (
+        "lora_transformer_",
+        re.compile(
+            r"context_embedder|time_text_embed\.text_embedder\.linear_[12]"
+            r"|(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)"
+        ),
+    ),
+}
+# Layers that no reader finds under the name they have in diffusers.
+_KOHYA_NAMES = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
+
+_KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.weight")
+_PAIRS = ({"lora_A", "lora_B"}, {"lora_down", "lora_up"})
+
+
+def to_lora(patch: Patch, pipe: Any, folder: Path, *, form: str = "peft", force: bool = False) -> Path:
+    """See `Patch.to_lora`."""
+    if form not in FORMS:
+        raise PatchError(f"expected a LoRA of form {' or '.join(FORMS)}, got {form!r}")
+    _refuse_hooks(patch)
+    check_folder(folder)
+    name_of, tensors_of = (_peft_name, _peft_tensors) if form == "peft" else (_kohya_name, _kohya_tensors)
+    names = {parameter: name_of(pipe, _layer(patch, parameter)) for parameter in patch.changes}
+    base = patch.base_weights(pipe, force=force)
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for parameter, edit in patch.changes.items():
+        down, up = edit.factors(base[parameter])
+        factors[names[parameter]] = (down.float().cpu(), up.float().cpu())
+    return _write(folder, LORA_FILE, tensors_of(factors), {"format": "pt"})
+
+
+def to_delta(patch: Patch, pipe: Any, folder: Path, *, force: bool = False) -> Path:
+    """See `Patch.to_delta`."""
+    _refuse_hooks(patch)
+    check_folder(folder)
+    base = patch.base_weights(pipe, force=force)
+    weights = {name: edit.apply(base[name], 1.0).cpu() for name, edit in patch.changes.items()}
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise PatchError(f"the edited {name} does not fit {weight.dtype}; load the pipeline in float32")
+    kept = {key: patch.meta[key] for key in ("method", "config", "concepts")}
+    meta = {"form": "delta", "library": library_version(), **kept}
+    # A header of several keys would have them in another order with every run.
+    return _write(folder, DELTA_FILE, weights, {patch_file.KEY: json.dumps(meta, sort_keys=True)})
+
+
+def load_lora(pipe: Any, path: str | Path, *, adapter_name: str = "erasure") -> Any:
+    """Load a LoRA with stock `load_lora_weights`, and make sure that all of it was loaded and is on.
+
+    diffusers passes over what it does not recognise, and may return without an error having loaded nothing. LoRAs that
+    were on stay on, which stock loading would change. **Whatever is loaded after this switches the erasure off**, until
+    `pipe.set_adapters([...])` names both; a patch that is applied, or its weights (`Patch.to_delta`), cannot be
+    switched off.
+
+    Args:
+        pipe: A diffusers pipeline.
+        path: A safetensors file, or a folder with `pytorch_lora_weights.safetensors`. Its names are those of
+            `Patch.to_lora`, in either form.
+        adapter_name: Name of the adapter.
+
+    Returns:
+        The same pipe.
+
+    Raises:
+        PatchError: No LoRA, one for another model, or one that diffusers loads in part; the pipeline is as it was.
+        FileNotFoundError: No such file.
+    """
+    file = _lora_file(Path(path))
+    if not hasattr(pipe, "load_lora_weights"):
+        raise PatchError(f"stock diffusers has no LoRA loader for {type(pipe).__name__}; apply the patch instead")
+    layers = _named_layers(pipe, file)
+    loaded = {name for names in pipe.get_list_adapters().values() for name in names}
+    if adapter_name in loaded:
+        raise PatchError(f"expected an adapter name that is free, got {adapter_name!r}, which this pipeline carries")
+    active = pipe.get_active_adapters() if loaded else []
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter_name, use_safetensors=True)
+        missing = [name for name in layers if adapter_name not in getattr(_find(pipe, name), "lora_A", ())]
+        if missing:
+            raise PatchError(f"diffusers did not load {missing[0]} ({len(missing)} of {len(layers)} layers)")
+    except Exception as error:
+        _unload(pipe, adapter_name, loaded, active)
+        raise PatchError(f"cannot load {file.name} into {type(pipe).__name__}: {error}") from error
+    _activate(pipe, [*active, adapter_name])
+    return pipe
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that can neither be written nor created.
+
+    Raises:
+        FileExistsError: A file.
+        FileNotFoundError: The folder above it does not exist.
+    """
+    if folder.is_file():
+        raise FileExistsError(f"expected a folder, got the file {folder}")
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"expected an existing folder for {folder.name}, got {folder.parent}; create it first")
+
+
+def _write(folder: Path, name: str, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    patch_file.write_tensors(folder / name, tensors, header)
+    return folder / name
+
+
+def _refuse_hooks(patch: Patch) -> None:
+    if patch.has_hooks:
+        raise PatchError("expected a patch of weights, got one with hooks, which no file of weights holds; save it")
+
+
+def _layer(patch: Patch, parameter: str) -> str:
+    """Name of the linear layer whose weight is edited."""
+    if patch.changes[parameter].form == "dense":
+        raise PatchError(
+            f"a LoRA holds low-rank edits of linear layers, the edit of {parameter} is dense; write the edited "
+            "weights instead: patch.to_delta(pipe, folder)"
+        )
+    return parameter.removesuffix(".weight")
+
+
+def _peft_name(pipe: Any, layer: str) -> str:
+    """The layer's name in the LoRA, when stock diffusers loads it."""
+    part, _, path = layer.partition(".")
+    loads = hasattr(pipe, "load_lora_weights") and part in _LOADED and part in pipe._lora_loadable_modules
+    if loads and part.startswith("text_encoder"):
+        loads = _TEXT_LAYER.search(path) is not None
+    elif loads:
+        loads = hasattr(component(pipe, part), "load_lora_adapter")
+    if not loads:
+        raise PatchError(
+            f"stock diffusers loads no LoRA into {layer} of {type(pipe).__name__}; write the edited weights instead: "
+            "patch.to_delta(pipe, folder)"
+        )
+    return layer
+
+
+def _peft_tensors(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    # diffusers takes rank as alpha where there is none; it refuses `alpha` keys in this form for some families.
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (down, up) in factors.items():
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down.clone(), up.clone()
+    return tensors
+
+
+def _kohya_name(pipe: Any, layer: str) -> str:
+    """The layer's name in the LoRA, when stock diffusers and web UIs read it."""
+    part, _, path = _peft_name(pipe, layer).partition(".")
+    name = _kohya_key(component(pipe, part), path)
+    if name is None:
+        raise PatchError(
+            "expected layers of Stable Diffusion 1, 2, XL or Flux that diffusers and web UIs read alike for the kohya "
+            f"form, got {layer} of {type(pipe).__name__} (of most other models diffusers loads nothing in this form, "
+            "without an error); write form='peft', or the edited weights: patch.to_delta(pipe, folder)"
+        )
+    return name
+
+
+def _kohya_key(denoiser: torch.nn.Module, path: str) -> str | None:
+    prefix, readable = _KOHYA.get(type(denoiser).__name__, ("", None))
+    if readable is None or not readable.fullmatch(path):
+        return None
+    return prefix + _KOHYA_NAMES.get(path, path.replace(".", "_"))
+
+
+def _kohya_tensors(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    # One rank for all, filled up with zeros: diffusers gives every layer the alpha of the first.
+    rank = max(down.shape[0] for down, _ in factors.values())
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (down, up) in factors.items():
+        missing = rank - down.shape[0]
+        tensors[f"{name}.lora_down.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing)).clone()
+        tensors[f"{name}.lora_up.weight"] = torch.nn.functional.pad(up, (0, missing)).clone()
+        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+    return tensors
+
+
+def _lora_file(path: Path) -> Path:
+    file = path / LORA_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"expected a LoRA file, or a folder with {LORA_FILE}, got {path}")
+    return file
+
+
+def _named_layers(pipe: Any, file: Path) -> list[str]:
+    """The layers of the pipeline that a LoRA file names.
+
+    Raises:
+        PatchError: It names none, or others.
+    """
+    parts: dict[str, set[str]] = {}
+    for name in _tensor_names(file):
+        match = _KEY.fullmatch(name)
+        if match:
+            parts.setdefault(match["layer"], set()).add(match["part"])
+        elif not name.endswith(".alpha"):
+            raise PatchError(f"expected {file.name} as a LoRA, got the tensor {name!r}")
+    halves = [name for name in parts if parts[name] not in _PAIRS]
+    if halves or not parts:
+        raise PatchError(f"expected {file.name} as a LoRA with both factors of each layer, got {halves or 'none'}")
+    kohya = dict(_kohya_layers(pipe))
+    layers = sorted(kohya.get(name, name) for name in parts)
+    for layer in layers:
+        if _find(pipe, layer) is None:
+            raise PatchError(
+                f"the LoRA is for another model: {file.name} names {layer}, {type(pipe).__name__} has none"
+            )
+    return layers
+
+
+def _tensor_names(file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    # diffusers reads a file of any other name as a pickle.
+    if file.suffix != ".safetensors":
+        raise PatchError(f"expected a LoRA in a .safetensors file, got {file.name}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise PatchError(f"expected {file.name} as a safetensors file, got something else: {error}") from error
+
+
+def _kohya_layers(pipe: Any) -> Iterator[tuple[str, str]]:
+    """Names in the kohya form, with the layers that they mean."""
+    for part in ("unet", "transformer"):
+        if getattr(pipe, part, None) is not None:
+            denoiser = component(pipe, part)
+            for path, _ in denoiser.named_modules():
+                name = _kohya_key(denoiser, path)
+                if name is not None:
+                    yield name, f"{part}.{path}"
+
+
+def _find(pipe: Any, layer: str) -> torch.nn.Module | None:
+    part, _, path = layer.partition(".")
+    try:
+        return component(pipe, part).get_submodule(path)
+    except (ValueError, AttributeError):
+        return None
+
+
+def _unload(pipe: Any, adapter_name: str, others: Iterable[str], active: list[str]) -> None:
+    """Take off one adapter, as if it had never been loaded."""
+    if others:
+        _activate(pipe, active)
+        pipe.delete_adapters(adapter_name)
+    else:
+        pipe.unload_lora_weights()
+
+
+def _activate(pipe: Any, names: list[str]) -> None:
+    """Switch on these adapters and no others; their scales stay as they are."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for part in pipe._lora_loadable_modules:
+        model = getattr(pipe, part, None)
+        for module in () if model is None else model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(names)

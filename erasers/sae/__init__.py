@@ -1,0 +1,1 @@
+"""Sparse autoencoders: training, files, and the blocks that they read."""

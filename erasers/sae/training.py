@@ -1,0 +1,270 @@
+"""Trains a sparse autoencoder on rows of a text encoder (Tian et al., arXiv 2503.09446) or of a denoiser
+(Cywinski and Deja, arXiv 2501.18052)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from erasers.files.atomic import write_atomically
+from erasers.files.checkpoint import CheckpointFile
+from erasers.options import check_fields
+from erasers.sae.autoencoder import (
+    ACTIVATIONS,
+    AUXILIARY_SCALE,
+    SAE,
+    Activation,
+    Quality,
+    geometric_median,
+    quality,
+    unexplained,
+)
+from erasers.sae.rows import Rows
+
+Told = Callable[[int, str], None]
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAETraining:
+    """How an autoencoder is trained.
+
+    Adam with a warm-up and a linear decay over the last fifth; columns of W_d are unit vectors after every step.
+
+    Differs from both official codes: a feature is dead after `dead_after` rows, which the training must reach, where
+    the number published for text lies beyond its end, so that no feature ever was; what dead features explain is the
+    error itself, without b_pre and with its own sign; the first token, the same in every prompt, is left out;
+    `batchtopk` is the default.
+
+    Args:
+        features: n.
+        k: Active features a row.
+        activation: `topk` or `batchtopk`.
+        steps: Of the optimizer.
+        prompts: A batch; of a denoiser, the pictures that are drawn together.
+        lr: Learning rate.
+        warmup: Steps until that is reached.
+        auxiliary: Dead features that explain what is left, for every row; 0 leaves them dead.
+        dead_after: Rows without activity after which a feature is dead.
+        seed: Of the directions of features and of the order of prompts.
+    """
+
+    features: int = 4096
+    k: int = 32
+    activation: Activation = "batchtopk"
+    steps: int = 4000
+    prompts: int = 50
+    lr: float = 1e-3
+    warmup: int = 100
+    auxiliary: int = 256
+    dead_after: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        least = {
+            "features": 1,
+            "k": 1,
+            "steps": 1,
+            "prompts": 1,
+            "warmup": 0,
+            "auxiliary": 0,
+            "dead_after": 1,
+            "seed": 0,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
+        if self.k > self.features:
+            raise ValueError(f"expected k of at most {self.features} features, got {self.k}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"expected lr above 0, got {self.lr}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"expected activation among {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        decay = min(1.0, (self.steps - step) / max(1.0, 0.2 * self.steps))
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * decay
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives.
+
+    Args:
+        sae: The autoencoder.
+        quality: Measured on prompts that it was not trained on.
+        curves: Name -> one value a step: unexplained (share of the variance), auxiliary, dead (share), threshold.
+    """
+
+    sae: SAE
+    quality: Quality
+    curves: dict[str, list[float]]
+
+
+def train_sae(
+    rows: Rows,
+    training: SAETraining,
+    *,
+    checkpoint: Path | None = None,
+    tell: Told = lambda count, text: None,
+) -> Trained:
+    """Train an autoencoder on rows, which are made step by step, where the model is that makes them.
+
+    Args:
+        rows: Where they come from.
+        training: How.
+        checkpoint: A file written now and then; a training that finds it goes on from it, on a CPU bit for bit.
+        tell: Called with the steps that were done and what to show.
+
+    Raises:
+        ValueError: Too few rows for these settings, or a checkpoint of another training.
+    """
+    a_step, width = rows.step(0).shape
+    # Prompts differ in length, so that other steps may have more rows or fewer.
+    count = training.steps * a_step
+    if training.auxiliary and training.dead_after >= count:
+        raise ValueError(
+            f"expected dead_after below the rows of the training, about {count}, got {training.dead_after}"
+        )
+    run, where = _Run(training, width, rows.device), rows.device
+    saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(rows, training))
+    if saved is None or not saved.load(run):
+        run.sae.b_pre.data.copy_(geometric_median(rows.first().to(where)))
+    tell(run.done, "")
+    while run.done < training.steps:
+        tell(1, run.step(rows.step(run.done).to(where)))
+        if saved is not None:
+            saved.save(run)
+    for parameter in run.sae.parameters():
+        parameter.requires_grad_(False)
+    measured = quality(run.sae, (some.to(where) for some in rows.held()))
+    return Trained(run.sae.cpu(), measured, run.curves)
+
+
+class _Run:
+    """A training on its way."""
+
+    def __init__(self, training: SAETraining, width: int, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(training.seed)
+        self.training = training
+        sae = SAE(width, training.features, training.k, activation=training.activation, generator=generator)
+        self.sae = sae.to(device)
+        self.adam = torch.optim.Adam(self.sae.parameters(), lr=training.lr, betas=(0.9, 0.999), eps=6.25e-10)
+        self.silent = torch.zeros(training.features, dtype=torch.int64, device=device)
+        self.curves: dict[str, list[float]] = {"unexplained": [], "auxiliary": [], "dead": [], "threshold": []}
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+        return len(self.curves["unexplained"])
+
+    def step(self, x: torch.Tensor) -> str:
+        """One step on rows `[N, d]`; what to show of it."""
+        sae, training = self.sae, self.training
+        codes = sae.encode_batch(x)
+        guess = sae.decode(codes)
+        loss = unexplained(x, guess)
+        dead = self.silent >= training.dead_after
+        extra = x.new_zeros(())
+        if training.auxiliary and dead.any():
+            extra = sae.auxiliary(x, (x - guess).detach(), dead, training.auxiliary)
+        self.adam.zero_grad()
+        (loss + AUXILIARY_SCALE * extra).backward()
+        sae.keep_norms()
+        for group in self.adam.param_groups:
+            group["lr"] = training.rate(self.done)
+        self.adam.step()
+        sae.normalise()
+        self._count(codes.features, len(x))
+        self._follow(codes.values.detach())
+        self._note(float(loss.detach()), float(extra.detach()), float(dead.double().mean()))
+        return f"unexplained {self.curves['unexplained'][-1]:.3f}, dead {self.curves['dead'][-1]:.0%}"
+
+    def _count(self, active: torch.Tensor, rows: int) -> None:
+        self.silent += rows
+        self.silent[active] = 0
+
+    def _follow(self, values: torch.Tensor) -> None:
+        """The least value that counted in a batch, averaged over batches."""
+        if self.training.activation == "batchtopk" and len(values):
+            least = values.min()
+            share = 1.0 if not self.done else 0.02
+            self.sae.threshold.lerp_(least[None], share)
+
+    def _note(self, loss: float, extra: float, dead: float) -> None:
+        values = {"unexplained": loss, "auxiliary": extra, "dead": dead, "threshold": float(self.sae.threshold)}
+        for name, value in values.items():
+            self.curves[name].append(value)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that a training goes on from."""
+        found = {f"sae/{name}": value.detach() for name, value in self.sae.state_dict().items()}
+        for number, values in self.adam.state_dict()["state"].items():
+            found |= {f"adam/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
+        curves = {f"curves/{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.curves.items()}
+        return {**found, **curves, "silent": self.silent}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from such a state."""
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition("/")
+            parts.setdefault(kind, {})[rest] = value
+        self.sae.load_state_dict(parts["sae"])
+        adam: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in parts["adam"].items():
+            number, _, what = key.partition("/")
+            adam.setdefault(int(number), {})[what] = value
+        self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.curves = {name: values.tolist() for name, values in parts["curves"].items()}
+        self.silent = tensors["silent"].to(self.silent.device)
+
+
+class _Checkpoint:
+    """A file with a training on its way."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._file = CheckpointFile(path, identity)
+
+    def save(self, run: _Run) -> None:
+        """Write everything, unless that was done not long ago."""
+        self._file.save(run.state, _SECONDS_BETWEEN_CHECKPOINTS)
+
+    def load(self, run: _Run) -> bool:
+        """Set a training to what the file says; whether there was one.
+
+        Raises:
+            ValueError: A damaged file, or one of another training.
+        """
+        with self._file.read("another model, option or set of prompts") as tensors:
+            if tensors:
+                run.restore(tensors)
+            return bool(tensors)
+
+
+def _identity(rows: Rows, training: SAETraining) -> str:
+    facts = [rows.target, rows.fingerprints(), asdict(training), rows.identity()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
+    """A picture of the curves of a training."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    for axis, (name, values) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        axis.plot(values, linewidth=1)
+        axis.set(title=name, xlabel="step")
+        if name == "unexplained" and values and min(values) > 0:
+            axis.set_yscale("log")
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))

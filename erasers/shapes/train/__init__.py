@@ -1,1 +1,0 @@
-"""Trains the embedded model from nothing but the renderer: `python -m erasers.shapes.train --help`."""

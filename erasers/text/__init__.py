@@ -1,0 +1,1 @@
+"""Prompts and what text encoders make of them."""

@@ -1,0 +1,1 @@
+"""Training of edits: the loop, what is trained, and what it will cost."""

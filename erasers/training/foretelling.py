@@ -1,0 +1,128 @@
+"""What a training will need, by counting: memory, passes through the networks, and time on a named device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from erasers.diffusion.counting import Calls
+from erasers.diffusion.latent_bank import latent_shape
+from erasers.diffusion.needs import Need, Pass, denoiser_flops, gigabytes, need_of, parameters_of, text_flops
+from erasers.models.components import component
+
+PASSES_OF_A_GRADIENT = 3
+"""A backward pass takes as long as two forward passes of the denoiser."""
+REFERENCE = "one A100 at 40 TFLOP/s"
+FLOPS_A_SECOND = 40e12
+"""About what an A100 of 312 TFLOP/s (16 bit) does with batches of one or two latents of 64 x 64; larger batches and
+larger models are faster."""
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a training holds.
+
+    Args:
+        names: Parameters that are trained.
+        passes: Its backward passes.
+        copies: Numbers in float32 for each that is trained: itself, its gradient, what the optimizer remembers.
+        beside: Numbers that are trained beside those; four copies of each.
+        latents: Latents in float32 that are learned from.
+    """
+
+    names: Sequence[str]
+    passes: Sequence[Pass]
+    copies: int = 4
+    beside: int = 0
+    latents: int = 0
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a training will need.
+
+    Args:
+        calls: What goes through the networks.
+        trained: Numbers that are trained.
+        weights: Parameters that they belong to.
+        model: Bytes of the pipeline.
+        state: Bytes of what is trained, its gradients and what optimizers remember.
+        latents: Bytes of the latents that are learned from.
+        needs: Of each backward pass.
+        flops: Floating-point operations in all.
+    """
+
+    calls: Calls
+    trained: int
+    weights: int
+    model: int
+    state: int
+    latents: int
+    needs: Sequence[Need]
+    flops: float
+
+    @property
+    def largest(self) -> int:
+        """The most latents that go through the denoiser together."""
+        return max(need.samples for need in self.needs)
+
+    def memory(self, batch: int) -> int:
+        """Bytes in all with at most so many latents together; what kernels and the allocator take comes on top."""
+        return self.model + self.state + self.latents + max(need.nbytes(batch) for need in self.needs)
+
+    def batch(self, budget: int) -> int:
+        """The most latents together that a budget in bytes allows.
+
+        Raises:
+            ValueError: It does not allow one.
+        """
+        if self.memory(1) > budget:
+            raise ValueError(
+                f"expected memory of at least {gigabytes(self.memory(1))}, got {gigabytes(budget)}; use "
+                "gradient_checkpointing=true, a rank above 0 or fewer trained weights"
+            )
+        return next(batch for batch in range(max(1, self.largest), 0, -1) if self.memory(batch) <= budget)
+
+    @property
+    def hours(self) -> float:
+        """Hours of `REFERENCE`."""
+        return self.flops / FLOPS_A_SECOND / 3600
+
+
+def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpointing: bool = False) -> Foretold:
+    """What a training needs.
+
+    Args:
+        pipe: A pipeline of a UNet and CLIP text encoders; its weights may be on the meta device.
+        calls: What goes through the networks.
+        demand: What the method holds.
+        rank: Of low-rank additions; 0 trains the weights themselves.
+        checkpointing: Whether activations of the denoiser are computed again.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(pipe) if name in set(demand.names)}
+    if rank:
+        shapes = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
+    trained = sum(min(rank, *shape) * sum(shape) if rank else _count(shape) for shape in shapes.values())
+    # Low-rank weights are added up to whole ones while they are placed, and autocast keeps its casts of whole ones.
+    placed = (4 * bool(rank) + 2 * (component(pipe, "unet").dtype in _HALF)) * sum(map(_count, shapes.values()))
+    channels, height, width = latent_shape(pipe)
+    texts = calls.texts * (PASSES_OF_A_GRADIENT if any(one.texts for one in demand.passes) else 1)
+    passes = calls.denoiser + (PASSES_OF_A_GRADIENT + checkpointing) * calls.gradients
+    return Foretold(
+        calls=calls,
+        trained=trained,
+        weights=len(shapes),
+        model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
+        state=4 * demand.copies * trained + 16 * demand.beside + placed,
+        latents=4 * demand.latents * channels * height * width,
+        needs=[need_of(pipe, one, checkpointing) for one in demand.passes],
+        flops=denoiser_flops(pipe) * passes + text_flops(pipe) * texts,
+    )
+
+
+def _count(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()

@@ -1,0 +1,386 @@
+"""The loop that trained erasers share: what is trained, what lives through it, checkpoints, progress and cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from erasers.concept import Concept, Concepts
+from erasers.diffusion.counting import Calls, Counter
+from erasers.diffusion.gradients import mixed
+from erasers.diffusion.latent_bank import conditions, latent_shape, predict
+from erasers.diffusion.needs import at_most, free_memory, memory_told
+from erasers.diffusion.soft import frozen
+from erasers.diffusion.supported import check_clip_skip
+from erasers.eraser import Eraser
+from erasers.files.checkpoint import CheckpointFile
+from erasers.patch import Patch
+from erasers.patch.build import concept_meta
+from erasers.processes import (
+    agreed,
+    anywhere,
+    everywhere,
+    own_draws,
+    own_file,
+    place,
+    same_start,
+    shared_gradients,
+)
+from erasers.text.preparing import prepared
+from erasers.training.foretelling import Demand, Foretold, foretell
+from erasers.training.pictures import pixels_hash
+from erasers.training.recomputing import checkpointed
+from erasers.training.student import Student
+
+Advance = Callable[[int], None]
+Stage = Callable[[str, int], Any]
+"""(title, total) -> a context with a function that is told of what was done."""
+
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0
+_BETTER = 0.99
+
+
+@dataclass
+class Training:
+    """A training on its way: what a method hands to the loop.
+
+    Args:
+        student: What is trained.
+        step: One iteration, called with its number; returns the losses to show. The first one named counts for
+            `patience`.
+        optimizers: By name; their states belong to a checkpoint.
+        tensors: What else changes, by name, and is changed in place; belongs to a checkpoint, too.
+        stop: Asked after every iteration whether training is over; says why, or "".
+    """
+
+    student: Student
+    step: Callable[[int], Mapping[str, float]]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    stop: Callable[[], str] = lambda: ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedEraser(Eraser):
+    """A method that trains weights of the pipeline for a number of iterations.
+
+    Args:
+        iterations: Steps of the optimizer.
+        lr: Its learning rate.
+        rank: 0 trains the weights themselves; otherwise low-rank additions to linear layers, for a smaller patch.
+        patience: Stop when the mean loss of so many iterations is not below 99 % of that of as many before; 0 never
+            stops early.
+        gradient_checkpointing: Less memory for more time.
+        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
+    """
+
+    trains: ClassVar[bool] = True
+
+    iterations: int = 1000
+    lr: float = 1e-5
+    rank: int = 0
+    patience: int = 0
+    gradient_checkpointing: bool = False
+    clip_skip: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"iterations": 1, "rank": 0, "patience": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"expected lr above 0, got {self.lr}")
+        if self.clip_skip is not None and self.clip_skip < 0:
+            raise ValueError(f"expected clip_skip of at least 0, got {self.clip_skip}")
+
+    @abstractmethod
+    def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
+        """Do what is done once, and return what the loop needs; the pipeline asks for no gradients meanwhile."""
+
+    @abstractmethod
+    def cost(self, pipe: Any, concepts: Concepts) -> Calls:
+        """What `fit` will put through the networks when it does not stop early."""
+
+    @abstractmethod
+    def demand(self, pipe: Any, concepts: Concepts) -> Demand:
+        """What `fit` will hold in memory; the weights of the pipeline may be on the meta device."""
+
+    def foretell(self, pipe: Any, concepts: Concepts) -> Foretold:
+        """What `fit` will need, by counting: nothing is drawn or trained.
+
+        Args:
+            pipe: A pipeline that `check_pipe` takes; its weights may be on the meta device.
+            concepts: What would be erased.
+        """
+        self.check_pipe(pipe)
+        check_clip_skip(pipe, self.clip_skip)
+        calls, demand = self.cost(pipe, concepts), self.demand(pipe, concepts)
+        return foretell(pipe, calls, demand, rank=self.rank, checkpointing=self.gradient_checkpointing)
+
+    def together(self, pipe: Any, concepts: Concepts, memory: int | None = None) -> int | None:
+        """How many latents go through the denoiser together where gradients are taken; None: as many as there are.
+
+        Args:
+            pipe: The pipeline.
+            concepts: What is erased.
+            memory: Bytes that there are for all; None: what its device has, or a CPU without bounds.
+
+        Raises:
+            ValueError: So little memory that not one of them fits.
+        """
+        budget = free_memory(pipe) if memory is None else memory
+        if budget is None:
+            return None
+        found = self.foretell(pipe, concepts)
+        # What is free is an estimate: one at a time is worth a try.
+        most = found.batch(budget if memory is not None else max(budget, found.memory(1)))
+        # Where the largest batch with gradients fits whole, larger ones without gradients do, too.
+        return None if most >= found.largest else most
+
+    @abstractmethod
+    def check_pipe(self, pipe: Any) -> None:
+        """Refuse a pipeline that the method cannot train.
+
+        Raises:
+            UnsupportedPipeline: Lists those that it can.
+        """
+
+    def fit(
+        self,
+        pipe: Any,
+        concepts: Concepts,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+        memory: int | None = None,
+    ) -> Patch:
+        """Train a patch; see `Eraser.fit`.
+
+        In several processes of `torch.distributed` (one for each GPU: `accelerate launch`), each trains on pictures and
+        attacks of its own and all take the mean of the gradients, so that they end with the same patch.
+
+        Args:
+            pipe: A pipeline that `check_pipe` takes.
+            concepts: What is erased.
+            generator: Source of every random number; seed 0 when None.
+            progress: Show bars on stderr, and what was spent in the end.
+            checkpoint: A file that is written now and then, in at most a twentieth of the time. If it is there, and of
+                the same training, that goes on from it; on a CPU the patch is then bit for bit that of an unbroken
+                training.
+            memory: Bytes that there are, by which batches are split where gradients are taken; None: what the device
+                has, and on a CPU as much as it takes. Gradients are the same but for rounding.
+
+        Raises:
+            ValueError: A checkpoint of another training, concepts that cannot be erased so, or too little memory.
+        """
+        self.check_pipe(pipe)
+        check_clip_skip(pipe, self.clip_skip)
+        found = prepared(self, pipe, concepts)
+        together = self.together(pipe, found, memory)
+        generator = generator or torch.Generator().manual_seed(0)
+        identity: dict[str, Any] = {
+            "seed": _digest({"": generator.get_state()}),
+            "concepts": [concept_meta(one) for one in found],
+            "templates": [one.templates for one in found],
+            "images": [pixels_hash(image) for one in found for image in one.images] if self.sees else [],
+        }
+        console = Console(stderr=True) if progress and place()[0] == 0 else None
+        with (
+            _quiet(pipe),
+            frozen(pipe),
+            Counter(pipe) as counter,
+            _memory(pipe, self.gradient_checkpointing),
+            mixed(pipe),
+            at_most(together),
+            memory_told(),
+        ):
+            own_draws(generator)
+            training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
+            same_start(training.student.parameters)
+            identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
+            saved = None
+            if checkpoint is not None:
+                # Every process has draws, attacks and optimizers of its own.
+                saved = _Checkpoint(own_file(checkpoint), json.dumps(identity, sort_keys=True))
+            with shared_gradients(list(training.optimizers.values()), training.student.parameters):
+                why = self._run(training, generator, saved, console)
+            patch = training.student.patch(self, found)
+        if console is not None:
+            skipped = training.student.scale.skipped
+            lost = f"; {skipped} steps left out, whose gradients float16 had no room for" if skipped else ""
+            console.print(f"{self.name}: {why}; {counter.calls}{lost}", highlight=False)
+        return patch
+
+    def _run(
+        self, training: Training, generator: torch.Generator, saved: _Checkpoint | None, console: Console | None
+    ) -> str:
+        losses: list[float] = []
+        if saved is not None:
+            losses = saved.load(training, generator)
+        with bar(console, self.name, self.iterations, loss=True) as advance:
+            advance(len(losses))
+            while len(losses) < self.iterations:
+                shown = training.step(len(losses))
+                losses.append(next(iter(shown.values())))
+                advance(1, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+                why = agreed(training.stop() or self._stalled(losses), training.student.parameters[0].device)
+                if why:
+                    return f"stopped after {len(losses)} iterations: {why}"
+                if saved is not None:
+                    saved.save(training, generator, losses)
+        return f"{self.iterations} iterations"
+
+    def _stalled(self, losses: Sequence[float]) -> str:
+        count = self.patience
+        if not count or len(losses) < 2 * count:
+            return ""
+        last, before = sum(losses[-count:]), sum(losses[-2 * count : -count])
+        return f"the loss fell by less than 1 % in {count}" if last >= before * _BETTER else ""
+
+
+class _Checkpoint:
+    """A file with all that a training goes on from."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._file = CheckpointFile(path, hashlib.sha256(identity.encode()).hexdigest())
+
+    def save(self, training: Training, generator: torch.Generator, losses: Sequence[float]) -> None:
+        """Write everything that changes, unless that was done not long ago; all processes do it at the same step."""
+
+        def state() -> dict[str, torch.Tensor]:
+            facts = {"generator": generator.get_state(), "losses": torch.tensor(losses, dtype=torch.float64)}
+            return _state(training) | facts
+
+        device = training.student.parameters[0].device
+        self._file.save(state, _SECONDS_BETWEEN_CHECKPOINTS, lambda due: anywhere(due, device))
+
+    def load(self, training: Training, generator: torch.Generator) -> list[float]:
+        """Set everything to what the file says; the losses so far, none without a file.
+
+        Raises:
+            ValueError: A damaged file, one of another training, or those of several processes are of different steps.
+        """
+        try:
+            losses, wrong = self._load(training, generator), None
+        except ValueError as error:
+            losses, wrong = [], error
+        device = training.student.parameters[0].device
+        steps = everywhere(-1 if wrong else len(losses), device)
+        if wrong is not None:
+            raise wrong
+        if len(set(steps)) > 1:
+            said = ", ".join("none that can be read" if step < 0 else str(step) for step in steps)
+            raise ValueError(
+                f"expected checkpoints of one step for all processes, got {said}, in the order of processes; delete "
+                f"{self._file.path} and its like"
+            )
+        return losses
+
+    def _load(self, training: Training, generator: torch.Generator) -> list[float]:
+        with self._file.read("another model, concept, method, option or seed") as tensors:
+            if not tensors:
+                return []
+            generator.set_state(tensors["generator"])
+            _restore(training, tensors)
+            return [float(value) for value in tensors["losses"]]
+
+
+def _in_place(training: Training) -> dict[str, torch.Tensor]:
+    """What changes in place, by name."""
+    found = {f"student/{name}": value for name, value in training.student.tensors().items()}
+    found |= {f"tensors/{name}": value for name, value in training.tensors.items()}
+    return found | {"scale": training.student.scale.state}
+
+
+def _state(training: Training) -> dict[str, torch.Tensor]:
+    """All that changes in training, by name."""
+    found = _in_place(training)
+    for name, optimizer in training.optimizers.items():
+        for number, values in optimizer.state_dict()["state"].items():
+            found |= {f"optimizers/{name}/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    return found
+
+
+@torch.no_grad()
+def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, value in _in_place(training).items():
+        value.copy_(tensors[name])
+    for name, optimizer in training.optimizers.items():
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key in tensors:
+            kind, _, rest = key.partition("/")
+            if kind == "optimizers" and rest.startswith(f"{name}/"):
+                number, _, what = rest.removeprefix(f"{name}/").partition("/")
+                state.setdefault(int(number), {})[what] = tensors[key]
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def bar(console: Console | None, title: str, total: int, *, loss: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar with the time left, and the losses of the last iteration."""
+    if console is None:
+        yield lambda count, text="": None
+        return
+    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if loss:
+        columns.append(TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda count, text="": shown.update(task, advance=count, description=text)
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    """Inside, the modules compute as when pictures are drawn (no dropout)."""
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module) and part.training]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.train()
+
+
+@contextmanager
+def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
+    """Inside, activations of the denoiser are computed again when gradients need them."""
+    was = getattr(pipe.unet, "is_gradient_checkpointing", False)
+    if not checkpointing or was:
+        yield
+        return
+    with checkpointed(pipe.unet):
+        yield
+
+
+@torch.no_grad()
+def seconds_a_pass(pipe: Any, passes: int = 3) -> float:
+    """How long the denoiser takes for one latent, after a pass that does not count."""
+    condition, latents = conditions(pipe, [""]), torch.zeros(1, *latent_shape(pipe), device=pipe.unet.device)
+    times = torch.zeros(1, dtype=torch.long)
+    with mixed(pipe):
+        float(predict(pipe, latents, times, condition).sum())
+        started = time.perf_counter()
+        for _ in range(passes):
+            float(predict(pipe, latents, times, condition).sum())
+    return (time.perf_counter() - started) / passes
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,230 @@
+"""Weights that are trained beside the frozen ones of a pipeline, and the patch that they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from erasers.concept import Concept
+from erasers.diffusion.gradients import LossScale, unmixed
+from erasers.diffusion.needs import Summands
+from erasers.files.hashing import tensor_hashes
+from erasers.files.tensors import FORMAT
+from erasers.models.components import below_adapters, component, find_parameter, submodule
+from erasers.models.readers import text_readers
+from erasers.patch import Patch
+from erasers.patch.build import concept_meta
+from erasers.patch.sketch import sketches
+from erasers.processes import anywhere
+from erasers.version import library_version
+
+if TYPE_CHECKING:
+    from erasers.eraser import Eraser
+
+
+class Student:
+    """Trained copies of some weights of a pipeline, in float32 at least; the pipeline keeps its own.
+
+    The frozen teacher is the pipeline itself, so that there is no second copy of any other weight. Inside `placed` the
+    pipeline computes with the trained weights; a backward pass has to happen inside, too, when gradients are
+    checkpointed.
+
+    Args:
+        pipe: A diffusers pipeline.
+        names: Full names of parameters, `<component>.<path>`.
+        rank: 0 trains the parameters themselves. Otherwise each weight of a linear layer among them gets B A of that
+            rank added, A random and B zero, and the others are left alone.
+        generator: Draws A.
+
+    Raises:
+        ValueError: Nothing to train, or weights that are quantised, wrapped or offloaded.
+    """
+
+    def __init__(self, pipe: Any, names: Sequence[str], *, rank: int = 0, generator: torch.Generator) -> None:
+        self._places = {name: _place(pipe, name) for name in names}
+        if rank:
+            self._places = {name: place for name, place in self._places.items() if _is_linear(place[0], name)}
+        if not self._places:
+            raise ValueError(f"expected weights to train in {type(pipe).__name__}, got none by these names")
+        self._pipe, self.rank, self.scale = pipe, rank, LossScale(pipe)
+        self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
+        self._trained = {
+            name: _factors(weight, rank, generator) if rank else (_copy(weight),)
+            for name, weight in self.base.items()
+            if weight is not None
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters that are trained."""
+        return list(self._trained)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer steps."""
+        return [part for parts in self._trained.values() for part in parts]
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Inside, the pipeline has the trained weights; gradients reach `parameters`."""
+        for name, (module, leaf) in self._places.items():
+            module._parameters[leaf] = self._weight(name)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for name, (module, leaf) in self._places.items():
+                module._parameters[leaf] = self.base[name]
+
+    def backward(self, loss: torch.Tensor | Summands, *, clip: float = 0.0) -> bool:
+        """Set the gradients of all parameters to those of the loss, with their norm cut to `clip` unless that is 0.
+
+        Returns:
+            Whether there are gradients: where float16 had no room for them, no parameter has one, and a step of an
+            optimizer moves nothing.
+        """
+        whole = self.scale.set(loss, self.parameters, agree=lambda bad: anywhere(bad, self.parameters[0].device))
+        if whole and clip:
+            nn.utils.clip_grad_norm_(self.parameters, clip)
+        return whole
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The trained values by name, for a checkpoint; changed in place they change the student."""
+        return {
+            f"{name}/{number}": part.data for name, parts in self._trained.items() for number, part in enumerate(parts)
+        }
+
+    def patch(self, eraser: Eraser, concepts: Sequence[Concept]) -> Patch:
+        """What was trained, rounded to float16, in which checkpoints are shipped; weights that did not move are left.
+
+        Raises:
+            ValueError: No weight has moved, or training has diverged.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        edited = []
+        for name, parts in self._trained.items():
+            found = self._low_rank(name, parts) if self.rank else {f"dense/{name}": parts[0].detach()}
+            rounded = {key: _rounded(value) for key, value in found.items()}
+            if not all(torch.isfinite(value).all() for value in rounded.values()):
+                raise ValueError(f"training has diverged: {name} is not finite; lower lr")
+            if self._moved(name, rounded):
+                edited.append(name)
+                tensors |= rounded
+        if not tensors:
+            raise ValueError("expected training to change the weights, got none that moved; raise lr or iterations")
+        base = self._hashes(edited)
+        meta = {
+            "format": FORMAT,
+            "library": library_version(),
+            "method": eraser.name,
+            "config": eraser.config(),
+            "concepts": [concept_meta(concept) for concept in concepts],
+            "groups": {},
+            "base": base,
+            "readers": text_readers(self._pipe),
+            "sketches": sketches({name: self._base(name).data for name in base}),
+            "base_dtype": str(self._base(edited[0]).dtype).removeprefix("torch."),
+        }
+        return Patch(tensors, meta)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each weight that the student started from."""
+        return self._hashes(self.names)
+
+    def _hashes(self, names: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for part in dict.fromkeys(name.partition(".")[0] for name in names):
+            mine = {name: self._base(name).data for name in names if name.partition(".")[0] == part}
+            found |= tensor_hashes(mine, owner=component(self._pipe, part))
+        return found
+
+    def _base(self, name: str) -> nn.Parameter:
+        return cast(nn.Parameter, self.base[name])
+
+    def _weight(self, name: str) -> torch.Tensor:
+        parts = self._trained[name]
+        if not self.rank:
+            return parts[0]
+        down, up = parts[0], parts[-1]
+        with unmixed(up):
+            return torch.addmm(self._base(name).to(up.dtype), up, down)
+
+    @staticmethod
+    def _low_rank(name: str, parts: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:
+        """A and B of one size, so that neither loses more than the other when they are rounded."""
+        down, up = (part.detach() for part in parts)
+        scale = (up.norm() / down.norm()).sqrt()
+        if not scale > 0:
+            scale = torch.ones_like(scale)
+        target = name.removesuffix(".weight")
+        return {f"lowrank/{target}/A": down * scale, f"lowrank/{target}/B": up / scale}
+
+    def _moved(self, name: str, rounded: Mapping[str, torch.Tensor]) -> bool:
+        if self.rank:
+            return bool(rounded[f"lowrank/{name.removesuffix('.weight')}/B"].any())
+        return not torch.equal(rounded[f"dense/{name}"], _rounded(self._base(name).detach()))
+
+
+def names_of(pipe: Any, part: str, wanted: Callable[[nn.Module, str], bool]) -> list[str]:
+    """Names of parameters of a component of a pipeline, in module order.
+
+    Adapters and their processors have weights of their own under names much like those of the model; they are left
+    out.
+
+    Args:
+        pipe: A diffusers pipeline.
+        part: The component, such as `unet`.
+        wanted: (module, its path without `base_layer`) -> whether its parameters are meant.
+    """
+    found = []
+    for path, module in component(pipe, part).named_modules():
+        steps = path.split(".")
+        if any(step in ("processor", "parametrizations") or step.startswith("lora_") for step in steps):
+            continue
+        plain = ".".join(step for step in steps if step not in ("base_layer", "_orig_mod"))
+        if wanted(module, plain):
+            found += [
+                ".".join(filter(None, (part, plain, leaf)))
+                for leaf in module._parameters
+                if module._parameters[leaf] is not None
+            ]
+    return found
+
+
+def _place(pipe: Any, name: str) -> tuple[nn.Module, str]:
+    find_parameter(pipe, name, linear=False)
+    part, _, path = name.partition(".")
+    owner, _, leaf = path.rpartition(".")
+    module = below_adapters(submodule(component(pipe, part), owner))
+    if module is None:
+        raise ValueError(f"expected {type(pipe).__name__} with {name}, got none")
+    return module, leaf
+
+
+def _is_linear(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and name.endswith(".weight")
+
+
+def _copy(weight: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().to(_precise(weight)).clone())
+
+
+def _factors(weight: torch.Tensor, rank: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
+    out, width = weight.shape
+    rank = min(rank, out, width)
+    down = torch.randn(rank, width, generator=generator, device=generator.device) / width**0.5
+    up = torch.zeros(out, rank, device=weight.device, dtype=_precise(weight))
+    return nn.Parameter(down.to(up)), nn.Parameter(up)
+
+
+def _precise(weight: torch.Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _rounded(value: torch.Tensor) -> torch.Tensor:
+    """Float16 on the CPU, or float32 where that does not reach."""
+    half = value.to("cpu", torch.float16)
+    return half if torch.isfinite(half).all() or not torch.isfinite(value).all() else value.to("cpu", torch.float32)

@@ -1,0 +1,1 @@
+"""Worlds: small, truly trained models that come with a judge."""

@@ -1,0 +1,116 @@
+"""Stage 3: the tokenizer, and the text encoder by contrast with the frozen judge's features (as CLIP, then frozen)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from erasers.worlds.shapes import render
+from erasers.worlds.shapes.judge import FEATURES, load_judge
+from erasers.worlds.shapes.scenes import captions, training_scenes
+from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
+from erasers.worlds.shapes.world import VOCABULARY
+
+RECIPE = Recipe(steps=700, lr=1.5e-3, weight_decay=0.02, flat=0.3, save_every=100, log_every=25)
+BATCH = 192
+WIDTH = 128
+LENGTH = 24
+"""Tokens a prompt, begin and end included."""
+_BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 printable stand-ins for bytes of byte-level BPE (the field's usual table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + k) for k in range(len(others))]
+
+
+def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Byte-pair merges after which every word is one token: the commonest pair first, until none is left."""
+    spellings = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while any(len(s) > 1 for s in spellings):
+        pairs = Counter(pair for s in spellings for pair in zip(s, s[1:], strict=False))
+        best = max(sorted(pairs), key=pairs.__getitem__)
+        merges.append(best)
+        for s in spellings:
+            k = 0
+            while k < len(s) - 1:
+                if (s[k], s[k + 1]) == best:
+                    s[k : k + 2] = [best[0] + best[1]]
+                k += 1
+    return merges
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer of a few hundred entries in which each word of the world is one token."""
+    alphabet = byte_alphabet()
+    merges = learn_merges(VOCABULARY)
+    entries = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges), _BOS, _EOS]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(entries))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+
+
+def build_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A three-layer CLIP text encoder for the tokenizer."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+class Contrast(nn.Module):
+    """Text encoder and the two projections of InfoNCE."""
+
+    def __init__(self, encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.text_projection = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.picture_projection = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.log_scale = nn.Parameter(torch.tensor(2.6))
+
+    def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+        """Scaled cosine similarities [texts, pictures]."""
+        text = F.normalize(self.text_projection(self.encoder(ids).pooler_output), dim=1)
+        picture = F.normalize(self.picture_projection(features), dim=1)
+        return self.log_scale.clamp(max=4.6).exp() * text @ picture.T
+
+
+def run(out: Path, device: torch.device, seed: int) -> None:
+    """Train on `out/judge.safetensors` and write `out/tokenizer` and `out/text_encoder` (float32)."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    judge = load_judge(out / "judge.safetensors").to(device)
+    model = Contrast(build_encoder(tokenizer)).to(device)
+
+    def loss_step(step: int) -> dict[str, Tensor]:
+        generator = seed_step(seed, step)
+        scenes = training_scenes(BATCH, generator)
+        texts = captions(scenes, random.Random(seed * 1_000_003 + step))
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        with torch.no_grad():
+            features = judge.features(render.render(scenes, generator).to(device))
+        similarity = model(ids, features)
+        target = torch.arange(BATCH, device=device)
+        loss = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+        return {"loss": loss, "recall_at_1": (similarity.argmax(1) == target).float().mean()}
+
+    train("text", model, loss_step, RECIPE, out)
+    tokenizer.save_pretrained(out / "tokenizer")
+    model.encoder.save_pretrained(out / "text_encoder")

@@ -1,0 +1,91 @@
+"""Training from the `erase` command: what it costs, settings of the embedded model, and going on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erasers import Patch, get_eraser, load_pipeline
+from erasers.cli import app as cli
+from erasers.cli.input import build_concepts, build_eraser
+from erasers.eraser import shapes_options
+from erasers.training import loop as training
+from erasers.worlds.shapes.prompts import concept_for
+
+STAR = ("--concept", "star", "--model", "shapes")
+QUICK = ("--set", "iterations=3", "--set", "steps=2", "--set", "pictures=1", "--set", "batch=1")
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_settings_for_the_embedded_model_are_taken_and_told() -> None:
+    star = build_concepts(["star"], shapes=True)
+    eraser, note = build_eraser("esd", [], star, shapes=True)
+    assert note == "settings for the embedded model: esd-shapes"
+    assert eraser == get_eraser("esd-shapes")
+    assert build_eraser("esd", [], star)[0] == get_eraser("esd")
+    assert build_eraser("esd", ["lr=0.5"], star, shapes=True)[0] == get_eraser("esd-shapes", lr=0.5)
+    # What a preset says itself stands.
+    preset = build_eraser("esd-u", [], star, shapes=True)[0]
+    assert preset == get_eraser("esd-shapes", train_method="u")
+    assert shapes_options("esd-shapes") == {}
+    assert shapes_options("uce") == {}
+
+
+def test_a_dry_run_says_what_training_costs_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*STAR, "--method", "esd", *QUICK, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "esd  20 denoiser calls, 3 with gradients, 6 texts encoded" in output
+    assert "ms a denoiser call" in output
+    assert not list(Path().iterdir())
+    assert cli.run([*STAR, "--method", "uce", "--dry-run"]) == 0
+    assert "uce trains nothing" in capsys.readouterr().out
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    command = [*STAR, "--method", "esd", *QUICK, "--checkpoint", "half", "--out", "star.safetensors"]
+    save = training._Checkpoint.save
+
+    def killed(*arguments: Any) -> None:
+        save(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Checkpoint, "save", killed)
+        with pytest.raises(Killed):
+            cli.run(command)
+    assert [path.name for path in Path().iterdir()] == ["half"]
+    assert cli.run(command) == 0
+    assert [path.name for path in Path().iterdir()] == ["star.safetensors"]
+    options = {"iterations": 3, "steps": 2, "pictures": 1, "batch": 1}
+    whole = get_eraser("esd-shapes", **options).fit(load_pipeline("shapes"), concept_for("star"), progress=False)
+    assert Patch.load("star.safetensors").digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--method", "uce", "--checkpoint", "x"], "uce does not train, so it has no --checkpoint"),
+        (
+            ["--method", "esd", "--checkpoint", "no/x"],
+            "expected a file in an existing folder as --checkpoint, got no/x",
+        ),
+        (["--method", "esd", "--set", "iterations=0"], "expected iterations of at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*STAR, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.strip().splitlines()) == 1

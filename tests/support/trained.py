@@ -1,0 +1,28 @@
+"""What tests of all trained methods share: each one's options on a tiny pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from erasers import Concept
+from erasers.diffusion.latent_bank import conditions, predict
+from erasers.training.student import Student
+
+STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
+METHODS: dict[str, dict[str, Any]] = {
+    "adv_unlearn": {"steps": 2, "pictures": 2, "kept": 4, "attack_steps": 2, "attack_lr": 1e-2, "warm_up": 1},
+    "doco": {"warm_up": 1, "batch": 2, "pictures": 4, "kept": 2, "steps": 2, "width": 8},
+    "esd": {"steps": 2, "pictures": 2, "refresh": 2},
+    "few_shot": {"steps": 2, "pictures": 2, "kept": 4, "max_drift": 10.0},
+    "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
+}
+
+
+@torch.no_grad()
+def probe(pipe: Any, student: Student) -> torch.Tensor:
+    """What the pipeline predicts with the student's weights, always from the same noise."""
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(11)).to(pipe.unet.device)
+    with student.placed():
+        return predict(pipe, noise, torch.tensor([50]), conditions(pipe, ["a star"]))

@@ -1,0 +1,81 @@
+import json
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from support import REPOSITORY
+
+from erasers import get_eraser
+from erasers.evaluation.drawing import generate
+from erasers.judges.oracle import Oracle
+from erasers.worlds.shapes import MODEL_DIR
+from erasers.worlds.shapes.prompts import Prompt, concept_for, split_prompts
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Any:
+    """The shipped folder as plain diffusers loads it."""
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def share(pipe: Any, prompts: list[Prompt]) -> float:
+    images = [image for batch in generate(pipe, prompts, steps=10, guidance=4.0, batch=12) for image in batch]
+    verdicts = Oracle().judge(images, prompts)
+    return sum(bool(verdict.value) for verdict in verdicts) / len(verdicts)
+
+
+def test_plain_diffusers_loads_the_folder_in_one_dtype(shapes: Any) -> None:
+    parts = (shapes.unet, shapes.vae, shapes.text_encoder)
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert {str(t.dtype) for part in parts for t in part.state_dict().values()} == {"torch.float32"}
+
+
+def test_the_package_data_stay_small() -> None:
+    files = [
+        file for file in (REPOSITORY / "erasers" / "shapes").rglob("*") if file.suffix in (".safetensors", ".json")
+    ]
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) <= 16 * MIB
+    assert sum(sizes) <= 40 * MIB
+
+
+@pytest.mark.parametrize(("word", "anchor"), [("star", "circle"), ("red", "green"), ("zorblat", "")])
+def test_rece_erases_and_keeps(shapes: Any, word: str, anchor: str) -> None:
+    concept, splits = concept_for(word), split_prompts(word, 12)
+    assert concept.anchor == anchor
+    before = {split: share(shapes, prompts) for split, prompts in splits.items()}
+    assert min(before.values()) >= 0.8
+    patch = get_eraser("rece").fit(shapes, concept)
+    with patch.applied(shapes):
+        after = {split: share(shapes, prompts) for split, prompts in splits.items()}
+    assert max(after["explicit"], after["synonym"]) <= 0.1
+    assert min(after["neighbour"], after["unrelated"]) >= 0.8
+    assert patch.nbytes <= 8192
+
+
+@pytest.mark.parametrize("word", ["star", "zorblat"])
+def test_a_reference_never_saw_its_concept(shapes: Any, word: str) -> None:
+    reference = UNet2DConditionModel.from_pretrained(REPOSITORY / "benchmarks" / "reference" / f"unet-without-{word}")
+    pipe = StableDiffusionPipeline(**{**shapes.components, "unet": reference}, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    splits = split_prompts(word, 12)
+    assert share(pipe, splits["explicit"]) <= 0.25
+    assert share(pipe, splits["unrelated"]) >= 0.75
+
+
+def test_the_card_says_what_was_measured() -> None:
+    result = json.loads((REPOSITORY / "benchmarks" / "results" / "shapes-model-card.json").read_text())
+    card = (MODEL_DIR / "README.md").read_text()
+    for scores in (result["judge"], *result["generator"].values()):
+        for name, score in scores.items():
+            assert f"| {name} | {100 * score['value']:.1f} % | {100 * score['low']:.1f} – " in card
+    for name in ("object", "colour", "style"):
+        assert result["judge"][name]["value"] >= 0.99
+        assert result["generator"]["seen"][name]["value"] >= 0.97
+        assert result["generator"]["held out"][name]["value"] >= 0.97
+    assert min(result["judge"][name]["value"] for name in ("blank -> none", "dissolved -> none")) >= 0.95
