@@ -30,12 +30,12 @@ from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean
 from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt, check_supported, encode, token_table, tokenise
 from erasers.diffusion.supported import layers_read
+from erasers.eraser.preparing import prepared
 from erasers.methods.esd import target
 from erasers.methods.uce import require_templates
 from erasers.models.prompts import converted
 from erasers.options import require_above
 from erasers.text.contexts import Templates, kept_prompts, shuffled
-from erasers.text.preparing import prepared
 from erasers.text.rows import fill, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from erasers.concept import Concept, Concepts
+from erasers.eraser.preparing import prepared
 from erasers.judges import Judge
 from erasers.methods.uce import UCE, Task, Templates, port_hashes
 from erasers.models.ports import port_groups
@@ -19,7 +20,6 @@ from erasers.models.readers import text_readers
 from erasers.options import require_above
 from erasers.patch import Patch
 from erasers.patch.build import transform_patch
-from erasers.text.preparing import prepared
 from erasers.text.rows import Prompt, fill, templates_for
 
 _BATCH = 8

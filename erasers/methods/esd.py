@@ -26,9 +26,9 @@ from erasers.diffusion.latent_bank import (
 )
 from erasers.diffusion.needs import Pass, mean_in_parts
 from erasers.diffusion.supported import check_drawable
+from erasers.eraser.preparing import prepared
 from erasers.methods.uce import require_templates
 from erasers.options import require_above
-from erasers.text.preparing import prepared
 from erasers.text.rows import fill, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training

@@ -17,11 +17,11 @@ from erasers.diffusion.latent_bank import Way, conditions, draw_pictures, latent
 from erasers.diffusion.needs import Pass, Summands, mean_in_parts
 from erasers.diffusion.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
 from erasers.diffusion.supported import layers_read
+from erasers.eraser.preparing import prepared
 from erasers.methods.uce import require_templates
 from erasers.options import require_above
 from erasers.processes import largest
 from erasers.text.contexts import Templates, kept_prompts, shuffled
-from erasers.text.preparing import prepared
 from erasers.text.rows import fill, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training

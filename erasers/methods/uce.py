@@ -13,6 +13,7 @@ from erasers.closed_form.algebra import leading_directions, oblique_edit_gram
 from erasers.closed_form.preserved import Preserved, preserved_rows
 from erasers.concept import Concept, Concepts, names
 from erasers.eraser import Eraser
+from erasers.eraser.preparing import prepared
 from erasers.files.hashing import tensor_hashes
 from erasers.models.components import component
 from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
@@ -21,7 +22,6 @@ from erasers.options import require_above
 from erasers.patch import Patch
 from erasers.patch.build import transform_patch
 from erasers.text.encoding import Reader
-from erasers.text.preparing import prepared
 from erasers.text.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
 
 BARE = ("{}",)

@@ -24,6 +24,7 @@ from erasers.diffusion.needs import at_most, free_memory, memory_told
 from erasers.diffusion.soft import frozen
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
+from erasers.eraser.preparing import prepared
 from erasers.files.checkpoint import CheckpointFile
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
@@ -37,7 +38,6 @@ from erasers.processes import (
     same_start,
     shared_gradients,
 )
-from erasers.text.preparing import prepared
 from erasers.training.foretelling import Demand, Foretold, foretell
 from erasers.training.pictures import pixels_hash
 from erasers.training.recomputing import checkpointed

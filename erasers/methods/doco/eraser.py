@@ -29,10 +29,10 @@ from erasers.diffusion.latent_bank import (
 )
 from erasers.diffusion.needs import Pass, Summands, mean_in_parts
 from erasers.diffusion.supported import check_drawable
+from erasers.eraser.preparing import prepared
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.methods.esd import selector
 from erasers.text.contexts import contexts, kept_prompts, shuffled
-from erasers.text.preparing import prepared
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of

@@ -17,6 +17,7 @@ from erasers.concept import Concept, Concepts
 from erasers.diffusion.latent_bank import Way
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
+from erasers.eraser.preparing import prepared
 from erasers.files.reading import at_home
 from erasers.files.tensors import FORMAT
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
@@ -30,7 +31,6 @@ from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
 from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks
 from erasers.text.contexts import Templates, contexts, kept_prompts
-from erasers.text.preparing import prepared
 from erasers.training.loop import bar
 from erasers.version import library_version
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from erasers.concept import Concept
+from erasers.eraser.preparing import prepared
 from erasers.files.atomic import write_atomically
 from erasers.methods.itd.eraser import ItD, read_saes
 from erasers.sae.autoencoder import SAE
 from erasers.sae.text_blocks import Block
 from erasers.text.contexts import kept_prompts
-from erasers.text.preparing import prepared
 
 _TOKENS = 3
 _PROMPTS = 14

@@ -20,12 +20,12 @@ from erasers.diffusion.low_rank import attention_layers
 from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, parts, together
 from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
 from erasers.diffusion.soft import check_supported
+from erasers.eraser.preparing import prepared
 from erasers.methods.robust_ablation.pool import Maker, Pool
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.methods.uce import UCE
 from erasers.text.contexts import Templates, contexts, kept_prompts, shuffled
-from erasers.text.preparing import prepared
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of

@@ -15,7 +15,7 @@ from typing import Any
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.concept.captions import ENOUGH, captions_without
 from erasers.concept.words import mentions
-from erasers.eraser import Eraser
+from erasers.eraser.eraser import Eraser
 from erasers.models.prompts import converted
 from erasers.text.encoding import text_parts
 

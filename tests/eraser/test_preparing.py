@@ -21,8 +21,8 @@ from erasers.concept import as_concepts
 from erasers.concept.captions import ENOUGH, NAME, captions_without, everyday
 from erasers.concept.words import mentions
 from erasers.diffusion.soft import tokenise
+from erasers.eraser.preparing import prepared, spellings
 from erasers.sae.text_blocks import find_blocks
-from erasers.text.preparing import prepared, spellings
 from erasers.worlds.shapes.prompts import concept_for
 from erasers.worlds.shapes.world import KINDS
 

@@ -1,0 +1,21 @@
+"""The interface of every method, the registry by which it is found, and what every method does before any work."""
+
+from erasers.eraser.eraser import (
+    Eraser,
+    eraser_class,
+    get_eraser,
+    list_erasers,
+    list_presets,
+    parse_options,
+    shapes_options,
+)
+
+__all__ = [
+    "Eraser",
+    "eraser_class",
+    "get_eraser",
+    "list_erasers",
+    "list_presets",
+    "parse_options",
+    "shapes_options",
+]
