@@ -49,6 +49,7 @@ from erasers.cli.options import (
 from erasers.cli.output import err, fail, out, show_cost, show_next, show_notes, show_patch, show_result
 from erasers.cli.places import check_places, report_files, written_or_kept
 from erasers.cli.sae import explain, sae
+from erasers.cli.threads import let_idle_threads_sleep
 from erasers.concept import KINDS
 from erasers.models.families import UnsupportedPipeline
 
@@ -65,6 +66,7 @@ app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptio
 
 def main() -> None:
     """Run the command; every error is one line on stderr and an exit code, 2 for bad input."""
+    let_idle_threads_sleep()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from erasers.cli import threads
 from erasers.cli.files import concept_of, read_concepts, read_images, read_lines
 from erasers.cli.output import show_warning
 from erasers.concept import KINDS, Concept, as_concepts, preset_options
@@ -372,7 +373,9 @@ def load_model(model: str, device: str, dtype: str, *, gradients: bool = False, 
     warnings.filterwarnings("default", module=r"erasers\.")
     warnings.showwarning = show_warning
     where = pick_device(device)
-    return load_pipeline(model, dtype=pick_dtype(dtype, where, gradients=gradients), device=where, **options)
+    pipe = load_pipeline(model, dtype=pick_dtype(dtype, where, gradients=gradients), device=where, **options)
+    threads.suit(pipe)
+    return pipe
 
 
 def unknown_words(text: str) -> list[str]:
