@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from erasers.markdown import markdown_text
-
-if TYPE_CHECKING:
-    from erasers.patch.patch import Patch
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MAX_ROWS = 50
@@ -32,8 +30,25 @@ _HOOKED = (
 )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a card says of a patch.
+
+    Args:
+        meta: Its metadata.
+        weights: How many parameters it edits.
+        hooks: How many hooks run during generation.
+        nbytes: Bytes of its tensors.
+    """
+
+    meta: Mapping[str, Any]
+    weights: int
+    hooks: int
+    nbytes: int
+
+
 def model_card(
-    patch: Patch,
+    facts: Facts,
     *,
     repo_id: str | None = None,
     base_model: str | None = None,
@@ -44,7 +59,7 @@ def model_card(
     """The card of a patch as Markdown with YAML front matter. Text out of the patch or the report is escaped.
 
     Args:
-        patch: The patch.
+        facts: The patch.
         repo_id: Where it will be, for the lines on how to use it.
         base_model: Hub id of the model it was fitted on; taken from the summary when None.
         license: Identifier of a licence, e.g. `apache-2.0`.
@@ -58,17 +73,17 @@ def model_card(
         raise ValueError(f"expected the base model as a Hub id user/model, got {base_model!r}")
     reported = str((summary or {}).get("model", ""))
     base = base_model or (reported if _HUB_ID.fullmatch(reported) else None)
-    names = ", ".join(markdown_text(concept.get("name")) for concept in patch.meta["concepts"][:_MAX_ROWS])
-    method = markdown_text(patch.meta["method"])
+    names = ", ".join(markdown_text(concept.get("name")) for concept in facts.meta["concepts"][:_MAX_ROWS])
+    method = markdown_text(facts.meta["method"])
     sections = [
         _front_matter(base, license),
         f"# {names} erased\n\nA patch for a diffusion model, made with `erasers` by the method {method}.",
-        _facts(patch, base, reported),
-        "## Concepts\n\n" + _concepts(patch),
+        _facts(facts, base, reported),
+        "## Concepts\n\n" + _concepts(facts.meta["concepts"]),
         "## Scores\n\n" + _scores(summary),
         *([f"![Pictures before and after]({picture})"] if picture else []),
         "## Use\n\n" + _usage(repo_id, base),
-        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if patch.has_hooks else _BAKED)),
+        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if facts.hooks else _BAKED)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -82,8 +97,8 @@ def _front_matter(base: str | None, license: str | None) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _facts(patch: Patch, base: str | None, reported: str) -> str:
-    meta = patch.meta
+def _facts(facts: Facts, base: str | None, reported: str) -> str:
+    meta = facts.meta
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
     model = base or ("`shapes`, the model in the package" if reported == "shapes" else "not named")
     dtype = markdown_text(meta.get("base_dtype", "an unknown type"))
@@ -91,16 +106,15 @@ def _facts(patch: Patch, base: str | None, reported: str) -> str:
         "method": markdown_text(meta["method"]),
         "options": markdown_text(options or "none", 400),
         "base": f"{model}; {len(meta['base'])} weights in {dtype}, known by their fingerprints",
-        "edited weights": str(len(patch.parameters)),
-        "hooks": f"{len(patch.hooks)}, which run during generation" if patch.has_hooks else "none",
-        "size": f"{patch.nbytes:,} bytes",
+        "edited weights": str(facts.weights),
+        "hooks": f"{facts.hooks}, which run during generation" if facts.hooks else "none",
+        "size": f"{facts.nbytes:,} bytes",
         "made with": f"erasers {markdown_text(meta.get('library', 'of unknown version'))}",
     }
     return _table(("", ""), list(rows.items()))
 
 
-def _concepts(patch: Patch) -> str:
-    concepts = patch.meta["concepts"]
+def _concepts(concepts: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             markdown_text(concept.get("name")),

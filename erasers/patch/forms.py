@@ -6,17 +6,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from erasers.files import tensors as patch_file
 from erasers.files.tensors import PatchError
 from erasers.models.components import component
+from erasers.patch.edits import Edit
 from erasers.version import library_version
-
-if TYPE_CHECKING:
-    from erasers.patch.patch import Patch
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DELTA_FILE = "delta_weights.safetensors"
@@ -46,35 +44,54 @@ _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.we
 _PAIRS = ({"lora_A", "lora_B"}, {"lora_down", "lora_up"})
 
 
-def to_lora(patch: Patch, pipe: Any, folder: Path, *, form: str = "peft", force: bool = False) -> Path:
-    """See `Patch.to_lora`."""
+def check_form(form: str) -> None:
+    """Refuse a form that LoRAs are not written in.
+
+    Raises:
+        PatchError: It is none of `FORMS`.
+    """
     if form not in FORMS:
         raise PatchError(f"expected a LoRA of form {' or '.join(FORMS)}, got {form!r}")
-    _refuse_hooks(patch)
-    check_folder(folder)
-    name_of, tensors_of = (_peft_name, _peft_tensors) if form == "peft" else (_kohya_name, _kohya_tensors)
-    names = {parameter: name_of(pipe, _layer(patch, parameter)) for parameter in patch.changes}
-    base = patch.base_weights(pipe, force=force)
+
+
+def layer_names(edits: Mapping[str, Edit], pipe: Any, form: str) -> dict[str, str]:
+    """The name in a LoRA of each layer whose weight is edited, by parameter.
+
+    Raises:
+        PatchError: A dense edit, or a layer that stock diffusers would not load in this form.
+    """
+    name_of = _peft_name if form == "peft" else _kohya_name
+    return {parameter: name_of(pipe, _layer(parameter, edit)) for parameter, edit in edits.items()}
+
+
+def write_lora(
+    edits: Mapping[str, Edit], base: Mapping[str, torch.Tensor], names: Mapping[str, str], folder: Path, form: str
+) -> Path:
+    """Write edits of these base weights as a LoRA whose layers have these names; see `Patch.to_lora`."""
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for parameter, edit in patch.changes.items():
+    for parameter, edit in edits.items():
         down, up = edit.factors(base[parameter])
         factors[names[parameter]] = (down.float().cpu(), up.float().cpu())
-    return _write(folder, LORA_FILE, tensors_of(factors), {"format": "pt"})
+    tensors = _peft_tensors(factors) if form == "peft" else _kohya_tensors(factors)
+    return _write(folder, LORA_FILE, tensors, {"format": "pt"})
 
 
-def to_delta(patch: Patch, pipe: Any, folder: Path, *, force: bool = False) -> Path:
-    """See `Patch.to_delta`."""
-    _refuse_hooks(patch)
-    check_folder(folder)
-    base = patch.base_weights(pipe, force=force)
-    weights = {name: edit.apply(base[name], 1.0).cpu() for name, edit in patch.changes.items()}
+def write_delta(
+    edits: Mapping[str, Edit], base: Mapping[str, torch.Tensor], meta: Mapping[str, Any], folder: Path
+) -> Path:
+    """Write the edited weights themselves, with what the metadata of the patch says of them; see `Patch.to_delta`.
+
+    Raises:
+        PatchError: Values that the dtype of the weights cannot hold.
+    """
+    weights = {name: edit.apply(base[name], 1.0).cpu() for name, edit in edits.items()}
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise PatchError(f"the edited {name} does not fit {weight.dtype}; load the pipeline in float32")
-    kept = {key: patch.meta[key] for key in ("method", "config", "concepts")}
-    meta = {"form": "delta", "library": library_version(), **kept}
+    kept = {key: meta[key] for key in ("method", "config", "concepts")}
+    own = {"form": "delta", "library": library_version(), **kept}
     # A header of several keys would have them in another order with every run.
-    return _write(folder, DELTA_FILE, weights, {patch_file.KEY: json.dumps(meta, sort_keys=True)})
+    return _write(folder, DELTA_FILE, weights, {patch_file.KEY: json.dumps(own, sort_keys=True)})
 
 
 def load_lora(pipe: Any, path: str | Path, *, adapter_name: str = "erasure") -> Any:
@@ -137,14 +154,9 @@ def _write(folder: Path, name: str, tensors: dict[str, torch.Tensor], header: di
     return folder / name
 
 
-def _refuse_hooks(patch: Patch) -> None:
-    if patch.has_hooks:
-        raise PatchError("expected a patch of weights, got one with hooks, which no file of weights holds; save it")
-
-
-def _layer(patch: Patch, parameter: str) -> str:
+def _layer(parameter: str, edit: Edit) -> str:
     """Name of the linear layer whose weight is edited."""
-    if patch.changes[parameter].form == "dense":
+    if edit.form == "dense":
         raise PatchError(
             f"a LoRA holds low-rank edits of linear layers, the edit of {parameter} is dense; write the edited "
             "weights instead: patch.to_delta(pipe, folder)"

@@ -208,9 +208,14 @@ class Patch:
                 this form (`to_delta` writes those), hooks, or a patch for other weights.
             FileNotFoundError: The folder above `folder` does not exist.
         """
-        from erasers.patch.forms import to_lora
+        from erasers.patch import forms
 
-        return to_lora(self, pipe, Path(folder), form=form, force=force)
+        forms.check_form(form)
+        self._refuse_hooks()
+        forms.check_folder(Path(folder))
+        names = forms.layer_names(self.changes, pipe, form)
+        base = self.base_weights(pipe, force=force)
+        return forms.write_lora(self.changes, base, names, Path(folder), form)
 
     def to_delta(self, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
         """Write the edited weights themselves, for families without a LoRA loader and for dense edits.
@@ -233,9 +238,11 @@ class Patch:
             PatchError: A patch with hooks, or one for other weights.
             FileNotFoundError: The folder above `folder` does not exist.
         """
-        from erasers.patch.forms import to_delta
+        from erasers.patch import forms
 
-        return to_delta(self, pipe, Path(folder), force=force)
+        self._refuse_hooks()
+        forms.check_folder(Path(folder))
+        return forms.write_delta(self.changes, self.base_weights(pipe, force=force), self.meta, Path(folder))
 
     def push_to_hub(
         self,
@@ -265,11 +272,22 @@ class Patch:
             FileNotFoundError: No report in that folder.
             OSError: No connection, or no right to write there.
         """
-        from erasers.patch.publish import push_patch
+        from erasers.files.report_folder import PICTURE, read_picture
+        from erasers.patch import publish
+        from erasers.patch.card import Facts, model_card
 
-        return push_patch(
-            self, repo_id, private=private, token=token, report=report, base_model=base_model, license=license
+        publish.check_repository(repo_id)
+        summary = None if report is None else publish.read_report(self.meta, self.digest, Path(report))
+        picture = None if report is None else read_picture(Path(report))
+        card = model_card(
+            Facts(self.meta, len(self.changes), len(self.hooks), self.nbytes),
+            repo_id=repo_id,
+            base_model=base_model,
+            license=license,
+            summary=summary,
+            picture=PICTURE if picture else None,
         )
+        return publish.push(repo_id, self.save, card, picture, private=private, token=token)
 
     def to_hooks(self, pipe: Any) -> Patch:
         """The same edit as a patch that changes no weights: it transforms the text on its way to them.
@@ -305,6 +323,10 @@ class Patch:
     def changes(self) -> Mapping[str, edits.Edit]:
         """What happens to each parameter, by name."""
         return MappingProxyType(self._parsed[0])
+
+    def _refuse_hooks(self) -> None:
+        if self.has_hooks:
+            raise PatchError("expected a patch of weights, got one with hooks, which no file of weights holds; save it")
 
     def _entry(self, strength: float, base: tuple[str, ...] = ()) -> stack.Entry:
         return stack.Entry(self.digest, strength, *self._parsed, self, base)

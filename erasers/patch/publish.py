@@ -1,50 +1,57 @@
-"""Where a reference to a patch leads (a file, a folder, the Hub), and how a patch is published."""
+"""How a patch is published on the Hub: its file, a card, and a picture out of a report."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from erasers.files.hub import reason
-from erasers.files.report_folder import PICTURE, SUMMARY, read_picture, read_summary
-from erasers.patch.card import model_card
+from erasers.files.report_folder import PICTURE, SUMMARY, read_summary
 from erasers.patch.find import PATCH_FILE
-
-if TYPE_CHECKING:
-    from erasers.patch.patch import Patch
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
-def push_patch(
-    patch: Patch,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    report: str | Path | None = None,
-    base_model: str | None = None,
-    license: str | None = None,
-) -> str:
-    """See `Patch.push_to_hub`."""
-    from huggingface_hub import HfApi
+def check_repository(repo_id: str) -> None:
+    """Refuse a name that is no Hub id.
 
+    Raises:
+        ValueError: It is none.
+    """
     if not _REPOSITORY.fullmatch(repo_id):
         raise ValueError(f"expected a repository as user/name, got {repo_id!r}")
-    summary = None if report is None else read_report(patch, Path(report))
-    picture = None if report is None else read_picture(Path(report))
+
+
+def push(
+    repo_id: str,
+    save: Callable[[Path], None],
+    card: str,
+    picture: Image.Image | None,
+    *,
+    private: bool | None,
+    token: str | None,
+) -> str:
+    """Publish the file that `save` writes, with its card and a picture.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        OSError: No connection, or no right to write there.
+    """
+    from huggingface_hub import HfApi
+
     with TemporaryDirectory() as name:
         folder = Path(name)
-        patch.save(folder / PATCH_FILE)
+        save(folder / PATCH_FILE)
         if picture:
             # Written anew from its pixels: whatever else is in the file stays here.
             picture.save(folder / PICTURE)
-        shown = PICTURE if picture else None
-        card = model_card(
-            patch, repo_id=repo_id, base_model=base_model, license=license, summary=summary, picture=shown
-        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         api = HfApi(token=token)
         try:
@@ -60,21 +67,21 @@ def push_patch(
     return str(url)
 
 
-def read_report(patch: Patch, folder: Path) -> dict[str, Any]:
-    """The `summary.json` of a report on `patch`.
+def read_report(meta: Mapping[str, Any], digest: str, folder: Path) -> dict[str, Any]:
+    """The `summary.json` of a report on the patch with this metadata and this digest.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: It cannot be read, is a link, or is about another erasure.
     """
     summary, path = read_summary(folder), folder / SUMMARY
-    names = {str(concept.get("name")) for concept in patch.meta["concepts"]}
+    names = {str(concept.get("name")) for concept in meta["concepts"]}
     about = summary.get("method"), set(summary.get("concepts", {}))
-    if about[0] != patch.meta["method"] or not about[1] <= names:
+    if about[0] != meta["method"] or not about[1] <= names:
         raise ValueError(
-            f"expected a report on {', '.join(sorted(names))} with {patch.meta['method']}, got {path} on "
+            f"expected a report on {', '.join(sorted(names))} with {meta['method']}, got {path} on "
             f"{', '.join(sorted(about[1])) or 'other concepts'} with {about[0]}; give the report of this patch"
         )
-    if summary.get("patch_sha256", patch.digest) != patch.digest:
+    if summary.get("patch_sha256", digest) != digest:
         raise ValueError(f"expected a report on this very patch, got {path} on another fit of it; report on this one")
     return summary

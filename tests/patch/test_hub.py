@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser
 from erasers.cli import app as cli
 from erasers.files.hub import reason
-from erasers.patch.card import model_card
+from erasers.patch.card import Facts, model_card
 from erasers.patch.find import find_patch
 from erasers.patch.publish import read_report
 
@@ -42,6 +42,10 @@ def patch(pipe: Any) -> Patch:
 def renamed(patch: Patch, **fields: Any) -> Patch:
     """The patch with other metadata of its first concept."""
     return Patch(patch.tensors, {**patch.meta, "concepts": [{**patch.meta["concepts"][0], **fields}]})
+
+
+def card_of(patch: Patch, **options: Any) -> str:
+    return model_card(Facts(patch.meta, len(patch.parameters), len(patch.hooks), patch.nbytes), **options)
 
 
 def http(kind: type[Exception]) -> Exception:
@@ -191,7 +195,7 @@ def test_a_reason_is_one_line() -> None:
 
 
 def test_a_card_says_what_the_patch_is(patch: Patch) -> None:
-    card = model_card(patch, repo_id="me/star", license="apache-2.0", summary=SUMMARY, picture="grid.png")
+    card = card_of(patch, repo_id="me/star", license="apache-2.0", summary=SUMMARY, picture="grid.png")
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "erasers",
@@ -205,10 +209,8 @@ def test_a_card_says_what_the_patch_is(patch: Patch) -> None:
     assert "neighbour |" not in text
     assert "Judged by" not in text
     judges = [{"name": "clip|zeroshot/x"}, {"name": "nudenet/y"}, "odd"]
-    assert "interval. Judged by clip\\|zeroshot/x, nudenet/y." in model_card(
-        patch, summary={**SUMMARY, "judges": judges}
-    )
-    assert "Judged" not in model_card(patch, summary={**SUMMARY, "judges": 7})
+    assert "interval. Judged by clip\\|zeroshot/x, nudenet/y." in card_of(patch, summary={**SUMMARY, "judges": judges})
+    assert "Judged" not in card_of(patch, summary={**SUMMARY, "judges": 7})
     assert "![Pictures before and after](grid.png)" in text
     assert f"maker/model; {len(patch.parameters)} weights in float32" in text
     assert f"{patch.nbytes:,} bytes" in text
@@ -217,12 +219,12 @@ def test_a_card_says_what_the_patch_is(patch: Patch) -> None:
 
 
 def test_a_card_says_that_hooks_are_not_in_the_checkpoint(patch: Patch, pipe: Any) -> None:
-    hooked = model_card(patch.to_hooks(pipe))
+    hooked = card_of(patch.to_hooks(pipe))
     assert "| edited weights | 0 |\n| hooks | 1, which run during generation |" in hooked
-    assert "| hooks | none |" in model_card(patch)
+    assert "| hooks | none |" in card_of(patch)
     assert "weights saved without the patch are not erased" in hooked
     assert "into a plain diffusers folder" not in hooked
-    assert "into a plain diffusers folder" in model_card(patch)
+    assert "into a plain diffusers folder" in card_of(patch)
 
 
 def test_the_usage_in_a_card_runs(patch: Patch, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +235,7 @@ def test_the_usage_in_a_card_runs(patch: Patch, pipe: Any, tmp_path: Path, monke
         "erasers.pipeline.load_pipeline", lambda base: pipe if base == "maker/model" else pytest.fail(base)
     )
     pipe.__class__ = type("Quick", (type(pipe),), {"__call__": lambda self, prompt: SimpleNamespace(images=[prompt])})
-    code = re.search(r"```python\n(.*?)```", model_card(patch, base_model="maker/model"), re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", card_of(patch, base_model="maker/model"), re.DOTALL)[1]
     assert len(code.splitlines()) <= 6
     names: dict[str, Any] = {}
     exec(code, names)
@@ -241,17 +243,17 @@ def test_the_usage_in_a_card_runs(patch: Patch, pipe: Any, tmp_path: Path, monke
 
 
 def test_what_a_card_is_not_told_is_missing(patch: Patch) -> None:
-    card = model_card(patch)
+    card = card_of(patch)
     assert set(yaml.safe_load(card.split("---\n")[1])) == {"library_name", "tags"}
     assert "no judge has scored this patch" in card
     assert "grid.png" not in card
     assert "not named" in card
     for damage in ({"explicit": {"before": SCORE}}, {"explicit": {"before": SCORE, "after": {"value": 0}}}, [], None):
-        assert "no judge" in model_card(patch, summary={**SUMMARY, "splits": damage})
+        assert "no judge" in card_of(patch, summary={**SUMMARY, "splits": damage})
     with pytest.raises(ValueError, match="Hub id"):
-        model_card(patch, base_model="/home/me/model")
-    assert "/home/me" not in model_card(patch, summary={**SUMMARY, "model": "/home/me/model"})
-    assert "the model in the package" in model_card(patch, summary={**SUMMARY, "model": "shapes"})
+        card_of(patch, base_model="/home/me/model")
+    assert "/home/me" not in card_of(patch, summary={**SUMMARY, "model": "/home/me/model"})
+    assert "the model in the package" in card_of(patch, summary={**SUMMARY, "model": "shapes"})
 
 
 def test_text_out_of_a_patch_is_not_markup(patch: Patch) -> None:
@@ -259,12 +261,12 @@ def test_text_out_of_a_patch_is_not_markup(patch: Patch) -> None:
         "x\n---\n# big | <script>alert(1)</script> [a](javascript:b) `c` ![d](http://www.e.f) \u202e\x1b[31m *g* &amp;"
     )
     evil = renamed(patch, name=name, anchor=name, aliases=[name])
-    card = model_card(evil, summary={**SUMMARY, "note": name})
-    plain = re.sub(r"\\.", "", model_card(patch, summary={**SUMMARY, "note": "n"}))
+    card = card_of(evil, summary={**SUMMARY, "note": name})
+    plain = re.sub(r"\\.", "", card_of(patch, summary={**SUMMARY, "note": "n"}))
     bare = re.sub(r"\\.", "", card)  # without escaped characters no markup of the name is left
     for mark in ("|", "<", "[", "]", "`", "!", "#", "*", "&"):
         assert bare.count(mark) == plain.count(mark), mark
-    assert len(card.splitlines()) == len(model_card(patch, summary=SUMMARY).splitlines())
+    assert len(card.splitlines()) == len(card_of(patch, summary=SUMMARY).splitlines())
     assert not set("\u202e\x1b") & set(card)
     assert "www.e" not in card
     assert yaml.safe_load(card.split("---\n")[1]).keys() == {"library_name", "tags", "base_model"}
@@ -272,16 +274,16 @@ def test_text_out_of_a_patch_is_not_markup(patch: Patch) -> None:
 
 def test_a_card_stays_readable(patch: Patch) -> None:
     many = Patch(patch.tensors, {**patch.meta, "concepts": [{"name": "s" * 500}, *[{"name": i} for i in range(60)]]})
-    card = model_card(many)
+    card = card_of(many)
     assert "and 11 more." in card
     assert max(len(line) for line in card.splitlines() if "sss" in line and line.startswith("|")) < 200
-    listed = model_card(renamed(patch, preserve={"count": 200, "sha256": "0"}, aliases={"count": 40, "sha256": "0"}))
+    listed = card_of(renamed(patch, preserve={"count": 200, "sha256": "0"}, aliases={"count": 40, "sha256": "0"}))
     assert "| star | circle | 40 | 200 |" in listed
 
 
 def test_a_report_of_another_erasure_is_refused(patch: Patch, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"erase --report.*without summary\.json"):
-        read_report(patch, tmp_path)
+        read_report(patch.meta, patch.digest, tmp_path)
     for other, words in (
         ({**SUMMARY, "method": "rece"}, "on star with rece"),
         ({**SUMMARY, "concepts": {"heart": {}}}, "on heart with uce"),
@@ -289,10 +291,10 @@ def test_a_report_of_another_erasure_is_refused(patch: Patch, tmp_path: Path) ->
     ):
         (tmp_path / "summary.json").write_text(json.dumps(other))
         with pytest.raises(ValueError, match=words):
-            read_report(patch, tmp_path)
+            read_report(patch.meta, patch.digest, tmp_path)
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ValueError, match="as JSON"):
-        read_report(patch, tmp_path)
+        read_report(patch.meta, patch.digest, tmp_path)
 
 
 def test_push(patch: Patch, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +315,7 @@ def test_push(patch: Patch, pipe: Any, tmp_path: Path, monkeypatch: pytest.Monke
     with Image.open(pushed, formats=["PNG"]) as picture:
         assert (picture.size, picture.getpixel((6, 4))) == ((7, 5), (1, 2, 3))
     card = (tmp_path / "hub/me/star/README.md").read_text(encoding="utf-8")
-    assert card == model_card(patch, repo_id="me/star", license="mit", summary=SUMMARY, picture="grid.png")
+    assert card == card_of(patch, repo_id="me/star", license="mit", summary=SUMMARY, picture="grid.png")
     pipe.save_pretrained(tmp_path / "base")
     erased = ErasedPipeline.from_pretrained(tmp_path / "base", patches=["me/star"])
     expected = patch.apply(pipe).unet.state_dict()
@@ -373,10 +375,10 @@ def test_a_cut_picture_is_not_pushed(patch: Patch, tmp_path: Path, monkeypatch: 
 
 def test_a_report_on_another_fit_is_refused(patch: Patch, pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "patch_sha256": patch.digest}))
-    assert read_report(patch, tmp_path)["method"] == "uce"
+    assert read_report(patch.meta, patch.digest, tmp_path)["method"] == "uce"
     other = get_eraser("uce", ridge=0.25).fit(pipe, "star")
     with pytest.raises(ValueError, match="another fit"):
-        read_report(other, tmp_path)
+        read_report(other.meta, other.digest, tmp_path)
 
 
 def test_a_push_that_fails_is_one_line(patch: Patch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
