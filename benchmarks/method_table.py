@@ -10,11 +10,11 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erasers import list_erasers
+from erasers.eraser import eraser_class
 from erasers.files.atomic import write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -32,105 +32,28 @@ model. Bit for bit: with the patch the pipeline draws another picture, and once 
 are those from before (`python benchmarks/reversal.py`). - is not measured."""
 
 
-@dataclass(frozen=True)
-class About:
-    """What no result says of a method.
-
-    Args:
-        paper: Title and address.
-        family: What is changed, and how.
-        strengths: In a few words.
-        limits: In a few words.
-    """
-
-    paper: str
-    family: str
-    strengths: str
-    limits: str
-
-
-METHODS: Mapping[str, About] = {
-    "uce": About(
-        "[UCE](https://arxiv.org/abs/2308.14761)",
-        "closed form, text maps",
-        "under a second, many concepts, every family",
-        "the denoiser can still draw it",
-    ),
-    "rece": About(
-        "[RECE](https://arxiv.org/abs/2407.12383)",
-        "closed form, text maps",
-        "as UCE, with rounds against what undoes it",
-        "as UCE",
-    ),
-    "realera": About(
-        "[RealEra](https://arxiv.org/abs/2410.09140), reconstructed",
-        "closed form, text maps",
-        "erases what lies around the concept",
-        "as UCE; from the paper's description, without its LoRA stage",
-    ),
-    "few_shot": About(
-        "[Few-shot](https://arxiv.org/abs/2405.07288)",
-        "trained, text encoder",
-        "seconds, four pictures",
-        "blunt: what stays depends on where it is stopped",
-    ),
-    "esd": About(
-        "[ESD](https://arxiv.org/abs/2303.07345)",
-        "trained, denoiser",
-        "no pictures needed",
-        "the style stays; found by attacks it was not trained on",
-    ),
-    "adv_unlearn": About(
-        "[AdvUnlearn](https://arxiv.org/abs/2405.15234)",
-        "trained, text encoder, against attacks",
-        "holds against most prompts; neighbours mostly stay",
-        "the concept's words again and again; the denoiser is untouched",
-    ),
-    "doco": About(
-        "[DoCo](https://arxiv.org/abs/2405.15304)",
-        "trained, text maps, with a discriminator",
-        "the anchor takes the concept's place",
-        "settings for each concept",
-    ),
-    "robust_ablation": About(
-        "of this library",
-        "trained, denoiser, against attacks",
-        "the denoiser forgets how to draw it",
-        "minutes; fine-tuning brings some of it back",
-    ),
-    "itd": About(
-        "[ItD](https://arxiv.org/abs/2503.09446)",
-        "runtime hook, text encoder or denoiser",
-        "other prompts stay bit for bit",
-        "can be switched off; needs this library to load",
-    ),
-}
-
-
+ORDER = ("uce", "rece", "realera", "few_shot", "esd", "adv_unlearn", "doco", "robust_ablation", "itd")
+"""Of the rows; methods that are not named here come behind them."""
 Facts = Mapping[str, Mapping[str, Any]]
 """What is known, by method."""
 
 
 def table(results: Facts, costs: Facts, reversals: Facts) -> str:
-    """The table in Markdown: every registered method in the order above, "-" where there is no result yet.
+    """The table in Markdown: every registered method, as its class says of itself; "-" where there is no result yet.
 
     Args:
         results: Result files of the task, by row.
         costs: What `cost.py` found, by method.
         reversals: What `reversal.py` found, by method.
-
-    Raises:
-        ValueError: A method without a row above.
     """
     head = "| name | paper | family | erasure | robustness | kept | seconds | patch | reversible | strengths | limits |"
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
-    if lacking := [name for name in list_erasers() if name not in METHODS]:
-        raise ValueError(f"expected a row of METHODS for {', '.join(lacking)}, got none")
-    for name, about in ((name, about) for name, about in METHODS.items() if name in list_erasers()):
-        result = results.get(name)
+    names = list_erasers()
+    for name in sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        method, result = eraser_class(name), results.get(name)
         facts = [_pillar(result, pillar) for pillar in ("erasure", "robustness", "specificity")]
         facts += [_seconds(costs.get(name)), _size(result), _reversible(reversals.get(name))]
-        cells = (f"`{name}`", about.paper, about.family, *facts, about.strengths, about.limits)
+        cells = (f"`{name}`", method.paper, method.family, *facts, method.strengths, method.limits)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", NOTE])
 

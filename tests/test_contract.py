@@ -15,6 +15,7 @@ from support.tiny import FAMILIES, draw, make_pipe, same, weights
 
 from erasers import Concept, Patch, PatchError, get_eraser, list_erasers
 from erasers.diffusion.counting import Counter
+from erasers.eraser import eraser_class
 from erasers.training import loop as training
 
 # Every registered method must have a row: options that make it quick, and its variants.
@@ -71,6 +72,14 @@ def test_table_covers_every_registered_method():
     assert sorted({*TABLE, *APART}) == list_erasers()
     for name in APART:
         assert list((Path(__file__).parent / "methods").rglob(f"test_{name}.py"))
+
+
+@pytest.mark.parametrize("name", list_erasers())
+def test_every_registered_method_says_what_it_is(name):
+    said = vars(eraser_class(name))
+    for field in ("paper", "family", "strengths", "limits"):
+        assert said.get(field, "").strip(), f"{name} says nothing of its {field}"
+    assert "|" not in "".join(said[field] for field in ("paper", "family", "strengths", "limits"))
 
 
 @pytest.fixture(params=rows_of(TABLE))

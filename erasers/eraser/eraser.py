@@ -34,6 +34,14 @@ class Eraser(ABC):
     """
 
     name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    """Title and address of what it is from, in Markdown."""
+    family: ClassVar[str] = ""
+    """What is changed, and how."""
+    strengths: ClassVar[str] = ""
+    """In a few words."""
+    limits: ClassVar[str] = ""
+    """In a few words."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     trains: ClassVar[bool] = False
     """Whether `fit` trains, and so takes long, shows bars itself, and takes `checkpoint` and `memory`."""

@@ -101,6 +101,10 @@ class AdvUnlearn(TrainedEraser):
     """
 
     name: ClassVar[str] = "adv_unlearn"
+    paper: ClassVar[str] = "[AdvUnlearn](https://arxiv.org/abs/2405.15234)"
+    family: ClassVar[str] = "trained, text encoder, against attacks"
+    strengths: ClassVar[str] = "holds against most prompts; neighbours mostly stay"
+    limits: ClassVar[str] = "the concept's words again and again; the denoiser is untouched"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "adv_unlearn-fast": {"fast": True},
         "adv_unlearn-shapes": {

@@ -67,6 +67,10 @@ class ESD(TrainedEraser):
     """
 
     name: ClassVar[str] = "esd"
+    paper: ClassVar[str] = "[ESD](https://arxiv.org/abs/2303.07345)"
+    family: ClassVar[str] = "trained, denoiser"
+    strengths: ClassVar[str] = "no pictures needed"
+    limits: ClassVar[str] = "the style stays; found by attacks it was not trained on"
     keeps: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "esd-x": {"train_method": "x"},

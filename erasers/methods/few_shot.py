@@ -69,6 +69,10 @@ class FewShot(TrainedEraser):
     """
 
     name: ClassVar[str] = "few_shot"
+    paper: ClassVar[str] = "[Few-shot](https://arxiv.org/abs/2405.07288)"
+    family: ClassVar[str] = "trained, text encoder"
+    strengths: ClassVar[str] = "seconds, four pictures"
+    limits: ClassVar[str] = "blunt: what stays depends on where it is stopped"
     sees: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "few_shot-shapes": {

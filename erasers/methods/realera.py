@@ -47,6 +47,10 @@ class RealEra(UCE):
     """
 
     name: ClassVar[str] = "realera"
+    paper: ClassVar[str] = "[RealEra](https://arxiv.org/abs/2410.09140), reconstructed"
+    family: ClassVar[str] = "closed form, text maps"
+    strengths: ClassVar[str] = "erases what lies around the concept"
+    limits: ClassVar[str] = "as UCE; from the paper's description, without its LoRA stage"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     rows: Rows = "tail"

@@ -52,6 +52,10 @@ class RECE(UCE):
     """
 
     name: ClassVar[str] = "rece"
+    paper: ClassVar[str] = "[RECE](https://arxiv.org/abs/2407.12383)"
+    family: ClassVar[str] = "closed form, text maps"
+    strengths: ClassVar[str] = "as UCE, with rounds against what undoes it"
+    limits: ClassVar[str] = "as UCE"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "rece-official": {
             **UCE.presets["uce-v1"],

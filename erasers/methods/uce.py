@@ -67,6 +67,10 @@ class UCE(Eraser):
     """
 
     name: ClassVar[str] = "uce"
+    paper: ClassVar[str] = "[UCE](https://arxiv.org/abs/2308.14761)"
+    family: ClassVar[str] = "closed form, text maps"
+    strengths: ClassVar[str] = "under a second, many concepts, every family"
+    limits: ClassVar[str] = "the denoiser can still draw it"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uce-v1": {
             "everyday": False,

@@ -84,6 +84,10 @@ class DoCo(TrainedEraser):
     """
 
     name: ClassVar[str] = "doco"
+    paper: ClassVar[str] = "[DoCo](https://arxiv.org/abs/2405.15304)"
+    family: ClassVar[str] = "trained, text maps, with a discriminator"
+    strengths: ClassVar[str] = "the anchor takes the concept's place"
+    limits: ClassVar[str] = "settings for each concept"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "doco-official": {"kept": 0, "everyday": False},
         "doco-shapes": {

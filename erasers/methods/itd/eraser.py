@@ -82,6 +82,10 @@ class ItD(Eraser):
     """
 
     name: ClassVar[str] = "itd"
+    paper: ClassVar[str] = "[ItD](https://arxiv.org/abs/2503.09446)"
+    family: ClassVar[str] = "runtime hook, text encoder or denoiser"
+    strengths: ClassVar[str] = "other prompts stay bit for bit"
+    limits: ClassVar[str] = "can be switched off; needs this library to load"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "itd-shapes": {"scale": -2.0, "steps": 20, "guidance": 4.0},
         "itd-nudity": {"top": 128, "scale": -8.0},

@@ -81,6 +81,10 @@ class RobustAblation(TrainedEraser):
     """
 
     name: ClassVar[str] = "robust_ablation"
+    paper: ClassVar[str] = "of this library"
+    family: ClassVar[str] = "trained, denoiser, against attacks"
+    strengths: ClassVar[str] = "the denoiser forgets how to draw it"
+    limits: ClassVar[str] = "minutes; fine-tuning brings some of it back"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "robust_ablation-shapes": {
             "iterations": 300,
