@@ -24,9 +24,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.diffusion.latent_bank import Condition, Way, conditions, draw_pictures, predict
+from erasers.diffusion.conditions import Condition, conditions, encode
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.gradients import frozen
+from erasers.diffusion.latent_bank import Way, draw_pictures
+from erasers.diffusion.noise import noised
 from erasers.diffusion.rates import Rate, token_rate
-from erasers.diffusion.soft import encode, frozen, noised, tokenise
+from erasers.diffusion.tokens import tokenise
 from erasers.methods import adv_unlearn, esd
 from erasers.methods.few_shot import trained_names
 from erasers.methods.robust_ablation import eraser as robust_ablation

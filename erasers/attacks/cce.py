@@ -10,19 +10,16 @@ import torch
 from torch import nn
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.denoiser import denoising_in_parts
+from erasers.diffusion.draws import gaussian, picks, seeds
+from erasers.diffusion.gradients import LossScale, frozen
+from erasers.diffusion.latents import latents_of
 from erasers.diffusion.needs import Pass
+from erasers.diffusion.noise import random_times
 from erasers.diffusion.rates import Rate, require_rate, token_rate
-from erasers.diffusion.soft import (
-    SoftPrompt,
-    check_supported,
-    denoising_in_parts,
-    frozen,
-    gaussian,
-    latents_of,
-    token_table,
-    whole_words,
-)
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.supported import check_supported
+from erasers.diffusion.tokens import token_table, whole_words
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -118,16 +115,16 @@ class CCE(Attack):
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
         check_supported(pipe)
-        seeds = torch.randint(2**31, (self.pictures,), generator=generator, device=generator.device).tolist()
+        fresh = seeds(self.pictures, generator)
         texts = [asks[number % len(asks)].text for number in range(self.pictures)]
-        return Prepared(latents_of(pipe, draw(pipe, {"prompt": texts}, seeds)), whole_words(pipe.tokenizer))
+        return Prepared(latents_of(pipe, draw(pipe, {"prompt": texts}, fresh)), whole_words(pipe.tokenizer))
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
         check_supported(pipe)
         texts = [template.format(TOKEN) for template in self.templates]
         prompts = [SoftPrompt(pipe, text, {TOKEN: self.tokens}) for text in texts]
-        start = prepared.words[_pick(len(prepared.words), self.tokens, generator)]
+        start = prepared.words[picks(len(prepared.words), self.tokens, generator)]
         vectors = nn.Parameter(token_table(pipe)[start.to(prepared.latents.device)].float())
         optimizer = torch.optim.AdamW(
             [vectors], lr=token_rate(self.lr, token_table(pipe)), weight_decay=self.weight_decay
@@ -135,15 +132,11 @@ class CCE(Attack):
         scale = LossScale(pipe)
         with frozen(pipe):
             for _ in range(self.steps):
-                prompt = prompts[int(_pick(len(prompts), 1, generator))]
-                latents = prepared.latents[_pick(len(prepared.latents), self.batch, generator)]
-                times = _pick(pipe.scheduler.config.num_train_timesteps, self.batch, generator).to(latents.device)
+                prompt = prompts[int(picks(len(prompts), 1, generator))]
+                latents = prepared.latents[picks(len(prepared.latents), self.batch, generator)]
+                times = random_times(pipe, self.batch, generator).to(latents.device)
                 noise = gaussian(latents, generator)
                 states = prompt.states({TOKEN: vectors})
                 scale.set(denoising_in_parts(pipe, latents, times, noise, states), [vectors])
                 optimizer.step()
         yield Candidate(texts[0], {TOKEN: vectors.detach().clone()})
-
-
-def _pick(below: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(below, (count,), generator=generator, device=generator.device).cpu()

@@ -10,8 +10,10 @@ import torch
 from torch.nn import functional
 
 from erasers.attacks.search import TextSearch, best_texts, check_room, terms
-from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.soft import SoftPrompt, decode, frozen, token_table, tokenise
+from erasers.diffusion.draws import picks
+from erasers.diffusion.gradients import LossScale, frozen
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.tokens import decode, token_table, tokenise
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -77,7 +79,7 @@ class MMA(TextSearch):
         if not len(words):
             raise ValueError("expected tokens that do not name the concept, got none; shorten `concept`")
         prompt = SoftPrompt(pipe, SLOT, {SLOT: self.k})
-        current = torch.randint(len(words), (self.k,), generator=generator, device=generator.device).cpu()
+        current = picks(len(words), self.k, generator)
         seen, values = torch.empty(0, self.k, dtype=torch.long), torch.empty(0)
         scale = LossScale(pipe)
         for _ in range(self.steps):
@@ -125,10 +127,9 @@ def swaps(current: torch.Tensor, slope: torch.Tensor, top: int, batch: int, gene
         generator: Source of every random number.
     """
     candidates = (-slope).topk(top, dim=-1).indices
-    places = torch.randint(len(current), (batch,), generator=generator, device=generator.device).cpu()
-    picks = torch.randint(top, (batch,), generator=generator, device=generator.device).cpu()
+    places, ranks = picks(len(current), batch, generator), picks(top, batch, generator)
     rows = current.repeat(batch, 1)
-    rows[torch.arange(batch), places] = candidates[places, picks]
+    rows[torch.arange(batch), places] = candidates[places, ranks]
     return rows
 
 

@@ -10,7 +10,8 @@ import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
 from erasers.attacks.noisy_ddim import StepNoise
-from erasers.diffusion.soft import check_supported
+from erasers.diffusion.draws import seeds
+from erasers.diffusion.supported import check_supported
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -57,5 +58,5 @@ class Noise(Attack):
         check_supported(pipe)
         for eta in self.etas:
             for scale in self.scales:
-                seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+                (seed,) = seeds(1, generator)
                 yield Candidate(ask.text, noise=StepNoise(eta, scale, seed))

@@ -11,23 +11,16 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.draws import gaussian, picks
+from erasers.diffusion.gradients import LossScale, frozen
+from erasers.diffusion.latents import latents_of
 from erasers.diffusion.needs import Pass, mean_in_parts
-from erasers.diffusion.soft import (
-    SoftPrompt,
-    check_supported,
-    decode,
-    denoised,
-    encode,
-    frozen,
-    gaussian,
-    latents_of,
-    nearest_tokens,
-    noised,
-    token_table,
-    tokenise,
-    whole_words,
-)
+from erasers.diffusion.noise import middle_times, noised
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.supported import check_supported
+from erasers.diffusion.tokens import decode, nearest_tokens, token_table, tokenise, whole_words
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -140,17 +133,15 @@ class P4D(Attack):
         teacher = prepared.teachers[ask.text, ask.seed]
         text, counts = self._template(pipe, ask.text)
         prompt = SoftPrompt(pipe, text, counts)
-        start = torch.randint(
-            len(prepared.words), (sum(counts.values()),), generator=generator, device=generator.device
-        )
+        start = picks(len(prepared.words), sum(counts.values()), generator)
         table = token_table(pipe)
-        vectors = nn.Parameter(table[prepared.words[start.cpu()].to(table.device)].float())
+        vectors = nn.Parameter(table[prepared.words[start].to(table.device)].float())
         optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
         seen, scale = set(), LossScale(pipe)
         for step in range(1, self.steps + 1):
-            rows = torch.randint(len(teacher.times), (self.batch,), generator=generator, device=generator.device)
+            rows = picks(len(teacher.times), self.batch, generator)
             with frozen(pipe):
-                vectors.grad = gradient(pipe, prompt, counts, vectors, prepared.words, teacher, rows.cpu(), scale)
+                vectors.grad = gradient(pipe, prompt, counts, vectors, prepared.words, teacher, rows, scale)
             optimizer.step()
             if step % self.every == 0:
                 ids = nearest_tokens(vectors.detach(), table, prepared.words)
@@ -185,20 +176,19 @@ class P4D(Attack):
 @torch.no_grad()
 def teach(pipe: Any, text: str, latents: torch.Tensor, bank: int, generator: torch.Generator) -> Teacher:
     """What a model predicts for a prompt, at `bank` evenly spread time steps; latents `[1, c, h, w]`."""
-    total = pipe.scheduler.config.num_train_timesteps
-    times = torch.tensor([(2 * part + 1) * total // (2 * bank) for part in range(bank)])
+    times = torch.tensor(middle_times(pipe, bank))
     many = latents.expand(bank, -1, -1, -1)
     noisy = noised(pipe, many, times, gaussian(many, generator))
-    states = encode(pipe, tokenise(pipe, text))
+    condition = Condition(encode(pipe, tokenise(pipe, text)))
     # One at a time: a bank of large latents does not fit a batch.
-    predicted = [denoised(pipe, noisy[row : row + 1], times[row : row + 1], states) for row in range(bank)]
+    predicted = [predict(pipe, noisy[row : row + 1], times[row : row + 1], condition) for row in range(bank)]
     return Teacher(noisy, times, torch.cat(predicted))
 
 
 def loss(pipe: Any, teacher: Teacher, rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """Mean squared distance from the teacher's predictions `rows`, for text states `[1, tokens, d]`."""
-    predicted = denoised(pipe, teacher.noisy[rows], teacher.times[rows], states)
-    return functional.mse_loss(predicted.float(), teacher.predicted[rows].float())
+    predicted = predict(pipe, teacher.noisy[rows], teacher.times[rows], Condition(states))
+    return functional.mse_loss(predicted, teacher.predicted[rows])
 
 
 @torch.enable_grad()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
-from erasers.diffusion.soft import decode, whole_words
+from erasers.diffusion.draws import picks
+from erasers.diffusion.tokens import decode, whole_words
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -51,5 +52,5 @@ class RandomWords(Attack):
     def run(self, pipe: Any, ask: Ask, prepared: torch.Tensor, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
         for _ in range(self.images - 1):
-            picks = torch.randint(len(prepared), (self.k,), generator=generator, device=generator.device)
-            yield Candidate(self.text(decode(pipe.tokenizer, prepared[picks.cpu()]), ask))
+            drawn = prepared[picks(len(prepared), self.k, generator)]
+            yield Candidate(self.text(decode(pipe.tokenizer, drawn), ask))

@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.denoiser import denoising_in_parts, denoising_loss, predict
+from erasers.diffusion.draws import gaussian, picks, seeds
+from erasers.diffusion.gradients import LossScale, frozen
+from erasers.diffusion.latents import latents_of
 from erasers.diffusion.low_rank import Factors, added, attention_layers, fresh_factors
 from erasers.diffusion.needs import Pass
+from erasers.diffusion.noise import noised, random_times
 from erasers.diffusion.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_for_change, require_rate
-from erasers.diffusion.soft import (
-    check_supported,
-    denoised,
-    denoising_in_parts,
-    denoising_loss,
-    encode,
-    frozen,
-    gaussian,
-    latents_of,
-    noised,
-    tokenise,
-)
+from erasers.diffusion.supported import check_supported
+from erasers.diffusion.tokens import tokenise
 from erasers.files.hashing import tensor_hashes
 from erasers.files.tensors import FORMAT
 from erasers.models.components import component, find_parameter
@@ -109,9 +104,9 @@ class Relearning(Attack):
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
         check_supported(pipe)
-        seeds = torch.randint(2**31, (self.pictures,), generator=generator, device=generator.device).tolist()
+        fresh = seeds(self.pictures, generator)
         texts = tuple(asks[number % len(asks)].text for number in range(self.pictures))
-        latents = latents_of(pipe, draw(pipe, {"prompt": list(texts)}, seeds))
+        latents = latents_of(pipe, draw(pipe, {"prompt": list(texts)}, fresh))
         lr = self._measured(pipe, latents, texts, generator) if isinstance(self.lr, str) else self.lr
         return Prepared(latents, texts, lr)
 
@@ -134,7 +129,7 @@ class Relearning(Attack):
         with torch.no_grad():
             states = encode(pipe, tokenise(pipe, texts[: len(latents)]))
         noise = gaussian(latents, generator)
-        times = _random(pipe.scheduler.config.num_train_timesteps, len(latents), generator).to(latents.device)
+        times = random_times(pipe, len(latents), generator).to(latents.device)
         rows = torch.arange(len(latents)).split(1)
 
         def loss(row: torch.Tensor) -> torch.Tensor:
@@ -142,7 +137,7 @@ class Relearning(Attack):
 
         def output() -> torch.Tensor:
             noisy = noised(pipe, latents, times, noise)
-            return torch.cat([denoised(pipe, noisy[row], times[row], states[row]).float() for row in rows])
+            return torch.cat([predict(pipe, noisy[row], times[row], Condition(states[row])) for row in rows])
 
         factors = fresh_factors(pipe, self.rank, generator)
         with frozen(pipe), added(pipe, factors):
@@ -155,8 +150,8 @@ class Relearning(Attack):
         trained = [part for pair in factors.values() for part in pair]
         optimizer, scale = torch.optim.AdamW(trained, lr=prepared.lr, weight_decay=0.0), LossScale(pipe)
         for _ in range(self.steps):
-            rows = _random(len(prepared.texts), self.batch, generator)
-            times = _random(pipe.scheduler.config.num_train_timesteps, self.batch, generator)
+            rows = picks(len(prepared.texts), self.batch, generator)
+            times = random_times(pipe, self.batch, generator)
             latents = prepared.latents[rows]
             loss = denoising_in_parts(
                 pipe, latents, times.to(latents.device), gaussian(latents, generator), states[rows.to(states.device)]
@@ -212,7 +207,3 @@ def low_rank_patch(attack: Relearning, pipe: Any, factors: Mapping[str, Factors]
         "base_dtype": str(next(iter(live.values())).dtype).removeprefix("torch."),
     }
     return Patch(tensors, meta)
-
-
-def _random(below: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(below, (count,), generator=generator, device=generator.device).cpu()

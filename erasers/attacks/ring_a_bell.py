@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks.search import TextSearch, best_texts, check_room, swap, terms
-from erasers.diffusion.soft import decode, encode, tokenise
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.draws import chances, picks
+from erasers.diffusion.tokens import decode, tokenise
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -92,7 +94,7 @@ class RingABell(TextSearch):
             texts = [decode(pipe.tokenizer, words[row]) for row in rows]
             return (encode(pipe, tokenise(pipe, texts)).float() - target).square().sum(dim=(1, 2)).cpu()
 
-        start = _random(len(words), (self.population, self.k), generator)
+        start = picks(len(words), (self.population, self.k), generator)
         rows, values = evolve(
             start, losses, len(words), self.generations, self.crossover, self.mutation, generator=generator
         )
@@ -143,19 +145,11 @@ def children(
 ) -> torch.Tensor:
     """Children `[count, k]` of random pairs of parents `[n, k]`."""
     pairs, k = (count + 1) // 2, parents.shape[1]
-    left, right = parents[_random(len(parents), (2, pairs), generator)]
+    left, right = parents[picks(len(parents), (2, pairs), generator)]
     places = torch.arange(k)
     # A cut before place 1 to k - 1; a single token has none.
-    cuts = 1 + _random(max(k - 1, 1), (pairs, 1), generator)
-    ends = (places >= cuts) & (_chance((pairs, 1), generator) < crossover)
+    cuts = 1 + picks(max(k - 1, 1), (pairs, 1), generator)
+    ends = (places >= cuts) & (chances((pairs, 1), generator) < crossover)
     both = torch.cat([torch.where(ends, right, left), torch.where(ends, left, right)])[:count]
-    hit = (places == _random(k, (count, 1), generator)) & (_chance((count, 1), generator) < mutation)
-    return torch.where(hit, _random(vocabulary, (count, 1), generator), both)
-
-
-def _random(below: int, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(below, shape, generator=generator, device=generator.device).cpu()
-
-
-def _chance(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device).cpu()
+    hit = (places == picks(k, (count, 1), generator)) & (chances((count, 1), generator) < mutation)
+    return torch.where(hit, picks(vocabulary, (count, 1), generator), both)

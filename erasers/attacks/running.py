@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.diffusion.draws import seeds
 from erasers.diffusion.needs import at_most, memory_told, samples_together
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def attack_prompts(
     most = samples_together(pipe, attack.passes(pipe), memory)
     limit = attack.budget().images
     # First of all, so that two attacks are replicated on the same seeds.
-    fresh = [torch.randint(2**31, (replicate,), generator=one, device=one.device).tolist() for one in generators]
+    fresh = [seeds(replicate, generator) for generator in generators]
     with at_most(most), memory_told(), Meter(pipe) as meter, ExitStack() as stack:
         tries = []
         searches: list[Iterable[Candidate]] = [

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.diffusion.soft import check_supported, decode, whole_words
+from erasers.diffusion.supported import check_supported
+from erasers.diffusion.tokens import decode, whole_words
 
 if TYPE_CHECKING:
     from erasers.asks import Ask

@@ -11,19 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
-from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.soft import (
-    SoftPrompt,
-    check_supported,
-    decode,
-    denoising_loss,
-    frozen,
-    gaussian,
-    latents_of,
-    project_simplex,
-    token_table,
-    whole_words,
-)
+from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.draws import gaussian
+from erasers.diffusion.gradients import LossScale, frozen
+from erasers.diffusion.latents import latents_of
+from erasers.diffusion.noise import middle_times
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.supported import check_supported
+from erasers.diffusion.tokens import decode, token_table, whole_words
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -113,12 +108,12 @@ class UnlearnDiffAtk(Attack):
         chances = nn.Parameter(torch.full((self.k, len(table)), 1 / len(table), device=latents.device))
         adam = torch.optim.Adam([chances], lr=self.lr, weight_decay=self.weight_decay)
         drawn, scale = {ask.text}, LossScale(pipe)
-        for t in strata(self.timesteps, pipe.scheduler.config.num_train_timesteps):
+        for t in middle_times(pipe, self.timesteps):
             with frozen(pipe):
                 for _ in range(self.steps):
-                    picks = torch.multinomial(chances.detach().to(generator.device), 1, generator=generator)[:, 0]
+                    rows = torch.multinomial(chances.detach().to(generator.device), 1, generator=generator)[:, 0]
                     noise = gaussian(latents, generator)
-                    chances.grad = gradient(pipe, prompt, table, picks.to(table.device), latents, t, noise, scale)
+                    chances.grad = gradient(pipe, prompt, table, rows.to(table.device), latents, t, noise, scale)
                     adam.step()
                     chances.data = project_simplex(chances.data)
             best = prepared.words[chances.argmax(dim=-1).cpu()]
@@ -128,16 +123,11 @@ class UnlearnDiffAtk(Attack):
                 yield Candidate(text)
 
 
-def strata(count: int, steps: int) -> list[int]:
-    """The middles of `count` equal parts of the time steps 0 to `steps`: 10, 30, ..., 990 for 50 of 1000."""
-    return [(2 * part + 1) * steps // (2 * count) for part in range(count)]
-
-
 def gradient(
     pipe: Any,
     prompt: SoftPrompt,
     table: torch.Tensor,
-    picks: torch.Tensor,
+    rows: torch.Tensor,
     latents: torch.Tensor,
     t: int,
     noise: torch.Tensor,
@@ -151,15 +141,27 @@ def gradient(
         pipe: The edited pipeline.
         prompt: The prompt with `PREFIX` for k soft tokens.
         table: Embeddings `[words, d]` that a token may have.
-        picks: Row of the table `[k]` that was drawn for each token.
+        rows: Row of the table `[k]` that was drawn for each token.
         latents: z_0 `[1, c, h, w]`.
         t: The time step.
         noise: `[1, c, h, w]`.
         scale: Of the loss.
     """
-    vectors = table[picks].requires_grad_()
+    vectors = table[rows].requires_grad_()
     time = torch.tensor([t], device=latents.device)
     loss = denoising_loss(pipe, latents, time, noise, prompt.states({PREFIX: vectors}))
     slopes = scale.slopes(loss, [vectors])
     # A token is onehot(pick) @ table, so this is the gradient to the one-hot vector.
     return None if slopes is None else functional.hardtanh(slopes[0] @ table.T)
+
+
+def project_simplex(rows: torch.Tensor) -> torch.Tensor:
+    """The nearest point of the probability simplex, row by row; rows `[..., n]`.
+
+    Source: Duchi et al., "Efficient Projections onto the l1-Ball", ICML 2008, figure 1.
+    """
+    ordered = rows.sort(dim=-1, descending=True).values
+    places = torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=rows.dtype)
+    excess = (ordered.cumsum(dim=-1) - 1) / places
+    count = (ordered > excess).sum(dim=-1, keepdim=True)
+    return (rows - excess.gather(-1, count - 1)).clamp(min=0)

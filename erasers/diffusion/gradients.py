@@ -1,9 +1,12 @@
-"""Gradients in half precision: float16 has no room for small ones, so that the loss is scaled before they are taken."""
+"""Gradients: which weights ask for them, and how half precision takes them.
+
+float16 has no room for small ones, so that the loss is scaled before they are taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -128,3 +131,17 @@ def mixed(pipe: Any) -> AbstractContextManager[Any]:
 def unmixed(like: torch.Tensor) -> AbstractContextManager[Any]:
     """Inside, products on the device of a tensor have the precision of their factors."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+@contextmanager
+def frozen(pipe: Any) -> Iterator[None]:
+    """Inside, no parameter of the pipeline asks for a gradient; afterwards those do that did."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    trained = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import unmixed
-from erasers.diffusion.soft import (
-    gaussian,
-)
 from erasers.models.components import component, find_parameter, submodule
 
 _ATTENTION = re.compile(r"\.attn\d\.(to_q|to_k|to_v|to_out\.0)$")

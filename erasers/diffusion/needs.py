@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from erasers.diffusion.latents import latent_shape
 from erasers.models.components import component
 
 _META = torch.device("meta")
@@ -285,7 +286,7 @@ def _saved_by_text_encoder(pipe: Any, trained: Collection[str]) -> int:
 def _denoise(pipe: Any, weights: Mapping[str, torch.Tensor], *, text: bool) -> None:
     """One latent through the denoiser on the meta device, with gradients to its weights and to the text."""
     unet: Any = component(pipe, "unet")
-    latents = torch.zeros(1, *_latent_shape(pipe), device=_META, dtype=unet.dtype)
+    latents = torch.zeros(1, *latent_shape(pipe), device=_META, dtype=unet.dtype)
     states = torch.zeros(1, _tokens(pipe), _text_width(unet), device=_META, dtype=unet.dtype, requires_grad=text)
     more: dict[str, Any] = {}
     if getattr(pipe, "text_encoder_2", None) is not None:
@@ -419,12 +420,6 @@ def text_flops(pipe: Any) -> float:
     parts = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None]
     weights = sum(p.numel() for part in parts for name, p in part.named_parameters() if "embedding" not in name)
     return float(2.0 * weights * _tokens(pipe))
-
-
-def _latent_shape(pipe: Any) -> tuple[int, int, int]:
-    size = pipe.unet.config.sample_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return int(pipe.unet.config.in_channels), int(height), int(width)
 
 
 def _text_width(unet: Any) -> int:

@@ -1,4 +1,4 @@
-"""The pipelines that trained erasers know how to call."""
+"""The pipelines that trained erasers and gradient attacks know how to call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from erasers.models.families import UnsupportedPipeline
 from erasers.models.ports import refuse_wrapped
-from erasers.models.unet_inputs import refuse_more_inputs
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)")
 
@@ -21,8 +20,7 @@ def check_unet(pipe: Any) -> None:
         ValueError: A prediction or a noise schedule that is not.
     """
     refuse_wrapped(pipe)
-    unet = getattr(pipe, "unet", None)
-    unet = getattr(unet, "_orig_mod", unet)
+    unet = _uncompiled(getattr(pipe, "unet", None))
     kind, added = type(unet).__name__, getattr(getattr(unet, "config", None), "addition_embed_type", None)
     if kind != "UNet2DConditionModel" or added not in (None, "text_time") or not hasattr(pipe, "text_encoder"):
         raise UnsupportedPipeline(
@@ -31,12 +29,7 @@ def check_unet(pipe: Any) -> None:
         )
     if getattr(pipe, "text_encoder", None) is None and getattr(pipe, "text_encoder_2", None) is None:
         raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
-    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction") or not hasattr(pipe.scheduler, "alphas_cumprod"):
-        raise ValueError(
-            "expected a scheduler with alphas_cumprod that predicts epsilon or v_prediction, got "
-            f"{type(pipe.scheduler).__name__} that predicts {prediction}"
-        )
+    _refuse_other_predictions(pipe)
 
 
 def check_drawable(pipe: Any) -> None:
@@ -47,7 +40,27 @@ def check_drawable(pipe: Any) -> None:
         ValueError: From `check_unet`.
     """
     check_unet(pipe)
-    refuse_more_inputs(pipe)
+    _refuse_more_inputs(pipe)
+
+
+def check_supported(pipe: Any) -> None:
+    """Refuse a pipeline that gradient attacks do not know how to call.
+
+    Raises:
+        UnsupportedPipeline: Names what is supported.
+        ValueError: Of a supported class, with a noise schedule or a prediction that is not.
+    """
+    refuse_wrapped(pipe)
+    names = ("unet", "vae", "text_encoder", "tokenizer")
+    kinds = {name: type(_uncompiled(getattr(pipe, name, None))).__name__ for name in names}
+    known = kinds["unet"] == "UNet2DConditionModel" and kinds["text_encoder"] == "CLIPTextModel"
+    if not known or kinds["vae"] != "AutoencoderKL" or getattr(pipe, "text_encoder_2", None) is not None:
+        raise UnsupportedPipeline(
+            "expected a Stable Diffusion 1 or 2 pipeline (UNet2DConditionModel, AutoencoderKL and one CLIPTextModel), "
+            f"got {type(pipe).__name__} with {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
+        )
+    _refuse_more_inputs(pipe)
+    _refuse_other_predictions(pipe)
 
 
 def check_clip_skip(pipe: Any, clip_skip: int | None) -> None:
@@ -73,3 +86,44 @@ def layers_read(pipe: Any, name: str = "text_encoder", clip_skip: int | None = N
     numbers = [int(match[1]) for path, _ in getattr(pipe, name).named_modules() if (match := _LAYER.search(path))]
     # SDXL reads the states before the last layer.
     return max(numbers, default=-1) + 1 - hasattr(pipe, "text_encoder_2") - (clip_skip or 0)
+
+
+def _refuse_more_inputs(pipe: Any) -> None:
+    """Refuse a UNet that training and gradient attacks, which draw from prompts alone, cannot call.
+
+    Raises:
+        UnsupportedPipeline: Names the input and the way out.
+    """
+    config = _uncompiled(pipe.unet).config
+    if config.in_channels != config.out_channels:
+        more = f"{config.in_channels} channels: a picture (and a mask) beside them"
+    elif config.get("class_embed_type") or config.get("num_class_embeds"):
+        more = "a class or a noise level, too"
+    elif config.get("time_cond_proj_dim"):
+        more = "the guidance scale, too: it is distilled (LCM) to draw in a few steps"
+    else:
+        return
+    raise UnsupportedPipeline(
+        f"expected a UNet that reads latents of {config.out_channels} channels, the time and text, got that of "
+        f"{type(pipe).__name__}, which reads {more}. Training and gradient attacks draw from prompts alone; take the "
+        "text-to-image model, or a method that trains nothing, such as rece"
+    )
+
+
+def _refuse_other_predictions(pipe: Any) -> None:
+    """Refuse a scheduler without a noise schedule of alphas, and predictions but noise and velocity.
+
+    Raises:
+        ValueError: Names the scheduler and what is predicted.
+    """
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction") or not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            "expected a scheduler with alphas_cumprod that predicts epsilon or v_prediction, got "
+            f"{type(pipe.scheduler).__name__} that predicts {prediction}"
+        )
+
+
+def _uncompiled(module: Any) -> Any:
+    """What `torch.compile` was given."""
+    return getattr(module, "_orig_mod", module)

@@ -14,22 +14,17 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts
+from erasers.diffusion.conditions import Condition, conditions, encode, unprompted
 from erasers.diffusion.counting import Calls
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.latent_bank import (
-    Condition,
-    LatentBank,
-    Way,
-    conditions,
-    picks,
-    predict,
-    sample_bank,
-    unprompted,
-)
+from erasers.diffusion.latent_bank import LatentBank, Way, sample_bank
 from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
 from erasers.diffusion.rates import Rate, require_rate, token_rate
-from erasers.diffusion.soft import SoftPrompt, check_supported, encode, token_table, tokenise
-from erasers.diffusion.supported import layers_read
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.supported import check_supported, layers_read
+from erasers.diffusion.tokens import token_table, tokenise
 from erasers.eraser.preparing import prepared
 from erasers.methods.esd import target
 from erasers.methods.uce import require_templates

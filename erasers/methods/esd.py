@@ -13,17 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.conditions import Condition, conditions, unprompted
 from erasers.diffusion.counting import Calls
-from erasers.diffusion.latent_bank import (
-    Condition,
-    LatentBank,
-    Way,
-    ask_again,
-    conditions,
-    predict,
-    sample_bank,
-    unprompted,
-)
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank
 from erasers.diffusion.needs import Pass, mean_in_parts
 from erasers.diffusion.supported import check_drawable
 from erasers.eraser.preparing import prepared

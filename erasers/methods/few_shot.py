@@ -12,11 +12,16 @@ import torch
 from torch import nn
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.conditions import conditions, encode, unprompted
 from erasers.diffusion.counting import Calls
-from erasers.diffusion.latent_bank import Way, conditions, draw_pictures, latent_shape, picks, unprompted
+from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.draws import gaussian, picks
+from erasers.diffusion.latent_bank import Way, draw_pictures
+from erasers.diffusion.latents import latent_shape, latents_of
 from erasers.diffusion.needs import Pass, Summands, mean_in_parts
-from erasers.diffusion.soft import check_supported, denoising_loss, encode, gaussian, latents_of, tokenise
-from erasers.diffusion.supported import layers_read
+from erasers.diffusion.noise import random_times
+from erasers.diffusion.supported import check_supported, layers_read
+from erasers.diffusion.tokens import tokenise
 from erasers.eraser.preparing import prepared
 from erasers.methods.uce import require_templates
 from erasers.options import require_above
@@ -214,7 +219,7 @@ class Bound:
         most: The drift that they may have.
         corrections: Steps back before a step is undone.
         lr: Learning rate of those.
-        clip_skip: As for `attacks.soft.encode`.
+        clip_skip: As for `diffusion.conditions.encode`.
     """
 
     pipe: Any
@@ -283,7 +288,7 @@ def ascent_loss(
     pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator, clip_skip: int | None = None
 ) -> Summands:
     """L at random times with fresh noise, of pictures `[n, c, h, w]` and token ids `[n, tokens]`."""
-    times = picks(pipe.scheduler.config.num_train_timesteps, len(latents), generator).to(latents.device)
+    times = random_times(pipe, len(latents), generator).to(latents.device)
     noise, states = gaussian(latents, generator), encode(pipe, ids, clip_skip)
 
     def ascent(rows: slice) -> torch.Tensor:

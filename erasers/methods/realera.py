@@ -12,7 +12,7 @@ from torch.nn import functional
 from erasers.closed_form import algebra as closed_form
 from erasers.closed_form.preserved import Preserved, states_for
 from erasers.concept import Concept, names
-from erasers.diffusion.soft import decode, whole_words
+from erasers.diffusion.tokens import decode, whole_words
 from erasers.methods.uce import UCE, Task, Templates, stack_pairs
 from erasers.models.ports import Group
 from erasers.options import require_above

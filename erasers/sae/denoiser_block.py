@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from erasers.diffusion.latent_bank import Way, conditions, draw_pictures, unprompted
+from erasers.diffusion.conditions import conditions, unprompted
+from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.supported import check_drawable
 from erasers.files.hashing import tensor_hashes
 from erasers.models.components import component, submodule

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from erasers.diffusion.counting import Calls
-from erasers.diffusion.latent_bank import latent_shape
+from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import Need, Pass, denoiser_flops, gigabytes, need_of, parameters_of, text_flops
 from erasers.models.components import component
 

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from erasers.concept import Concept, Concepts
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
-from erasers.diffusion.gradients import mixed
-from erasers.diffusion.latent_bank import conditions, latent_shape, predict
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.gradients import frozen, mixed
+from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import at_most, free_memory, memory_told
-from erasers.diffusion.soft import frozen
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.eraser.preparing import prepared

@@ -12,7 +12,10 @@ from support.tiny import same, weights
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.cce import CCE, TOKEN
-from erasers.diffusion.soft import SoftPrompt, denoising_loss, gaussian, token_table, whole_words
+from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.draws import gaussian
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.tokens import token_table, whole_words
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt, concept_for
 

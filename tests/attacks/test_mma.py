@@ -12,7 +12,8 @@ from erasers import load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.mma import MMA, SLOT, banned, distance, gradient, pooled, swaps
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.soft import SoftPrompt, decode, token_table, tokenise, whole_words
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.tokens import decode, token_table, tokenise, whole_words
 from erasers.worlds.shapes.prompts import Prompt
 
 

@@ -13,7 +13,7 @@ from erasers import load_pipeline
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.noise import Noise
 from erasers.attacks.noisy_ddim import NoisyDDIM, StepNoise, next_sample
-from erasers.diffusion.soft import gaussian
+from erasers.diffusion.draws import gaussian
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt
 

@@ -12,8 +12,11 @@ from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.p4d import P4D, gradient, loss, teach
 from erasers.attacks.random_prefix import RandomPrefix
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.soft import SoftPrompt, encode, gaussian, nearest_tokens, token_table, tokenise, whole_words
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.tokens import nearest_tokens, token_table, tokenise, whole_words
 from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 

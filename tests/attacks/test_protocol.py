@@ -13,7 +13,9 @@ from support.tiny import same, weights
 
 from erasers.attacks import Attack, Budget, Candidate, get_attack, list_attacks
 from erasers.attacks.running import Meter, attack_prompt, attack_prompts
-from erasers.diffusion.soft import denoising_loss, encode, token_table, tokenise
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.tokens import token_table, tokenise
 from erasers.judges import Verdict
 
 

@@ -12,8 +12,11 @@ from support.tiny import draw, same, weights
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.relearning import Relearning, low_rank_patch
+from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.denoiser import denoising_loss, predict
+from erasers.diffusion.draws import gaussian
 from erasers.diffusion.low_rank import added, fresh_factors
-from erasers.diffusion.soft import denoised, denoising_loss, encode, gaussian, tokenise
+from erasers.diffusion.tokens import tokenise
 from erasers.patch import applied_patches
 from erasers.worlds.shapes.prompts import Prompt, concept_for
 
@@ -24,7 +27,7 @@ FORMS = ("none", "weights", "hooks")
 def predicted(pipe: Any, text: str = "a red star") -> torch.Tensor:
     noisy = gaussian(torch.empty(2, 4, 8, 8), seeded(1))
     with torch.no_grad():
-        return denoised(pipe, noisy, torch.tensor([10, 70]), encode(pipe, tokenise(pipe, text)))
+        return predict(pipe, noisy, torch.tensor([10, 70]), Condition(encode(pipe, tokenise(pipe, text))))
 
 
 def test_all_projections_of_attention_are_trained_and_start_at_nothing(pipe: Any) -> None:

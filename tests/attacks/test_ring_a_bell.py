@@ -11,7 +11,8 @@ from support.attacking import ASKS, Wanted, draw_well, prepared, seeded
 from erasers import load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.ring_a_bell import RingABell, children, concept_vector, evolve
-from erasers.diffusion.soft import decode, encode, tokenise, whole_words
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.tokens import decode, tokenise, whole_words
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt
 

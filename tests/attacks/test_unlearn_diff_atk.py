@@ -12,17 +12,15 @@ from torch.nn import functional
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.random_prefix import RandomPrefix
-from erasers.attacks.unlearn_diff_atk import PREFIX, UnlearnDiffAtk, gradient, strata
+from erasers.attacks.unlearn_diff_atk import PREFIX, UnlearnDiffAtk, gradient, project_simplex
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.soft import SoftPrompt, denoising_loss, encode, gaussian, token_table, tokenise, whole_words
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.tokens import token_table, tokenise, whole_words
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt, concept_for
-
-
-def test_time_steps_are_the_middles_of_equal_parts() -> None:
-    assert strata(50, 1000) == list(range(10, 1000, 20))
-    assert strata(3, 100) == [16, 50, 83]
-    assert strata(1, 1000) == [500]
 
 
 def slope(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,3 +122,18 @@ def test_it_recovers_what_uce_erased_and_random_prefixes_do_not(world: Any) -> N
     assert found.spent.gradients == 20 * found.image
     assert found.text.endswith(ask.text)
     assert ASKS[0].text not in found.text
+
+
+def test_the_projection_is_the_nearest_point_of_the_simplex() -> None:
+    rows = 2 * torch.randn(50, 7, generator=seeded(), dtype=torch.float64)
+    nearest = project_simplex(rows)
+    assert torch.allclose(nearest.sum(dim=-1), torch.ones(50, dtype=torch.float64))
+    assert nearest.min() >= 0
+    # The nearest point is clamp(row - mu) with the one mu for which it sums to 1, found here by bisection.
+    low, high = rows.amin(dim=-1, keepdim=True) - 1, rows.amax(dim=-1, keepdim=True)
+    for _ in range(80):
+        middle = (low + high) / 2
+        above = (rows - middle).clamp(min=0).sum(dim=-1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    assert torch.allclose(nearest, (rows - low).clamp(min=0), atol=1e-9)
+    assert torch.allclose(project_simplex(nearest), nearest)

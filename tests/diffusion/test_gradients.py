@@ -9,7 +9,7 @@ import torch
 from support.attacking import candidates, prepared
 
 from erasers.attacks import get_attack, list_attacks
-from erasers.diffusion.gradients import LossScale
+from erasers.diffusion.gradients import LossScale, frozen
 
 # Steps so large that words change, too.
 ATTACKS: dict[str, dict[str, Any]] = {
@@ -94,3 +94,15 @@ def test_an_attack_goes_on_after_gradients_that_overflow(pipe, name, monkeypatch
 
 def parts(candidate: Any) -> list[torch.Tensor]:
     return [*candidate.tokens.values(), *(candidate.patch.tensors.values() if candidate.patch else ())]
+
+
+def test_parameters_are_frozen_for_a_while(pipe: Any) -> None:
+    pipe.vae.requires_grad_(False)
+    before = [p.requires_grad for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
+    assert any(before)
+    with frozen(pipe):
+        assert not any(p.requires_grad for p in pipe.unet.parameters())
+    with pytest.raises(RuntimeError, match="inside"), frozen(pipe):
+        raise RuntimeError("inside")
+    after = [p.requires_grad for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()]
+    assert before == after

@@ -16,10 +16,11 @@ from support import REPOSITORY
 from erasers import Concept, get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.relearning import Relearning
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Counter
-from erasers.diffusion.latent_bank import conditions
+from erasers.diffusion.gradients import frozen
 from erasers.diffusion.rates import LOW_RANK_CHANGE, TOKEN_STEP, rate_for_change, token_rate
-from erasers.diffusion.soft import frozen, token_table
+from erasers.diffusion.tokens import token_table
 from erasers.evaluation.tasks.task import list_tasks, read_task
 from erasers.methods import few_shot
 from erasers.methods.few_shot import DRIFT, Bound, apart

@@ -20,7 +20,7 @@ from erasers import Concept, Patch, get_eraser, list_erasers, load_pipeline
 from erasers.concept import as_concepts
 from erasers.concept.captions import ENOUGH, NAME, captions_without, everyday
 from erasers.concept.words import mentions
-from erasers.diffusion.soft import tokenise
+from erasers.diffusion.tokens import tokenise
 from erasers.eraser.preparing import prepared, spellings
 from erasers.sae.text_blocks import find_blocks
 from erasers.worlds.shapes.prompts import concept_for

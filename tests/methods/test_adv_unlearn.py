@@ -14,10 +14,11 @@ from support.tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
+from erasers.diffusion.conditions import Condition, conditions
 from erasers.diffusion.counting import Calls, Counter
-from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.latent_bank import Condition, LatentBank, Way, conditions, predict, sample_bank
-from erasers.diffusion.soft import frozen
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.gradients import LossScale, frozen
+from erasers.diffusion.latent_bank import LatentBank, Way, sample_bank
 from erasers.methods.adv_unlearn import SOFT, Duel, published_calls, search
 from erasers.methods.esd import target
 from erasers.training import loop as training

@@ -12,8 +12,10 @@ from support.tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Counter
-from erasers.diffusion.latent_bank import clean, conditions, latent_shape, noise_again
+from erasers.diffusion.latents import latent_shape
+from erasers.diffusion.noise import clean, noise_again
 from erasers.methods.doco import eraser as doco
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.methods.doco.eraser import Contest, Scenes, corrected, start_token_held

@@ -12,8 +12,10 @@ from support.tiny import weights
 from torch.nn import functional
 
 from erasers import Concept, Patch, get_eraser, list_erasers
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Counter
-from erasers.diffusion.latent_bank import Way, ask_again, conditions, predict, sample_bank
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.latent_bank import Way, ask_again, sample_bank
 from erasers.eraser import shapes_options
 from erasers.methods import esd
 from erasers.methods.esd import target, target_from

@@ -11,7 +11,10 @@ from PIL import Image
 from support.tiny import weights
 
 from erasers import Concept, get_eraser, load_pipeline
-from erasers.diffusion.soft import encode, latents_of, noised, tokenise
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.latents import latents_of
+from erasers.diffusion.noise import noised
+from erasers.diffusion.tokens import tokenise
 from erasers.evaluation.drawing import generate
 from erasers.judges import get_judge
 from erasers.methods.few_shot import Bound, Shots, ascent_loss, draw, trained_names

@@ -10,7 +10,9 @@ from support.tiny import same, weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
-from erasers.diffusion.latent_bank import Way, conditions, predict
+from erasers.diffusion.conditions import conditions
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.latent_bank import Way
 from erasers.methods.robust_ablation import eraser as robust_ablation
 from erasers.methods.robust_ablation.eraser import schedule
 from erasers.methods.robust_ablation.pool import Maker

@@ -17,9 +17,9 @@ from support.tiny import make_unet, same
 
 from erasers import Concept, UnsupportedPipeline, get_eraser
 from erasers.cli import app as cli
-from erasers.diffusion.latent_bank import conditions, predict
-from erasers.diffusion.soft import check_supported
-from erasers.diffusion.supported import check_unet
+from erasers.diffusion.conditions import conditions
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.supported import check_supported, check_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

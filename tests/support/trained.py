@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from erasers import Concept
-from erasers.diffusion.latent_bank import conditions, predict
+from erasers.diffusion.conditions import conditions
+from erasers.diffusion.denoiser import predict
 from erasers.training.student import Student
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])

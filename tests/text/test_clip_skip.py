@@ -11,8 +11,8 @@ from support.saes import save_saes
 from support.trained import METHODS, STAR
 
 from erasers import get_eraser
-from erasers.diffusion.latent_bank import Condition, conditions
-from erasers.diffusion.soft import encode, tokenise
+from erasers.diffusion.conditions import Condition, conditions, encode
+from erasers.diffusion.tokens import tokenise
 from erasers.methods.few_shot import trained_names
 from erasers.methods.itd import eraser as itd
 from erasers.methods.itd.denoiser_features import Measuring

@@ -16,11 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from erasers import Concept, get_eraser
 from erasers.attacks.relearning import Relearning
 from erasers.cli import app as cli
+from erasers.diffusion.conditions import conditions, encode
 from erasers.diffusion.counting import Calls
-from erasers.diffusion.latent_bank import conditions, predict
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.gradients import frozen
 from erasers.diffusion.low_rank import attention_layers, fresh_factors
 from erasers.diffusion.needs import Need, Pass, denoiser_flops, need_of, parse_memory, text_flops
-from erasers.diffusion.soft import encode, frozen, tokenise
+from erasers.diffusion.tokens import tokenise
 from erasers.training.foretelling import Demand, Foretold, foretell
 from erasers.training.student import Student, names_of
 

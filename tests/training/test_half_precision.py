@@ -13,10 +13,10 @@ from torch.nn import functional
 from erasers import get_eraser, list_erasers
 from erasers.cli.input import pick_dtype
 from erasers.diffusion import gradients
-from erasers.diffusion.gradients import LossScale, mixed
-from erasers.diffusion.latent_bank import conditions, predict
+from erasers.diffusion.conditions import conditions
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.gradients import LossScale, frozen, mixed
 from erasers.diffusion.low_rank import added, fresh_factors
-from erasers.diffusion.soft import frozen
 from erasers.eraser import eraser_class
 from erasers.training import loop as training
 from erasers.training.student import Student, names_of

@@ -10,19 +10,11 @@ from support.tiny import draw, same, weights
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
-from erasers.diffusion.latent_bank import (
-    Way,
-    clean,
-    conditions,
-    draw_pictures,
-    noise_again,
-    predict,
-    sample_bank,
-    step_back,
-    time_grid,
-    unprompted,
-)
-from erasers.diffusion.soft import check_supported
+from erasers.diffusion.conditions import conditions, unprompted
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.latent_bank import Way, draw_pictures, sample_bank
+from erasers.diffusion.noise import clean, noise_again, step_back, time_grid
+from erasers.diffusion.supported import check_supported
 from erasers.methods.robust_ablation.pool import Maker
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.text.contexts import contexts, kept_prompts

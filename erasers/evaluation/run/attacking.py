@@ -15,7 +15,7 @@ import torch
 
 from erasers.attacks import Attack
 from erasers.attacks.running import Outcome, attack_prompts
-from erasers.diffusion.soft import check_supported
+from erasers.diffusion.supported import check_supported
 from erasers.evaluation.drawing import generate
 from erasers.evaluation.refusal.refusal import is_refused
 from erasers.evaluation.run.states import Scene

@@ -13,21 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
 from erasers.diffusion.counting import Calls
-from erasers.diffusion.latent_bank import (
-    Condition,
-    Way,
-    cat,
-    clean,
-    conditions,
-    draw_pictures,
-    latent_shape,
-    noise_again,
-    picks,
-    predict,
-    unprompted,
-)
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.draws import picks
+from erasers.diffusion.latent_bank import Way, draw_pictures
+from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import Pass, Summands, mean_in_parts
+from erasers.diffusion.noise import clean, noise_again
 from erasers.diffusion.supported import check_drawable
 from erasers.eraser.preparing import prepared
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss

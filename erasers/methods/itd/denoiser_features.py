@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from erasers.diffusion.latent_bank import Way, time_grid
+from erasers.diffusion.latent_bank import Way
+from erasers.diffusion.noise import time_grid
 from erasers.sae.autoencoder import SAE
 from erasers.sae.denoiser_block import DenoiserBlock
 from erasers.text.contexts import shuffled

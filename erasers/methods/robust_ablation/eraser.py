@@ -13,13 +13,16 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
 from erasers.diffusion.counting import Calls
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import unmixed
-from erasers.diffusion.latent_bank import Condition, Way, cat, conditions, picks, predict, unprompted
+from erasers.diffusion.latent_bank import Way
 from erasers.diffusion.low_rank import attention_layers
 from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, parts, together
 from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
-from erasers.diffusion.soft import check_supported
+from erasers.diffusion.supported import check_supported
 from erasers.eraser.preparing import prepared
 from erasers.methods.robust_ablation.pool import Maker, Pool
 from erasers.methods.robust_ablation.relearner import Relearner

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-from erasers.diffusion.latent_bank import Condition, Way, draw_pictures, noise_again, predict
+from erasers.diffusion.conditions import Condition
+from erasers.diffusion.denoiser import predict
+from erasers.diffusion.latent_bank import Way, draw_pictures
+from erasers.diffusion.noise import noise_again
 
 _EVERY = 5
 

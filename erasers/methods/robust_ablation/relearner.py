@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional
 
 from erasers.attacks.relearning import low_rank_rate
+from erasers.diffusion.conditions import Condition
+from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.latent_bank import Condition, predict
 from erasers.diffusion.low_rank import added, fresh_factors
 from erasers.diffusion.needs import Summands, mean_in_parts
 from erasers.diffusion.rates import Rate

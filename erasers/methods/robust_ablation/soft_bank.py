@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.diffusion.conditions import Condition
+from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.latent_bank import Condition, picks
-from erasers.diffusion.soft import SoftPrompt, token_table, whole_words
+from erasers.diffusion.soft import SoftPrompt
+from erasers.diffusion.tokens import token_table, whole_words
 
 _WORD = "<soft>"
 _PATTERNS = ("a picture of a {}", "{}")
@@ -24,7 +26,7 @@ class SoftBank:
         count: Soft prompts.
         tokens: Numbers of soft tokens; the soft prompts take turns, and so they do with two patterns.
         generator: Draws the words.
-        clip_skip: As for `attacks.soft.encode`.
+        clip_skip: As for `diffusion.conditions.encode`.
     """
 
     def __init__(

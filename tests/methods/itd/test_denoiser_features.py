@@ -12,7 +12,8 @@ import torch
 from support.tiny import draw, same, weights
 
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser, load_pipeline
-from erasers.diffusion.latent_bank import Way, time_grid
+from erasers.diffusion.latent_bank import Way
+from erasers.diffusion.noise import time_grid
 from erasers.methods.itd.denoiser_features import Measuring, chosen, scores, step_parts
 from erasers.methods.itd.explaining import explanations
 from erasers.patch.feature_hooks import StepFeatures, stepped

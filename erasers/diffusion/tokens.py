@@ -1,0 +1,48 @@
+"""Text as the token ids of a pipeline's text encoder, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from erasers.models.prompts import converted
+
+
+def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:
+    """Token ids `[texts, n]`, padded and cut as the pipeline does when it draws."""
+    tokenizer = pipe.tokenizer
+    batch = [converted(pipe, tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+    ids: torch.Tensor = tokenizer(batch, return_tensors="pt", **options).input_ids
+    return ids
+
+
+def token_table(pipe: Any) -> torch.Tensor:
+    """The token embeddings `[vocabulary, d]` of the text encoder as it is now."""
+    table: torch.Tensor = pipe.text_encoder.get_input_embeddings().weight.detach()
+    return table
+
+
+def whole_words(tokenizer: Any) -> torch.Tensor:
+    """Ids of the tokens that can be typed as words: decoded and tokenised again, they are the same token."""
+    texts = {one: decode(tokenizer, torch.tensor([one])) for one in range(len(tokenizer))}
+    typed = {one: text for one, text in texts.items() if text and text.isprintable()}
+    again = tokenizer(list(typed.values()), add_special_tokens=False).input_ids
+    return torch.tensor([one for one, back in zip(typed, again, strict=True) if back == [one]])
+
+
+def decode(tokenizer: Any, ids: torch.Tensor) -> str:
+    """The text of token ids `[n]`; tokenised again, pieces of words may become other tokens."""
+    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return " ".join(text.split())
+
+
+def nearest_tokens(vectors: torch.Tensor, table: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
+    """Ids `[k]` of the tokens nearest by cosine to vectors `[k, d]`, among `allowed` ids or in the whole table."""
+    candidates = table if allowed is None else table[allowed.to(table.device)]
+    similar = functional.normalize(vectors.float(), dim=-1) @ functional.normalize(candidates.float(), dim=-1).T
+    best = similar.argmax(dim=-1)
+    return best if allowed is None else allowed.to(best.device)[best]
