@@ -58,7 +58,7 @@ class CCE(Attack):
         batch: Pictures a step; the paper has four batches of four.
         lr: Learning rate; 0.005 times the pictures of a step, as the official code scales it, which is several times a
             coordinate of a token. A few hundred steps learn more at less: the first ones move every coordinate by about
-            the rate. "auto" is a quarter of a typical coordinate of the token table (`attacks.rates`).
+            the rate. "auto" is a quarter of a typical coordinate of the token table (`diffusion.rates`).
         weight_decay: Of AdamW.
         pictures: Pictures of the concept to learn from.
         templates: Patterns with one `{}` for the new word.

@@ -42,7 +42,7 @@ class Preserved:
     def ridge_edit(
         self, erase: torch.Tensor, anchor: torch.Tensor, *, ridge: float, erase_scale: float, preserve_scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`closed_form.ridge_edit` with these rows preserved."""
+        """`algebra.ridge_edit` with these rows preserved."""
         scales = {"ridge": ridge, "erase_scale": erase_scale, "preserve_scale": preserve_scale}
         if self.few is not None:
             return closed_form.ridge_edit(erase, anchor, self.few, **scales)

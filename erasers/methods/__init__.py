@@ -1,1 +1,1 @@
-"""One file per method; `closed_form.py` and `rows.py` hold what they share."""
+"""Methods: one file each, or one folder where a method has parts of its own."""

@@ -77,7 +77,7 @@ class AdvUnlearn(TrainedEraser):
         clean: Unlearn the prompt without soft tokens as well, in every iteration; otherwise only in the warm-up.
         attack_steps: Steps of the attack; 0 is ESD for the text encoder.
         attack_lr: Of its Adam; the paper has 1e-3, for Stable Diffusion 1.4. "auto" is a quarter of a typical
-            coordinate of the token table (`attacks.rates`).
+            coordinate of the token table (`diffusion.rates`).
         attack_init: Soft tokens start as `random` tokens, as the `latest` ones of that prompt, or as the concept's own
             `words`, said again and again.
         attack_batch: Latents for a step of the attack.

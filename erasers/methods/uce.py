@@ -51,7 +51,7 @@ class UCE(Eraser):
         preserve_empty: Preserve the empty prompt.
         empty_anchor: What an empty anchor becomes in a template: the empty prompt (`bare`), or the template without the
             concept and the `[...]` around it (`template`).
-        solver: `ridge` is UCE; `oblique` projects the concept's directions out (`closed_form.oblique_edit`).
+        solver: `ridge` is UCE; `oblique` projects the concept's directions out (`algebra.oblique_edit`).
         rank: Directions that `oblique` removes.
         ridge: Weight of staying near the original weights, above 0.
         erase_scale: Weight of the erased rows, above 0.

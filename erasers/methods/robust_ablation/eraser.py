@@ -70,12 +70,12 @@ class RobustAblation(TrainedEraser):
         bank: Soft prompts that live.
         tokens: Numbers of soft tokens; the soft prompts take turns.
         attack_steps: Steps of the bank an iteration.
-        attack_lr: Of its Adam; "auto" is a quarter of a typical coordinate of the token table (`attacks.rates`).
+        attack_lr: Of its Adam; "auto" is a quarter of a typical coordinate of the token table (`diffusion.rates`).
         restart: Iterations after which a half of the bank starts anew.
         relearn_scale: Weight of the part of the loss with relearned weights; 0 trains without.
         relearn_steps: Their steps an iteration.
         relearn_lr: Of their AdamW; "auto" is that at which the first step moves the prediction by 5 %
-            (`attacks.rates`).
+            (`diffusion.rates`).
         relearn_rank: Of them.
         relearn_restart: Iterations after which they start anew.
         train: `all` layers, `attention` or `cross` attention.
