@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tables import Collector
+from support.tables import WRITE, Collector
 from support.tiny import make_pipe
 
 # Tiny models lose time to threads, most of all on a busy machine.
@@ -26,6 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-support") and config.option.markexpr:
+        raise pytest.UsageError(
+            f"--write-support: expected all cases, got those of -m '{config.option.markexpr}'; run {WRITE}"
+        )
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Collector(config.getoption("--write-support")))
 

@@ -15,7 +15,7 @@ from erasers.models.families import FAMILIES
 from support import REPOSITORY
 from support.families.all import FAMILIES as ALL
 
-WRITE = "python -m pytest tests/test_support.py tests/models/test_variants.py --write-support"
+WRITE = 'python -m pytest tests/test_support.py tests/models/test_variants.py --write-support -m ""'
 DOCS = REPOSITORY / "docs"
 FORMS = {
     "baked": "weights edited in place, `Patch.apply`",
