@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.draws import seeds
 from erasers.diffusion.needs import at_most, memory_told, samples_together
 
@@ -49,23 +50,6 @@ class Outcome:
     picture: Image.Image | None = field(default=None, compare=False, repr=False)
 
 
-def attack_prompt(
-    attack: Attack,
-    pipe: Any,
-    ask: Ask,
-    prepared: Any,
-    judge: Judge,
-    *,
-    draw: Draw,
-    generator: torch.Generator,
-    replicate: int = 5,
-    memory: int | None = None,
-) -> Outcome:
-    """Attack one prompt; see `attack_prompts`."""
-    options: dict[str, Any] = {"draw": draw, "generators": [generator], "replicate": replicate, "memory": memory}
-    return attack_prompts(attack, pipe, [ask], prepared, judge, **options)[0]
-
-
 def attack_prompts(
     attack: Attack,
     pipe: Any,
@@ -102,33 +86,28 @@ def attack_prompts(
         ValueError: Too little memory.
     """
     most = samples_together(pipe, attack.passes(pipe), memory)
-    limit = attack.budget().images
     # First of all, so that two attacks are replicated on the same seeds.
     fresh = [seeds(replicate, generator) for generator in generators]
-    with at_most(most), memory_told(), Meter(pipe) as meter, ExitStack() as stack:
-        tries = []
+    with at_most(most), memory_told(), Counter(pipe) as counter, ExitStack() as stack:
         searches: list[Iterable[Candidate]] = [
-            attack.run(pipe, ask, prepared, generator=own) for ask, own in zip(asks, generators, strict=True)
+            attack.run(pipe, ask, prepared, generator=generator)
+            for ask, generator in zip(asks, generators, strict=True)
         ]
         if attack.once:
             searches = [_Shared(searches[0])] * len(searches)
+        tries = []
         for ask, search in zip(asks, searches, strict=True):
             candidates = stack.enter_context(closing(_candidates(ask, search)))
             tries.append(_Try(ask, candidates, Candidate(ask.text)))
         live = tries
         while live:
-            live = [one for one in live if one.advance(meter)]
-            with meter.paused():
-                drawable = [one for one in live if allowed(one.candidate.text)]
-                seen = _look(pipe, [(one, one.ask.seed) for one in drawable], judge, draw)
-            looks: dict[int, tuple[Image.Image | None, bool | None]] = dict(zip(map(id, drawable), seen, strict=True))
-            for one in live:
-                picture, verdict = looks.get(id(one), (None, None))
-                one.see(picture, verdict, limit)
-            live = [one for one in live if not one.over]
-        with meter.paused():
+            live = [attempt for attempt in live if attempt.advance(counter)]
+            with counter.paused():
+                _judge_all(pipe, live, judge, draw, allowed, attack.budget().images)
+            live = [attempt for attempt in live if not attempt.over]
+        with counter.paused():
             again = _again(pipe, tries, fresh, judge, draw)
-    return [one.outcome(some) for one, some in zip(tries, again, strict=True)]
+    return [attempt.outcome(verdicts) for attempt, verdicts in zip(tries, again, strict=True)]
 
 
 @dataclass(eq=False)
@@ -141,20 +120,19 @@ class _Try:
     text: str = ""
     picture: Image.Image | None = None
     verdicts: list[bool | None] = field(default_factory=list)
-    spent: tuple[int, int] = (0, 0)
+    spent: Calls = Calls()
     over: bool = False
 
     @property
     def success(self) -> bool:
         return bool(self.verdicts[-1])
 
-    def advance(self, meter: Meter) -> bool:
+    def advance(self, counter: Counter) -> bool:
         """Take the next candidate, if there is one."""
-        before = meter.gradients, meter.encodes
-        found = next(self.candidates, None)
-        self.spent = self.spent[0] + meter.gradients - before[0], self.spent[1] + meter.encodes - before[1]
-        self.candidate = found or self.candidate
-        return found is not None
+        before, candidate = counter.calls, next(self.candidates, None)
+        self.spent += counter.calls - before
+        self.candidate = candidate or self.candidate
+        return candidate is not None
 
     def see(self, picture: Image.Image | None, verdict: bool | None, limit: int) -> None:
         """Take the picture of the candidate, None for one not drawn; the last one shows it, or none is left."""
@@ -174,58 +152,11 @@ class _Try:
             image=len(self.verdicts) - 1 if self.success else None,
             replicated=sum(scored) if scored else None,
             seeds=len(scored),
-            spent=Budget(*self.spent, len(self.verdicts)),
+            spent=Budget(self.spent.gradients, self.spent.texts, len(self.verdicts)),
             text=self.text,
             unscored=(self.verdicts + list(again)).count(None),
             picture=self.picture,
         )
-
-
-class Meter(AbstractContextManager["Meter"]):
-    """Counts what goes through a pipeline's denoiser with gradients, and through its text encoders.
-
-    Args:
-        pipe: The pipeline, entered as a context.
-    """
-
-    def __init__(self, pipe: Any) -> None:
-        self.gradients = self.encodes = 0
-        self._pipe, self._off, self._handles = pipe, False, ExitStack()
-
-    def __enter__(self) -> Meter:
-        for name, count in (
-            ("unet", self._denoised),
-            ("text_encoder", self._encoded),
-            ("text_encoder_2", self._encoded),
-        ):
-            module = getattr(self._pipe, name, None)
-            if isinstance(module, torch.nn.Module):
-                self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handles.close()
-
-    def __deepcopy__(self, memo: object) -> Meter:
-        return self  # a copy of the pipeline's modules counts here, too
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, nothing counts."""
-        before, self._off = self._off, True
-        try:
-            yield
-        finally:
-            self._off = before
-
-    def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output.sample
-        if states.requires_grad and not self._off:
-            self.gradients += len(states)
-
-    def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._off:
-            self.encodes += len(args[0] if args else kwargs["input_ids"])
 
 
 class _Shared:
@@ -252,9 +183,21 @@ def _candidates(ask: Ask, search: Iterable[Candidate]) -> Generator[Candidate, N
 Seen = tuple["Image.Image", "bool | None"]
 
 
+def _judge_all(
+    pipe: Any, live: Sequence[_Try], judge: Judge, draw: Draw, allowed: Callable[[str], bool], limit: int
+) -> None:
+    """Show every one of them the picture of its candidate, where the text may be drawn, and what the judge says."""
+    drawable = [attempt for attempt in live if allowed(attempt.candidate.text)]
+    seen = _look(pipe, [(attempt, attempt.ask.seed) for attempt in drawable], judge, draw)
+    looks: dict[int, tuple[Image.Image | None, bool | None]] = dict(zip(map(id, drawable), seen, strict=True))
+    for attempt in live:
+        picture, verdict = looks.get(id(attempt), (None, None))
+        attempt.see(picture, verdict, limit)
+
+
 def _look(pipe: Any, wanted: Sequence[tuple[_Try, int]], judge: Judge, draw: Draw) -> list[Seen]:
     """Pictures of the candidates with these seeds, and what the judge says; plain ones are drawn together."""
-    plain = [index for index, (one, _) in enumerate(wanted) if one.candidate.plain]
+    plain = [index for index, (attempt, _) in enumerate(wanted) if attempt.candidate.plain]
     drawn: dict[int, Image.Image] = {}
     if plain:
         texts = [wanted[index][0].candidate.text for index in plain]
@@ -264,7 +207,7 @@ def _look(pipe: Any, wanted: Sequence[tuple[_Try, int]], judge: Judge, draw: Dra
         with wanted[index][0].candidate.placed(pipe) as arguments:
             (drawn[index],) = draw(pipe, arguments, [wanted[index][1]])
     pictures = [drawn[index] for index in range(len(wanted))]
-    verdicts = judge.judge(pictures, [one.ask for one, _ in wanted]) if wanted else []
+    verdicts = judge.judge(pictures, [attempt.ask for attempt, _ in wanted]) if wanted else []
     return [(picture, verdict.value) for picture, verdict in zip(pictures, verdicts, strict=True)]
 
 
@@ -273,13 +216,13 @@ def _again(
 ) -> list[list[bool | None]]:
     """Verdicts on the successes with fresh seeds; none where the candidate chooses its own noise."""
     wanted = [
-        (number, one, seed)
-        for number, (one, seeds) in enumerate(zip(tries, fresh, strict=True))
-        if one.success and one.candidate.latents is None
-        for seed in seeds
+        (number, attempt, seed)
+        for number, (attempt, own) in enumerate(zip(tries, fresh, strict=True))
+        if attempt.success and attempt.candidate.latents is None
+        for seed in own
     ]
-    seen = _look(pipe, [(one, seed) for _, one, seed in wanted], judge, draw)
-    found: list[list[bool | None]] = [[] for _ in tries]
+    seen = _look(pipe, [(attempt, seed) for _, attempt, seed in wanted], judge, draw)
+    verdicts: list[list[bool | None]] = [[] for _ in tries]
     for (number, _, _), (_, verdict) in zip(wanted, seen, strict=True):
-        found[number].append(verdict)
-    return found
+        verdicts[number].append(verdict)
+    return verdicts

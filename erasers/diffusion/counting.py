@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ class Calls:
     def __add__(self, other: Calls) -> Calls:
         return Calls(self.denoiser + other.denoiser, self.gradients + other.gradients, self.texts + other.texts)
 
+    def __sub__(self, other: Calls) -> Calls:
+        return self + other * -1
+
     def __mul__(self, count: int) -> Calls:
         return Calls(self.denoiser * count, self.gradients * count, self.texts * count)
 
@@ -38,7 +42,7 @@ class Counter(AbstractContextManager["Counter"]):
 
     def __init__(self, pipe: Any) -> None:
         self.calls = Calls()
-        self._pipe, self._handles = pipe, ExitStack()
+        self._pipe, self._off, self._handles = pipe, False, ExitStack()
 
     def __enter__(self) -> Counter:
         for name, count in (("unet", self._denoised), ("text_encoder", self._encoded)):
@@ -50,10 +54,25 @@ class Counter(AbstractContextManager["Counter"]):
     def __exit__(self, *_: object) -> None:
         self._handles.close()
 
+    def __deepcopy__(self, memo: object) -> Counter:
+        return self  # a copy of the pipeline's modules counts here, too
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing counts."""
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
+
     def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         states = output[0] if isinstance(output, tuple) else output.sample
-        trained = states.requires_grad
-        self.calls += Calls(gradients=len(states)) if trained else Calls(denoiser=len(states))
+        self._count(Calls(gradients=len(states)) if states.requires_grad else Calls(denoiser=len(states)))
 
     def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.calls += Calls(texts=len(args[0] if args else kwargs["input_ids"]))
+        self._count(Calls(texts=len(args[0] if args else kwargs["input_ids"])))
+
+    def _count(self, calls: Calls) -> None:
+        if not self._off:
+            self.calls += calls

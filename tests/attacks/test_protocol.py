@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, Says, Wanted, attacked, draw, erasure, prepared, seeded
+from support.attacking import ASKS, Says, Wanted, attack_prompt, attacked, draw, erasure, prepared, seeded
 from support.tiny import same, weights
 
 from erasers.attacks import Attack, Budget, Candidate, get_attack, list_attacks
-from erasers.attacks.running import Meter, attack_prompt, attack_prompts
-from erasers.diffusion.conditions import encode
-from erasers.diffusion.denoiser import denoising_loss
-from erasers.diffusion.tokens import token_table, tokenise
+from erasers.attacks.running import attack_prompts
+from erasers.diffusion.tokens import token_table
 from erasers.judges import Verdict
 
 
@@ -188,23 +186,6 @@ def test_a_candidate_is_drawn_as_it_says(pipe: Any) -> None:
     with patch.applied(pipe):
         assert torch.equal(erased, drawn(prompt="a red star"))
     assert same(weights(pipe), before)
-
-
-def test_the_meter_counts_gradients_and_texts(pipe: Any) -> None:
-    latents, times = torch.randn(3, 4, 8, 8, generator=seeded()), torch.tensor([10, 50, 90])
-    with Meter(pipe) as meter:
-        states = encode(pipe, tokenise(pipe, ["a star", "a moon"]))[:1]
-        denoising_loss(pipe, latents, times, latents, states)
-        assert (meter.gradients, meter.encodes) == (3, 2)
-        with torch.no_grad():
-            denoising_loss(pipe, latents, times, latents, states)
-        with meter.paused():
-            denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
-        assert (meter.gradients, meter.encodes) == (3, 2)
-    denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
-    assert (meter.gradients, meter.encodes) == (3, 2)
-    assert not pipe.unet._forward_hooks
-    assert not pipe.text_encoder._forward_hooks
 
 
 def test_drawing_is_not_counted_as_searching(pipe: Any) -> None:

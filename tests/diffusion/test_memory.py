@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.attacking import attack_prompt
 from support.trained import METHODS, STAR
 
 from erasers import get_eraser
 from erasers.attacks import Attack, get_attack
-from erasers.attacks.running import attack_prompt
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.needs import (
     Pass,

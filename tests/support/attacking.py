@@ -10,7 +10,7 @@ import torch
 
 from erasers import Concept, Patch, get_eraser
 from erasers.attacks import Attack, Candidate
-from erasers.attacks.running import Outcome, attack_prompt
+from erasers.attacks.running import Outcome, attack_prompts
 from erasers.judges import Verdict
 
 
@@ -76,6 +76,13 @@ def candidates(attack: Attack, pipe: Any, ready: Any, ask: Any = ASKS[0]) -> lis
 
 def texts(attack: Attack, pipe: Any, ready: Any, ask: Any = ASKS[0]) -> list[str]:
     return [candidate.text for candidate in candidates(attack, pipe, ready, ask)]
+
+
+def attack_prompt(
+    attack: Attack, pipe: Any, ask: Any, ready: Any, judge: Any, *, generator: torch.Generator, **options: Any
+) -> Outcome:
+    """One prompt: see `attack_prompts`."""
+    return attack_prompts(attack, pipe, [ask], ready, judge, generators=[generator], **options)[0]
 
 
 def attacked(attack: Attack, pipe: Any, ready: Any, judge: Any, ask: Any = ASKS[0], draw: Any = draw) -> Outcome:

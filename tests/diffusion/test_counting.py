@@ -1,0 +1,43 @@
+"""What goes through the networks of a pipeline is counted."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from support.attacking import seeded
+
+from erasers.diffusion.conditions import encode
+from erasers.diffusion.counting import Calls, Counter
+from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.tokens import tokenise
+
+
+def test_latents_and_texts_are_counted_until_the_context_ends(pipe: Any) -> None:
+    latents, times = torch.randn(3, 4, 8, 8, generator=seeded()), torch.tensor([10, 50, 90])
+    states = encode(pipe, tokenise(pipe, "a star"))
+    with Counter(pipe) as counter:
+        encode(pipe, tokenise(pipe, ["a star", "a moon"]))
+        denoising_loss(pipe, latents, times, latents, states)
+        assert counter.calls == Calls(gradients=3, texts=2)
+        with torch.no_grad():
+            denoising_loss(pipe, latents, times, latents, states)
+        assert counter.calls == Calls(denoiser=3, gradients=3, texts=2)
+        with counter.paused():
+            denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
+        assert counter.calls == Calls(denoiser=3, gradients=3, texts=2)
+        copied = copy.deepcopy(pipe.text_encoder)
+        copied(tokenise(pipe, "a star"))
+        assert counter.calls == Calls(denoiser=3, gradients=3, texts=3)
+    denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
+    assert counter.calls == Calls(denoiser=3, gradients=3, texts=3)
+    assert not pipe.unet._forward_hooks
+    assert not pipe.text_encoder._forward_hooks
+
+
+def test_calls_are_added_subtracted_and_multiplied() -> None:
+    first, second = Calls(1, 2, 3), Calls(4, 4, 4)
+    assert first + second == Calls(5, 6, 7)
+    assert second - first == Calls(3, 2, 1)
+    assert first * 2 == Calls(2, 4, 6)
