@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from erasers import get_eraser, load_pipeline
-from erasers.eraser import shapes_options
+from erasers.eraser import options_for
 from erasers.evaluation.run.states import find_patch
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes.prompts import concept_for
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 TASK = HERE / "ablation.yaml"
 RESULTS = HERE / "results"
 TABLE = HERE / "ablation.md"
-PATCHES = "benchmarks/patches"
+PATCHES = Path(__file__).parent / "patches"
 CONCEPT = "zorblat"
 
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -87,9 +87,9 @@ def fitted(method: str, variant: str, work: Path) -> Path:
     if not path.is_file():
         torch.set_num_threads(1)
         path.parent.mkdir(parents=True, exist_ok=True)
-        eraser = get_eraser(method, **{**shapes_options(method), **VARIANTS[method][variant]})
+        eraser = get_eraser(method, **{**options_for(method, "shapes"), **VARIANTS[method][variant]})
         concept = concept_for(CONCEPT)
-        patch = find_patch(PATCHES, method, eraser, CONCEPT, [concept])
+        patch = find_patch([PATCHES], method, eraser, CONCEPT, [concept])
         if patch is None:
             patch = eraser.fit(load_pipeline("shapes"), concept, generator=torch.Generator().manual_seed(0))
         patch.save(path)

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from erasers import get_eraser, list_erasers, load_pipeline
-from erasers.eraser import shapes_options
+from erasers.eraser import options_for
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes.prompts import concept_for
 
 
 def cost(method: str, concept: str, pipe: Any) -> dict[str, float | int]:
     """One fit of a method with its settings for the embedded model: seconds and bytes of the patch."""
-    eraser = get_eraser(method, **shapes_options(method))
+    eraser = get_eraser(method, **options_for(method, "shapes"))
     start, busy = time.perf_counter(), time.process_time()
     patch = eraser.fit(pipe, concept_for(concept), generator=torch.Generator().manual_seed(0))
     return {

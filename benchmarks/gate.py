@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from erasers import Concept, load_pipeline
-from erasers.eraser import get_eraser, shapes_options
+from erasers.eraser import get_eraser, options_for
 from erasers.methods.itd.eraser import ItD, read_saes
 from erasers.methods.itd.explaining import activities
 from erasers.sae.text_blocks import Block
@@ -108,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipe, rng = load_pipeline("shapes"), np.random.default_rng(0)
-    eraser = get_eraser("itd", **shapes_options("itd"), **({"sae": (options.sae,)} if options.sae else {}))
+    eraser = get_eraser("itd", **options_for("itd", "shapes"), **({"sae": (options.sae,)} if options.sae else {}))
     names = options.concept or [word for words in KINDS.values() for word in words]
     found = {}
     for name in names:

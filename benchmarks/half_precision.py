@@ -21,14 +21,14 @@ import torch
 from closed_form import RESULTS, measure
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
-from erasers.eraser import eraser_class, shapes_options
+from erasers.eraser import eraser_class, options_for
 from erasers.evaluation.run.states import find_patch
 from erasers.judges.oracle import Oracle
 from erasers.training.loop import TrainedEraser
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
 
 OUT = RESULTS / "shapes-half-precision.json"
-PATCHES = "benchmarks/patches"
+PATCHES = Path(__file__).parent / "patches"
 TRAINED = [name for name in list_erasers() if eraser_class(name).trains]
 
 
@@ -36,7 +36,7 @@ def fitted(method: str, word: str, work: Path) -> tuple[Patch, float]:
     """The bfloat16 patch and the seconds that it took, fitted unless it lies in the folder."""
     path, facts = work / f"{method}-{word}.safetensors", work / f"{method}-{word}.json"
     if not path.is_file():
-        eraser, pipe = get_eraser(method, **shapes_options(method)), load_pipeline("shapes", dtype="bfloat16")
+        eraser, pipe = get_eraser(method, **options_for(method, "shapes")), load_pipeline("shapes", dtype="bfloat16")
         if not isinstance(eraser, TrainedEraser):
             raise SystemExit(f"{method} does not train")
         started, generator = time.process_time(), torch.Generator().manual_seed(0)
@@ -54,10 +54,12 @@ def whole(method: str, word: str) -> Patch:
     Raises:
         SystemExit: There is none with these options.
     """
-    eraser = get_eraser(method, **shapes_options(method))
-    patch = find_patch(PATCHES, method, eraser, word, [concept_for(word)])
+    eraser = get_eraser(method, **options_for(method, "shapes"))
+    patch = find_patch([PATCHES], method, eraser, word, [concept_for(word)])
     if patch is None:
-        raise SystemExit(f"expected {PATCHES}/{method}-{word}.safetensors; run python benchmarks/patches.py first")
+        raise SystemExit(
+            f"expected benchmarks/patches/{method}-{word}.safetensors; run python benchmarks/patches.py first"
+        )
     return patch
 
 

@@ -22,7 +22,7 @@ from erasers.evaluation import drawing
 from erasers.evaluation.scores.metrics import Score, wilson
 from erasers.pipeline import load_pipeline
 from erasers.worlds.shapes import MODEL_DIR, render, world
-from erasers.worlds.shapes.judge import HEADS, JUDGE_FILE, load_judge, read, to_tensor
+from erasers.worlds.shapes.judge import HEADS, JUDGE_FILE, load_judge, to_tensor
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
 from erasers.worlds.shapes.train.judge import independent_marks
@@ -43,18 +43,18 @@ def measure_judge(samples: int) -> dict[str, Score]:
     judge = load_judge()
     generator = torch.Generator().manual_seed(SEED)
     scenes = independent_marks(sample_scenes(samples, generator), generator)
-    answers = read(judge, render.render(scenes, generator))
+    answers = judge.read(render.render(scenes, generator))
     scores = {name: rate(answers[name].argmax(1) == getattr(scenes, name)) for name in HEADS}
     none = len(HEADS["object"]) - 1
     empty = torch.full((samples, render.SIDE, render.SIDE), 1.0)
     fill = render.PALETTE[scenes.colour]
     blank = render.draw(scenes, empty, torch.zeros(samples, 1, 1), fill, generator)
-    scores["blank -> none"] = rate(read(judge, blank)["object"].argmax(1) == none)
+    scores["blank -> none"] = rate(judge.read(blank)["object"].argmax(1) == none)
     gone = render.dissolved(scenes, generator)
-    scores["dissolved -> none"] = rate(read(judge, gone)["object"].argmax(1) == none)
+    scores["dissolved -> none"] = rate(judge.read(gone)["object"].argmax(1) == none)
     sdf, centre = render.distances(scenes, generator)
     odd = render.draw(scenes, sdf, centre, render.off_palette(samples, generator), generator)
-    scores["other colour -> none"] = rate(read(judge, odd)["colour"].argmax(1) == len(HEADS["colour"]) - 1)
+    scores["other colour -> none"] = rate(judge.read(odd)["colour"].argmax(1) == len(HEADS["colour"]) - 1)
     return scores
 
 
@@ -78,7 +78,7 @@ def generate(pipe: Any, prompts: list[Prompt]) -> list[Image.Image]:
 
 def judged(pictures: list[Image.Image], prompts: list[Prompt]) -> dict[str, Score]:
     """Share of pictures in which the judge sees what the prompt wants, for each property."""
-    answers = read(load_judge(), to_tensor(pictures))
+    answers = load_judge().read(to_tensor(pictures))
     return {
         name: rate(answers[name].argmax(1) == torch.tensor([HEADS[name].index(p.wants[name]) for p in prompts]))
         for name in PROPERTIES
@@ -118,7 +118,7 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
                 thing=rng.choice(world.OBJECTS), colour=rng.choice(world.COLOURS), style=style, mark=mark
             )
             asked.append(Prompt(text, {}, SEED + 20_000 + k))
-        seen = read(load_judge(), to_tensor(generate(pipe, asked)))["mark"].argmax(1) == 1
+        seen = load_judge().read(to_tensor(generate(pipe, asked)))["mark"].argmax(1) == 1
         scores["stamp"][name] = rate(seen)
     return scores, sheet
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
-from erasers.eraser import shapes_options
+from erasers.eraser import options_for
 from erasers.evaluation.run.states import find_patch
 from erasers.files.atomic import write_atomically
 from erasers.files.hashing import raw_bytes
 from erasers.worlds.shapes.prompts import concept_for
 
-PATCHES = "benchmarks/patches"
+PATCHES = Path(__file__).parent / "patches"
 
 Bits = tuple[tuple[int, ...], bytes]
 """Shape and content of a tensor."""
@@ -36,11 +36,11 @@ def patch_of(method: str, concept: str, pipe: Any) -> Patch:
     Raises:
         FileNotFoundError: A method that trains has none for its present settings.
     """
-    eraser, words = get_eraser(method, **shapes_options(method)), concept_for(concept)
-    patch = find_patch(PATCHES, method, eraser, concept, [words])
+    eraser, words = get_eraser(method, **options_for(method, "shapes")), concept_for(concept)
+    patch = find_patch([PATCHES], method, eraser, concept, [words])
     if patch is None and eraser.trains:
         raise FileNotFoundError(
-            f"expected a patch of {method} for {concept} in {PATCHES}; run python benchmarks/patches.py"
+            f"expected a patch of {method} for {concept} in benchmarks/patches; run python benchmarks/patches.py"
         )
     return patch or eraser.fit(pipe, words, generator=torch.Generator().manual_seed(0))
 

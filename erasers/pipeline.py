@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from erasers import worlds
 from erasers.files.hub import reason
 from erasers.files.reading import at_home
 from erasers.folders import write as folders
@@ -21,7 +22,6 @@ from erasers.patch.find import find_patch
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-EMBEDDED = "shapes"
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _FIXED = {"use_safetensors": True, "trust_remote_code": False, "custom_pipeline": None}
 _FETCHING = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
@@ -29,13 +29,13 @@ _PLACING = ("device_map", "max_memory", "offload_folder", "offload_state_dict", 
 
 
 def load_pipeline(
-    model: str | Path = EMBEDDED,
+    model: str | Path = worlds.DEFAULT,
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
-    """Load a stock diffusers pipeline: the embedded model, a folder, a checkpoint in one file, or a Hub id.
+    """Load a stock diffusers pipeline: an embedded model, a folder, a checkpoint in one file, or a Hub id.
 
     Only safetensors are read and no code of the model is run. A folder from `ErasedPipeline.save_pretrained` loads
     erased, also where that takes hooks.
@@ -82,7 +82,7 @@ class ErasedPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        base: str | Path = EMBEDDED,
+        base: str | Path = worlds.DEFAULT,
         patches: Sequence[Patch | str | Path] | Patch | str | Path = (),
         *,
         strength: float = 1.0,
@@ -242,12 +242,11 @@ def _locate(model: str | Path) -> str:
         ModelNotFound: A path without a model.
     """
     text = str(model)
-    if text == EMBEDDED:
-        from erasers.worlds.shapes import MODEL_DIR
-
-        if not (MODEL_DIR / "model_index.json").is_file():
+    if text in worlds.list():
+        folder = worlds.get(text).folder
+        if not (folder / "model_index.json").is_file():
             raise ModelNotFound("the embedded model is not in this installation; reinstall erasers")
-        return str(MODEL_DIR)
+        return str(folder)
     path = at_home(text)
     if text.strip() and path.is_dir():
         if not (path / "model_index.json").is_file():
@@ -256,7 +255,8 @@ def _locate(model: str | Path) -> str:
     if path.is_file():
         return str(single_file.check_file(path))
     if isinstance(model, Path) or not text.strip() or text[0] in "./~\\" or text.count("/") > 1:
-        raise ModelNotFound(f"no model folder {text!r}; expected a diffusers folder, a Hub id or {EMBEDDED!r}")
+        known = " or ".join(map(repr, worlds.list()))
+        raise ModelNotFound(f"no model folder {text!r}; expected a diffusers folder, a Hub id or {known}")
     return text
 
 
@@ -265,7 +265,7 @@ def _explain(model: str | Path, error: BaseException) -> str:
         error,
         unknown="no such folder and no such public model on the Hub; check the spelling, or log in if it is private",
         offline="no such folder, and the Hub cannot be reached; connect, or use the embedded model: "
-        f"--model {EMBEDDED}",
+        f"--model {worlds.DEFAULT}",
     )
     if "custom code" in why or "trust_remote_code" in why:
         why = "it holds code of its own, which is not run; if erasers saved it, fetch it and load the folder"

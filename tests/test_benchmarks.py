@@ -18,7 +18,7 @@ from support import REPOSITORY
 from support.made_results import PILLARS, write_results  # noqa: E402
 
 from erasers import load_pipeline  # noqa: E402
-from erasers.eraser import get_eraser, shapes_options  # noqa: E402
+from erasers.eraser import get_eraser, options_for  # noqa: E402
 from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard  # noqa: E402
 from erasers.evaluation.scores.scoring import compare as compare_rows  # noqa: E402
 from erasers.evaluation.scores.statistics import holm  # noqa: E402
@@ -330,11 +330,11 @@ def test_reversal_counts_what_a_patch_changes_and_what_it_leaves() -> None:
 
 def test_each_ablation_changes_what_its_name_says_and_nothing_else() -> None:
     for method, variants in ABLATION.VARIANTS.items():
-        whole = get_eraser(method, **shapes_options(method)).config()
+        whole = get_eraser(method, **options_for(method, "shapes")).config()
         names = [ABLATION.name_of(method, variant) for variant in variants]
         assert len(set(names)) == len(names)
         for variant, changed in variants.items():
-            config = get_eraser(method, **{**shapes_options(method), **changed}).config()
+            config = get_eraser(method, **{**options_for(method, "shapes"), **changed}).config()
             assert {key for key in config if config[key] != whole[key]} == set(changed), variant
 
 

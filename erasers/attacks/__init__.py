@@ -118,14 +118,14 @@ class Attack(ABC):
     """An attack with its hyper-parameters. Subclasses add fields, with the paper's values, and the three methods.
 
     `space` is what the attacker chooses: text that anybody can type, embeddings, starting noise, or weights. `encoder`
-    is the text encoder that it searches with: the one under attack, the unedited one, or none. `shapes` has the field
-    values that tasks of the embedded model take where they give none.
+    is the text encoder that it searches with: the one under attack, the unedited one, or none. `embedded` has the field
+    values that tasks of an embedded model take where they give none.
     """
 
     name: ClassVar[str]
     space: ClassVar[Space]
     encoder: ClassVar[EncoderUsed]
-    shapes: ClassVar[Mapping[str, Any]] = {}
+    embedded: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         """Check the type of every field; subclasses check ranges.

@@ -68,7 +68,7 @@ class CCE(Attack):
     name = "cce"
     space = "embedding"
     encoder = "attacked"
-    shapes = {"learned": "prompt"}
+    embedded = {"learned": "prompt"}
 
     tokens: int = 1
     steps: int = 5000

@@ -254,7 +254,7 @@ def erase(
 
 @dataclass(frozen=True)
 class _Job:
-    """The options of the main command; `concepts` is completed with `shapes=`."""
+    """The options of the main command; `concepts` is completed with `world=`."""
 
     concepts: Callable[..., tuple[Concept, ...]]
     anchors: Sequence[str]
@@ -288,13 +288,12 @@ def _erase(job: _Job) -> None:
         cli_input.check_out_file(job.out_file)
     main = cli_processes.join(job.device)
     with err.status("reading") as status:
-        from erasers.evaluation.profile.profile import is_shapes
+        from erasers import worlds
 
-        shapes = is_shapes(job.model)
-        concepts = job.concepts(shapes=shapes)
+        concepts = job.concepts(world=worlds.find(job.model))
         if job.report:
             cli_input.check_drawable(concepts)
-        eraser, note = cli_input.build_eraser(job.method, job.settings, concepts, shapes=shapes)
+        eraser, note = cli_input.build_eraser(job.method, job.settings, concepts, job.model)
         if any(concept.images for concept in concepts) and not eraser.sees:
             raise ValueError(f"--images is for methods that learn from pictures (few_shot), got {eraser.name}")
         if job.checkpoint:

@@ -216,9 +216,9 @@ def _helped(job: Run, processes: int | None, start: tuple[Any, ...]) -> Iterator
 
 def _paying(job: Run) -> int:
     """One process, or one for each core where a network is too small to make use of several for one picture."""
-    from erasers.evaluation.profile.profile import is_shapes
+    from erasers import worlds
 
-    small = is_shapes(job.task.model) and job.pipe.device.type == "cpu" and "RANK" not in os.environ
+    small = worlds.find(job.task.model) and job.pipe.device.type == "cpu" and "RANK" not in os.environ
     if not small or sum(job.missing().values()) < _WORTH_A_PROCESS:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -307,11 +307,11 @@ def _say_what_is_missing(job: Run) -> None:
 
 
 def _embedded(name: str) -> bool:
-    """Whether a task is for the embedded model, which loads in a moment."""
-    from erasers.evaluation.profile.profile import is_shapes
+    """Whether a task is for an embedded model, which loads in a moment."""
+    from erasers import worlds
     from erasers.evaluation.tasks.task import read_task
 
-    return is_shapes(read_task(name).model)
+    return worlds.find(read_task(name).model) is not None
 
 
 def _say_what_there_is(
@@ -329,7 +329,7 @@ def _say_what_there_is(
     _check(task, folder, allow_adult)
     rows = {UNEDITED: list(task.named_cases)}
     if task.references:
-        rows[REFERENCE] = [case for case, path in task.references.items() if find_reference(path)]
+        rows[REFERENCE] = [case for case, path in task.references.items() if find_reference(task.places(path))]
     for row in _rows(methods, patches, task):
         rows[row.name] = [case_of(task, row.patch)] if row.patch else list(task.named_cases)
     for line in estimate(task, loads(task, rows)):
@@ -345,14 +345,12 @@ def _check(task: Task, folder: Path, allow_adult: bool) -> None:
 
 
 def _rows(methods: Sequence[str], patches: Sequence[Path], task: Task) -> list[Row]:
-    from erasers.eraser import get_eraser, shapes_options
-    from erasers.evaluation.profile.profile import is_shapes
+    from erasers.eraser import get_eraser, options_for
     from erasers.evaluation.run.states import Row
     from erasers.patch import Patch
 
-    shapes = is_shapes(task.model)
     rows = [
-        Row(name, "method", name, eraser=get_eraser(name, **shapes_options(name) if shapes else {}))
+        Row(name, "method", name, eraser=get_eraser(name, **options_for(name, task.model)))
         for name in dict.fromkeys(methods)
     ]
     for path in patches:

@@ -52,7 +52,7 @@ def read_concepts(path: Path, option: str = "--concepts-file") -> list[dict[str,
 
 
 def concept_of(entry: Mapping[str, Any], base: Concept) -> Concept:
-    """The concept of an entry: what it gives, over what a preset or the embedded world has."""
+    """The concept of an entry: what it gives, over what a preset or an embedded world has."""
     given = {key: value for key, value in entry.items() if key != "concept"}
     if "kind" in given and "anchor" not in given and base == Concept(base.name):
         # The anchor that was chosen for the usual kind does not suit another.

@@ -87,10 +87,11 @@ def generate(
         raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
     pictures = read_pictures(image, mask, control_image, image_strength)
     with err.status("reading"):
+        from erasers import worlds
         from erasers.asks import PlainPrompt
         from erasers.evaluation import drawing as drawings
         from erasers.evaluation import grid
-        from erasers.evaluation.profile.profile import is_shapes, profile_for
+        from erasers.evaluation.profile.profile import profile_for
         from erasers.evaluation.refusal.refusal import refuse_minors
         from erasers.evaluation.report import report as reporting
         from erasers.pipeline import as_patches, refuse_twice
@@ -98,8 +99,9 @@ def generate(
         refuse_minors(prompt)
         loaded = as_patches(patch or [])
         refuse_twice(model, loaded)
-        if is_shapes(model) and (unknown := cli_input.unknown_words(prompt)):
-            err.print(f"shapes does not know {escape(', '.join(unknown))}; the picture will not show it")
+        world = worlds.find(model)
+        if world and (unknown := world.unknown_words(prompt)):
+            err.print(f"{world.name} does not know {escape(', '.join(unknown))}; the picture will not show it")
         pipe = load_model(model, device, dtype, **model_options(variant, revision, config))
         profile = profile_for(model)
         profile = replace(profile, size=size or profile.size)

@@ -18,11 +18,12 @@ from erasers.cli import threads
 from erasers.cli.files import concept_of, read_concepts, read_images, read_lines
 from erasers.cli.output import show_warning
 from erasers.concept import KINDS, Concept, as_concepts, preset_options
-from erasers.eraser import eraser_class, get_eraser, list_erasers, parse_options, shapes_options
+from erasers.eraser import eraser_class, get_eraser, list_erasers, options_for, parse_options, preset_for
 from erasers.files.report_folder import check_report_folder
 
 if TYPE_CHECKING:
     from erasers.eraser import Eraser
+    from erasers.worlds import World
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 FORMS = ("lora", "kohya", "delta")
@@ -38,7 +39,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def build_eraser(
-    method: str, settings: Sequence[str], concepts: Sequence[Concept], *, shapes: bool = False
+    method: str, settings: Sequence[str], concepts: Sequence[Concept], model: str | Path = ""
 ) -> tuple[Eraser, str]:
     """The eraser with the options of `--set` over those its paper gives for the concepts, or that suit the model.
 
@@ -46,7 +47,7 @@ def build_eraser(
         method: A method or preset.
         settings: As given.
         concepts: What is erased.
-        shapes: The model is the embedded one.
+        model: As for `load_pipeline`; an embedded one has settings of its own.
 
     Returns:
         The eraser, and what the user should know about its options ("" when nothing).
@@ -69,8 +70,8 @@ def build_eraser(
     elif agreed:
         values = ", ".join(f"{key}={value}" for key, value in (agreed | options).items())
         note = f"preset for {', '.join(concept.name for concept in concepts)}: {values}"
-    if shapes and (own := shapes_options(method)):
-        agreed, note = {**agreed, **own}, f"settings for the embedded model: {cls.name}-shapes"
+    if own := options_for(method, model):
+        agreed, note = {**agreed, **own}, f"settings for the embedded model: {preset_for(method, model)}"
     return get_eraser(method, **{**agreed, **options}), note
 
 
@@ -126,7 +127,7 @@ def check_method(method: str) -> None:
 def build_concepts(
     names: Sequence[str],
     *,
-    shapes: bool,
+    world: World | None = None,
     anchors: Sequence[str] = (),
     aliases: Sequence[str] = (),
     kinds: Sequence[str] = (),
@@ -139,7 +140,7 @@ def build_concepts(
 
     Args:
         names: Those of `--concept`.
-        shapes: The model is the embedded one: every word has to be one of its world, and a word brings its anchor.
+        world: Of an embedded model: every word has to be one of it, and a word brings its anchor.
         anchors: One for all, or `CONCEPT=ANCHOR`.
         aliases: For the only concept, or `CONCEPT=ALIAS`.
         kinds: One for all, or `CONCEPT=KIND`.
@@ -149,7 +150,7 @@ def build_concepts(
         images: A folder for the only concept, or `CONCEPT=FOLDER`.
 
     Raises:
-        ValueError: No or empty concepts, words that the embedded world does not know, or a file that is none of these.
+        ValueError: No or empty concepts, words that the world does not know, or a file that is none of these.
     """
     listed = read_concepts(concepts_file) if concepts_file else []
     if not (names or listed):
@@ -161,17 +162,17 @@ def build_concepts(
     anchor_of, alias_of = _per_concept("--anchor", anchors, keys), _per_concept("--alias", aliases, keys)
     images_of, kind_of = _per_concept("--images", images, keys), _per_concept("--kind", kinds, keys)
     kept = (*preserve, *(read_lines(preserve_file, "--preserve-file") if preserve_file else ()))
-    if shapes:
+    if world:
         given = [word.partition("=")[2] if "=" in word else word for word in (*anchors, *aliases)]
         for word in (*given, *kept, *(text for entry in listed for text in _texts_of(entry))):
-            _check_vocabulary(word)
+            _check_vocabulary(world, word)
     found = []
     for key, entry in zip(keys, entries, strict=True):
         kind = _only("--kind", kind_of, key)
         if kind is not None and kind not in KINDS:
             raise ValueError(f"expected --kind among {', '.join(KINDS)}, got {kind!r}{suggest(kind, KINDS)}")
         entry = entry if kind is None else {**entry, "kind": kind}
-        concept = concept_of(entry, _shapes_concept(key) if shapes else Concept.of(key))
+        concept = concept_of(entry, _concept_in(world, key) if world else Concept.of(key))
         anchor = _only("--anchor", anchor_of, key)
         concept = replace(concept, anchor=concept.anchor if anchor is None else anchor)
         concept = replace(concept, aliases=(*concept.aliases, *alias_of.get("", ()), *alias_of.get(key, ())))
@@ -378,13 +379,6 @@ def load_model(model: str, device: str, dtype: str, *, gradients: bool = False, 
     return pipe
 
 
-def unknown_words(text: str) -> list[str]:
-    """The words of a prompt that the embedded world does not know."""
-    from erasers.worlds.shapes.world import VOCABULARY
-
-    return [word for word in re.findall(r"\w+", text.lower()) if word not in VOCABULARY]
-
-
 def _per_concept(option: str, values: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """Values by concept name; those under "" are for every concept."""
     found: dict[str, list[str]] = {}
@@ -400,20 +394,14 @@ def _per_concept(option: str, values: Sequence[str], names: Sequence[str]) -> di
     return found
 
 
-def _shapes_concept(word: str) -> Concept:
-    from erasers.worlds.shapes.prompts import concept_for, kind_of
-    from erasers.worlds.shapes.world import KINDS, SYNONYMS
-
+def _concept_in(world: World, word: str) -> Concept:
     try:
-        kind_of(word)
+        return world.concept(word)
     except ValueError as error:
-        known = [text for words in KINDS.values() for name in words for text in (name, *SYNONYMS.get(name, ()))]
-        raise ValueError(f"{error}{suggest(word, known)}") from None
-    return concept_for(word)
+        raise ValueError(f"{error}{suggest(word, world.words)}") from None
 
 
-def _check_vocabulary(text: str) -> None:
-    from erasers.worlds.shapes.world import VOCABULARY
-
-    if unknown := unknown_words(text):
-        raise ValueError(f"shapes does not know the word {unknown[0]!r} of {text!r}{suggest(unknown[0], VOCABULARY)}")
+def _check_vocabulary(world: World, text: str) -> None:
+    if unknown := world.unknown_words(text):
+        close = suggest(unknown[0], world.vocabulary)
+        raise ValueError(f"{world.name} does not know the word {unknown[0]!r} of {text!r}{close}")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from erasers.methods.itd.explaining import Explanation
     from erasers.sae.rows import Rows
     from erasers.sae.training import SAETraining, Trained
+    from erasers.worlds import World
 
 sae = typer.Typer(
     rich_markup_mode="rich",
@@ -45,10 +46,10 @@ sae = typer.Typer(
 )
 _TEXT = {"features": 1024, "k": 16, "steps": 500, "lr": 3e-3, "prompts": 64, "warmup": 50, "dead_after": 20_000}
 _DENOISER = {"features": 20_480, "prompts": 8, "lr": 4e-4}
-_SHAPES_DENOISER = {"features": 1024, "k": 16, "steps": 1000, "lr": 3e-3, "prompts": 16, "warmup": 50}
-_WAY, _SHAPES_WAY = (50, 9.0), (20, 4.0)
-_SHAPES_BLOCK = "up_blocks.0.attentions.1"
-_SHAPES_PROMPTS = 8000
+_EMBEDDED_DENOISER = {"features": 1024, "k": 16, "steps": 1000, "lr": 3e-3, "prompts": 16, "warmup": 50}
+_WAY = (50, 9.0)
+_CAPTIONS = 8000
+"""Prompts that an embedded model is described with."""
 
 
 Component = Annotated[
@@ -137,10 +138,9 @@ def train(
     outputs = {"--out": out_file, "--checkpoint": checkpoint, **beside(out_file, (".json", ".png"))}
     check_places(outputs, {"--prompts": prompts, "--model": model}, overwrite=overwrite)
     with err.status("reading"):
+        from erasers import worlds
         from erasers.diffusion.latent_bank import Way
-        from erasers.evaluation.profile.profile import is_shapes
         from erasers.sae.presets import find_preset
-        from erasers.sae.rows import shapes_prompts
         from erasers.sae.training import SAETraining
 
         published = find_preset(preset) if preset else None
@@ -149,19 +149,17 @@ def train(
             same = component in (None, published.component)
             component, block = component or published.component, block or (published.block if same else None)
         component = component or _TEXT_ENCODER
-        shapes, unet = is_shapes(model), component == "unet"
+        world, unet = worlds.find(model), component == "unet"
         given: dict[str, Any] = {"features": features, "k": k, "steps": steps, "prompts": batch, "lr": lr}
         given |= {"activation": activation, "dead_after": dead_after, "seed": seed}
-        defaults: dict[str, Any] = (_SHAPES_DENOISER if unet else _TEXT) if shapes else _DENOISER if unet else {}
+        defaults: dict[str, Any] = (_EMBEDDED_DENOISER if unet else _TEXT) if world else _DENOISER if unet else {}
         defaults = dict(published.options) if published else defaults
         training = SAETraining(**{**defaults, **{key: value for key, value in given.items() if value is not None}})
-        if prompts is None and not shapes:
-            raise ValueError("no --prompts; name a text file of captions, one a line, for a model of your own")
-        texts = shapes_prompts(_SHAPES_PROMPTS) if prompts is None else read_prompts(prompts)
-        usual = Way(*(_SHAPES_WAY if shapes else _WAY))
+        texts = read_prompts(prompts) if prompts else _captions(world)
+        usual = Way(*((world.steps, world.guidance) if world else _WAY))
         way = Way(sampling_steps or usual.steps, usual.guidance if guidance is None else guidance)
-        path = block if block or not (shapes and unet) else _SHAPES_BLOCK
-        padded = shapes if padding is None else padding
+        path = block or (world.denoiser_block if world and unet else None)
+        padded = world is not None if padding is None else padding
         pipe = cli_input.load_model(model, device, dtype, **model_options(variant, revision, config))
         rows = _rows(pipe, component, path, texts, training, way, padded)
     started = time.perf_counter()
@@ -256,11 +254,11 @@ def explain(
         cli_input.check_out_file(picture)
         check_places({"--out": picture}, {"--sae": sae_file, "--model": model}, overwrite=overwrite)
     with err.status("reading"):
+        from erasers import worlds
         from erasers.eraser import get_eraser, parse_options
-        from erasers.evaluation.profile.profile import is_shapes
         from erasers.methods.itd.explaining import draw_explanation, explanations
 
-        (found,) = cli_input.build_concepts([concept], shapes=is_shapes(model))
+        (found,) = cli_input.build_concepts([concept], world=worlds.find(model))
         options: dict[str, Any] = parse_options("itd", setting or [])
         if sae_file:
             options["sae"] = tuple(str(path) for path in sae_file)
@@ -272,6 +270,17 @@ def explain(
     if picture:
         draw_explanation(shown[0], picture, features)
         out.print(f"picture   {escape(str(picture))}")
+
+
+def _captions(world: World | None) -> list[str]:
+    """The captions of an embedded world.
+
+    Raises:
+        ValueError: The model is of no world, or of one without captions.
+    """
+    if world is None:
+        raise ValueError("no --prompts; name a text file of captions, one a line, for a model of your own")
+    return world.captions(_CAPTIONS)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -6,8 +6,9 @@ from erasers.eraser.eraser import (
     get_eraser,
     list_erasers,
     list_presets,
+    options_for,
     parse_options,
-    shapes_options,
+    preset_for,
 )
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "get_eraser",
     "list_erasers",
     "list_presets",
+    "options_for",
     "parse_options",
-    "shapes_options",
+    "preset_for",
 ]

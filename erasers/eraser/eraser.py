@@ -2,8 +2,8 @@
 
 A method is a frozen keyword-only dataclass that subclasses `Eraser` and is registered under the entry-point group
 `erasers`. Its fields are its hyper-parameters; `fit` reads a pipeline and returns a `Patch`, and never changes the
-pipeline. A preset is a set of field values with a name of the form `<method>-<something>`; `<method>-shapes` has those
-that suit the embedded model, where they are other than the paper's.
+pipeline. A preset is a set of field values with a name of the form `<method>-<something>`; `<method>-<world>`, or
+`<method>-embedded`, has those that suit an embedded model, where they are other than the paper's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
+from erasers import worlds
 from erasers.options import _convert, check_fields, describe
 
 if TYPE_CHECKING:
@@ -116,11 +118,26 @@ def get_eraser(name: str, **options: Any) -> Eraser:
     return cls(**{**cls.presets.get(name, {}), **options})
 
 
-def shapes_options(name: str) -> dict[str, Any]:
-    """The field values that suit the embedded model, without those that a preset of the name sets itself."""
+def preset_for(name: str, model: str | Path) -> str | None:
+    """The preset of a method that suits an embedded model: `<method>-<world>`, else `<method>-embedded`.
+
+    Args:
+        name: A method or preset name.
+        model: By its name or folder.
+
+    Returns:
+        Its name; None where there is none, and for a model of no world.
+    """
+    cls, world = eraser_class(name), worlds.find(model)
+    suffixes = (world.name, "embedded") if world else ()
+    return next((preset for suffix in suffixes if (preset := f"{cls.name}-{suffix}") in cls.presets), None)
+
+
+def options_for(name: str, model: str | Path) -> dict[str, Any]:
+    """The field values of the preset that suits a model, without those that a preset of the name sets itself."""
     cls = eraser_class(name)
-    own = cls.presets.get(name, {})
-    return {key: value for key, value in cls.presets.get(f"{cls.name}-shapes", {}).items() if key not in own}
+    own, suited = cls.presets.get(name, {}), cls.presets.get(preset_for(name, model) or "", {})
+    return {key: value for key, value in suited.items() if key not in own}
 
 
 def eraser_class(name: str) -> type[Eraser]:

@@ -13,17 +13,19 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from erasers import worlds
+
 if TYPE_CHECKING:
     from PIL import Image
 
 _JUDGES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "oracle": ("erasers.judges.oracle", "Oracle", ("shapes",)),
+    "oracle": ("erasers.judges.oracle", "Oracle", ()),
     "nudenet": ("erasers.judges.nudenet", "NudeNet", ("strict5@0.5", "mace8-boxes@0.6", "uda9@0.5")),
     "q16": ("erasers.judges.q16", "Q16", ("vitl14",)),
-    "clip_zeroshot": ("erasers.judges.clip_zeroshot", "ClipZeroShot", ("shapes",)),
+    "clip_zeroshot": ("erasers.judges.clip_zeroshot", "ClipZeroShot", ()),
     "classifier": ("erasers.judges.classifier", "Classifier", ()),
 }
-"""Judge -> its module, its class and its pinned profiles, the default first."""
+"""Judge -> its module, its class and its pinned profiles beside those of worlds, the default first."""
 
 _OPEN = ("clip_zeroshot", "classifier")
 """Judges that take any model; whoever gives one names the profile."""
@@ -112,7 +114,7 @@ class Judge(Protocol):
 
         Args:
             images: Pictures.
-            prompts: One for each picture: its text and what it wants, e.g. `erasers.worlds.shapes.prompts.Prompt`.
+            prompts: One for each picture: its text and what it wants, e.g. `erasers.asks.PlainPrompt`.
 
         Raises:
             ValueError: Lengths differ, a prompt wants what the judge cannot see, or a picture has a size that the
@@ -120,9 +122,17 @@ class Judge(Protocol):
         """
 
 
+def of_worlds(judge: str) -> list[str]:
+    """The worlds that are profiles of a judge: those that have an oracle, or a CLIP, of their own."""
+    own = [world for world in map(worlds.get, worlds.list()) if world.judges]
+    judging = {"oracle": own, "clip_zeroshot": [world for world in own if world.clip]}
+    return [world.name for world in judging.get(judge, ())]
+
+
 def list_judges() -> list[str]:
     """Names of the pinned profiles, and the judges that take a model of one's own, sorted."""
-    pinned = [f"{name}/{profile}" for name, (_, _, profiles) in _JUDGES.items() for profile in profiles]
+    profiles = {name: (*of_worlds(name), *pinned) for name, (_, _, pinned) in _JUDGES.items()}
+    pinned = [f"{name}/{profile}" for name, some in profiles.items() for profile in some]
     return sorted([*pinned, *_OPEN])
 
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasers import worlds
 from erasers.files.reading import read_json, value_of
-from erasers.judges import Fingerprint, Verdict
+from erasers.judges import Fingerprint, Verdict, of_worlds
 from erasers.judges.base import PictureJudge, own_profile
 from erasers.judges.weights import file_hashes, model_folder
 from erasers.models.loading import pickled
@@ -28,11 +29,11 @@ class ClipZeroShot(PictureJudge):
     threshold the largest one counts as shown, so a property needs a value such as "something else" where a picture may
     show none of the others.
 
-    Needs open_clip (MIT; extra `[clip]`). The profile `shapes` is the small model of the embedded world (Apache-2.0);
-    other models come under their publishers' licences (OpenAI's CLIP: MIT).
+    Needs open_clip (MIT; extra `[clip]`). An embedded world has a profile with a small model (Apache-2.0); other models
+    come under their publishers' licences (OpenAI's CLIP: MIT).
 
     Args:
-        profile: `shapes`, or a name for this set-up.
+        profile: An embedded world, or a name for this set-up.
         model: A folder or a Hub id with `open_clip_config.json` and safetensors.
         revision: The commit, for a Hub id.
         classes: Property -> its values, each with the words for it where those are not the value itself, e.g.
@@ -44,7 +45,7 @@ class ClipZeroShot(PictureJudge):
         device: Where the model runs.
 
     Raises:
-        ValueError: `shapes` with a model, another profile without one, a property with fewer than two values, a
+        ValueError: A world with a model, another profile without one, a property with fewer than two values, a
             template without its place, or a threshold outside (0, 1).
         FileNotFoundError: No such model.
         ImportError: The extra is not installed.
@@ -52,7 +53,7 @@ class ClipZeroShot(PictureJudge):
 
     def __init__(
         self,
-        profile: str = "shapes",
+        profile: str = worlds.DEFAULT,
         *,
         model: str | Path | None = None,
         revision: str | None = None,
@@ -64,13 +65,16 @@ class ClipZeroShot(PictureJudge):
     ) -> None:
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"expected a threshold between 0 and 1, got {threshold}")
-        if profile == "shapes":
+        known = of_worlds("clip_zeroshot")
+        texts: Mapping[str, Mapping[str, Sequence[str]]]
+        if profile in known and (clip := worlds.get(profile).clip):
             if model is not None or classes is not None:
-                raise ValueError("expected another profile name with a model or classes of your own, got 'shapes'")
-            model, texts = _shapes()
+                raise ValueError(f"expected another profile name with a model or classes of your own, got {profile!r}")
+            model, texts = clip.folder, clip.texts
         elif model is None or classes is None:
             raise ValueError(
-                f"expected a model and classes for clip_zeroshot/{profile}, got none; only 'shapes' has its own"
+                f"expected a model and classes for clip_zeroshot/{profile}, got none; only "
+                f"{' or '.join(map(repr, known))} has its own"
             )
         else:
             texts = spell(classes, templates)
@@ -165,23 +169,3 @@ def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", device=device)
     # A new open_clip model is in training mode.
     return model.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")
-
-
-def _shapes() -> tuple[Path, dict[str, dict[str, tuple[str, ...]]]]:
-    """The model of the embedded world, and captions of it for every value."""
-    from erasers.worlds.shapes import CLIP_DIR
-    from erasers.worlds.shapes.world import COLOURS, MARK, OBJECTS, PLAIN, STYLES, phrase
-
-    styles = ["" if style == PLAIN else style for style in STYLES]
-    return CLIP_DIR, {
-        "object": {
-            word: tuple(phrase(thing=word, colour=colour, style=style) for colour in COLOURS for style in styles)
-            for word in OBJECTS
-        },
-        "colour": {word: (phrase(thing="shape", colour=word),) for word in COLOURS},
-        "style": {
-            word: tuple(phrase(thing=thing, style=style) for thing in ("shape", *OBJECTS))
-            for word, style in zip(STYLES, styles, strict=True)
-        },
-        "mark": {"none": (phrase(thing="shape"),), MARK: (phrase(thing="shape", mark=True),)},
-    }

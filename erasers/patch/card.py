@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from erasers import worlds
 from erasers.markdown import markdown_text
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -100,7 +101,7 @@ def _front_matter(base: str | None, license: str | None) -> str:
 def _facts(facts: Facts, base: str | None, reported: str) -> str:
     meta = facts.meta
     options = ", ".join(f"{key}={value}" for key, value in meta["config"].items())
-    model = base or ("`shapes`, the model in the package" if reported == "shapes" else "not named")
+    model = base or (f"`{reported}`, the model in the package" if reported in worlds.list() else "not named")
     dtype = markdown_text(meta.get("base_dtype", "an unknown type"))
     rows = {
         "method": markdown_text(meta["method"]),

@@ -194,19 +194,3 @@ def _shuffled(count: int, seed: int, round_: int) -> list[int]:
         _SHUFFLES.clear()
         _SHUFFLES[key] = random.Random(f"{seed}/{round_}").sample(range(count), count)
     return _SHUFFLES[key]
-
-
-def shapes_prompts(count: int, seed: int = 0) -> list[str]:
-    """Distinct captions of the embedded world, and "", without those of the benchmark's prompts.
-
-    Left out are the first 200 prompts a split of every word, which is what tasks score.
-    """
-    from erasers.worlds.shapes.prompts import PRESERVED, split_prompts
-    from erasers.worlds.shapes.scenes import captions, sample_scenes
-    from erasers.worlds.shapes.world import KINDS
-
-    words = [word for some in KINDS.values() for word in some]
-    scored = {ask.text for word in words for asks in split_prompts(word, PRESERVED).values() for ask in asks}
-    scenes = sample_scenes(4 * count, torch.Generator().manual_seed(seed))
-    texts = dict.fromkeys(["", *captions(scenes, random.Random(seed))])
-    return [text for text in texts if text not in scored][:count]

@@ -1,1 +1,15 @@
-"""Worlds: small, truly trained models that come with a judge."""
+"""Worlds: small, truly trained models that come with their words, a judge and all that measuring them takes.
+
+    from erasers import worlds
+
+    worlds.list()  # ["shapes"]
+    star = worlds.get("shapes").concept("star")
+
+Neither imports torch.
+"""
+
+from erasers.worlds.table import DEFAULT, find, get
+from erasers.worlds.table import names as list
+from erasers.worlds.world import Clip, World
+
+__all__ = ["DEFAULT", "Clip", "World", "find", "get", "list"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from erasers import Concept, Patch
+from erasers import Concept, Patch, worlds
 from erasers.cli import app as cli
 from erasers.cli.input import build_concepts, build_eraser, default_out
 
@@ -106,7 +106,7 @@ def test_options_reach_the_method() -> None:
 
 
 def test_presets_bring_the_options_of_their_paper() -> None:
-    nudity, monet = build_concepts(["nudity"], shapes=False), build_concepts(["nudity", "monet"], shapes=False)
+    nudity, monet = build_concepts(["nudity"]), build_concepts(["nudity", "monet"])
     eraser, note = build_eraser("rece", [], nudity)
     assert (eraser.rounds, eraser.reg) == (3, 0.1)  # type: ignore[attr-defined]
     assert "rounds=3" in note
@@ -115,7 +115,7 @@ def test_presets_bring_the_options_of_their_paper() -> None:
 
 
 def test_a_synonym_stands_for_its_word() -> None:
-    assert [concept.name for concept in build_concepts(["pentagram"], shapes=True)] == ["star"]
+    assert [concept.name for concept in build_concepts(["pentagram"], world=worlds.get("shapes"))] == ["star"]
 
 
 def named(*names: str) -> str:
@@ -123,9 +123,7 @@ def named(*names: str) -> str:
 
 
 def test_default_file_names_are_readable_in_any_script() -> None:
-    assert (
-        str(default_out(build_concepts(["van gogh", "star"], shapes=False), "uce")) == "van_gogh+star-uce.safetensors"
-    )
+    assert str(default_out(build_concepts(["van gogh", "star"]), "uce")) == "van_gogh+star-uce.safetensors"
     assert named("梵高") == "梵高-uce.safetensors"
     assert named("हिन्दी") == "हिन्दी-uce.safetensors"
     assert named("Vigée Le Brun") == "Vigée_Le_Brun-uce.safetensors"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from erasers import Patch, get_eraser, load_pipeline
+from erasers import Patch, get_eraser, load_pipeline, worlds
 from erasers.cli import app as cli
 from erasers.cli.input import build_concepts, build_eraser
-from erasers.eraser import shapes_options
+from erasers.eraser import options_for
 from erasers.training import loop as training
 from erasers.worlds.shapes.prompts import concept_for
 
@@ -25,17 +25,17 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_for_the_embedded_model_are_taken_and_told() -> None:
-    star = build_concepts(["star"], shapes=True)
-    eraser, note = build_eraser("esd", [], star, shapes=True)
+    star = build_concepts(["star"], world=worlds.get("shapes"))
+    eraser, note = build_eraser("esd", [], star, "shapes")
     assert note == "settings for the embedded model: esd-shapes"
     assert eraser == get_eraser("esd-shapes")
     assert build_eraser("esd", [], star)[0] == get_eraser("esd")
-    assert build_eraser("esd", ["lr=0.5"], star, shapes=True)[0] == get_eraser("esd-shapes", lr=0.5)
+    assert build_eraser("esd", ["lr=0.5"], star, "shapes")[0] == get_eraser("esd-shapes", lr=0.5)
     # What a preset says itself stands.
-    preset = build_eraser("esd-u", [], star, shapes=True)[0]
+    preset = build_eraser("esd-u", [], star, "shapes")[0]
     assert preset == get_eraser("esd-shapes", train_method="u")
-    assert shapes_options("esd-shapes") == {}
-    assert shapes_options("uce") == {}
+    assert options_for("esd-shapes", "shapes") == {}
+    assert options_for("uce", "shapes") == {}
 
 
 def test_a_dry_run_says_what_training_costs_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 
+from erasers import worlds
 from erasers.concept import Concept
-from erasers.evaluation.profile.profile import is_shapes, plain_prompts, profile_for, shapes_prompts
-from erasers.worlds.shapes import MODEL_DIR
+from erasers.evaluation.profile.profile import plain_prompts, profile_for
 from erasers.worlds.shapes.prompts import concept_for
 
 
 def texts(splits: dict[str, list[object]], split: str) -> list[str]:
     return [ask.text for ask in splits[split]]  # type: ignore[attr-defined]
-
-
-def test_the_embedded_model_and_its_copies_are_known(tmp_path: Path) -> None:
-    shutil.copytree(MODEL_DIR / "tokenizer", tmp_path / "copy" / "tokenizer")
-    assert is_shapes("shapes")
-    assert is_shapes(str(tmp_path / "copy"))
-    assert not is_shapes("CompVis/stable-diffusion-v1-4")
-    (tmp_path / "copy" / "tokenizer" / "tokenizer.json").write_text("{")
-    assert not is_shapes(str(tmp_path / "copy"))
 
 
 def test_profiles_differ() -> None:
@@ -32,14 +20,14 @@ def test_profiles_differ() -> None:
 
 
 def test_one_concept_gets_every_split() -> None:
-    splits = shapes_prompts([concept_for("star")], 7)["star"]
+    splits = worlds.get("shapes").prompts([concept_for("star")], 7)["star"]
     assert {split: len(asks) for split, asks in splits.items()} == dict.fromkeys(
         ("explicit", "synonym", "neighbour", "unrelated"), 7
     )
 
 
 def test_what_is_kept_never_names_another_erased_concept() -> None:
-    found = shapes_prompts([concept_for("star"), concept_for("cross"), concept_for("red")], 20)
+    found = worlds.get("shapes").prompts([concept_for("star"), concept_for("cross"), concept_for("red")], 20)
     for splits in found.values():
         for split in ("neighbour", "unrelated"):
             assert len(splits[split]) == 20
@@ -49,18 +37,20 @@ def test_what_is_kept_never_names_another_erased_concept() -> None:
 
 def test_an_alias_that_is_erased_is_not_held_out() -> None:
     concept = Concept("star", aliases=("pentagram",))
-    assert all("five pointed thing" in text for text in texts(shapes_prompts([concept], 10)["star"], "synonym"))
+    assert all(
+        "five pointed thing" in text for text in texts(worlds.get("shapes").prompts([concept], 10)["star"], "synonym")
+    )
     both = Concept("star", aliases=("pentagram", "five pointed thing"))
-    assert "synonym" not in shapes_prompts([both], 10)["star"]
+    assert "synonym" not in worlds.get("shapes").prompts([both], 10)["star"]
 
 
 def test_a_concept_without_synonyms_has_no_such_split() -> None:
-    assert "synonym" not in shapes_prompts([concept_for("ring")], 3)["ring"]
+    assert "synonym" not in worlds.get("shapes").prompts([concept_for("ring")], 3)["ring"]
 
 
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(ValueError, match="shapes does not know 'dog'"):
-        shapes_prompts([Concept("dog")], 3)
+        worlds.get("shapes").prompts([Concept("dog")], 3)
 
 
 def test_plain_prompts_leave_out_what_is_unsafe_unless_asked() -> None:

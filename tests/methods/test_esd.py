@@ -16,7 +16,7 @@ from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Counter
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import Way, ask_again, sample_bank
-from erasers.eraser import shapes_options
+from erasers.eraser import options_for
 from erasers.methods import esd
 from erasers.methods.esd import target, target_from
 
@@ -149,7 +149,7 @@ def test_the_settings_of_the_embedded_model_are_those_of_its_committed_patches()
 
 
 def shapes_eraser(name):
-    return get_eraser(name, **shapes_options(name))
+    return get_eraser(name, **options_for(name, "shapes"))
 
 
 @pytest.mark.parametrize("option", [{"refresh": 0}, {"steps": 0}, {"pictures": -1}, {"batch": 0}])

@@ -19,6 +19,8 @@ from torch.nn.functional import normalize
 if TYPE_CHECKING:
     from PIL import Image
 
+    from erasers.worlds.judge import JudgeNetwork
+
 T = TypeVar("T")
 
 
@@ -37,29 +39,29 @@ class FeatureExtractor(Protocol):
         """Features [n, d], float64 on the CPU."""
 
 
-class ShapesFeatures:
-    """The last shared layer of the judge of `shapes`, scaled to length sqrt(d).
+class JudgeFeatures:
+    """The last shared layer of the judge of a world, scaled to length sqrt(d).
 
     Unscaled, a few long vectors rule the cubic kernel of the KID. Verdicts of the oracle come from the same network, so
     what fools one may fool the other.
+
+    Args:
+        network: The judge.
     """
 
-    name = "shapes-judge"
-
-    def __init__(self) -> None:
-        from erasers.worlds.shapes.judge import FEATURES, load_judge, to_tensor
-
-        self.dimension = FEATURES
-        self._network, self._prepare = load_judge(), to_tensor
+    def __init__(self, network: JudgeNetwork) -> None:
+        self.name, self.dimension, self._network = network.name, network.dimension, network
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """Features [n, 192].
+        """Features [n, d].
 
         Raises:
-            ValueError: A picture is not 32 x 32.
+            ValueError: A picture has another size than the judge takes.
         """
-        features = _one_by_one(images, lambda image: self._network.features(self._prepare([image])), self.dimension)
+        features = _one_by_one(
+            images, lambda image: self._network.features(self._network.prepare([image])), self.dimension
+        )
         return sqrt(self.dimension) * normalize(features, dim=1)
 
 
@@ -67,22 +69,18 @@ class ClipFeatures:
     """An open_clip model: picture features of length 1, and CLIP scores. Needs the extra `[clip]`.
 
     Args:
-        folder: With `open_clip_config.json` and safetensors; the small model of `shapes` when None.
+        folder: With `open_clip_config.json` and safetensors.
         name: Under which its figures are reported.
         device: Where it runs.
 
     Raises:
-        ValueError: A folder without a name for it, or the other way round.
         ImportError: The extra is not installed.
     """
 
-    def __init__(self, folder: Path | None = None, name: str = "shapes-clip", *, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, name: str, *, device: str = "cpu") -> None:
         from erasers.judges.clip_zeroshot import load_open_clip
-        from erasers.worlds.shapes import CLIP_DIR
 
-        if (folder is None) != (name == "shapes-clip"):
-            raise ValueError(f"expected a folder and a name of its own, or neither, got {folder} and {name!r}")
-        self._model, self._preprocess, self._tokenizer = load_open_clip(folder or CLIP_DIR, device)
+        self._model, self._preprocess, self._tokenizer = load_open_clip(folder, device)
         self.name, self._device = name, device
         self.dimension = len(self._read_text("")[0])
 
@@ -155,10 +153,6 @@ class Layers:
         return found
 
 
-def shapes_layers() -> Layers:
-    """The five convolutional blocks of the judge of `shapes`."""
-    from erasers.worlds.shapes.judge import load_judge, to_tensor
-
-    network = load_judge()
-    blocks = [block for block in network.trunk if isinstance(block, nn.Sequential)]
-    return Layers("shapes-judge", network, blocks, to_tensor)
+def judge_layers(network: JudgeNetwork) -> Layers:
+    """The blocks of the judge of a world."""
+    return Layers(network.name, network, network.blocks(), network.prepare)

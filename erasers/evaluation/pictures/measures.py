@@ -1,32 +1,35 @@
 """What verdicts do not say: how far pictures moved, how well they fit their prompts, how far sets of them are apart.
 
 The stage between verdicts and scores. Each number is kept in the store's journal `measures` under all that it was
-measured from, and is measured once. Only pictures of the embedded world have networks here that can see them; of
-other models there are CLIP scores, where the task names a CLIP.
+measured from, and is measured once. Only pictures of embedded worlds have networks here that can see them; of other
+models there are CLIP scores, where the task names a CLIP.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from erasers import worlds
 from erasers.asks import KEPT_SPLITS, UTILITY
 from erasers.evaluation.pictures.distances import Figure, cmmd, feature_drift, fid, kid, kid_rise
-from erasers.evaluation.pictures.features import ClipFeatures, FeatureExtractor, Layers, ShapesFeatures, shapes_layers
-from erasers.evaluation.profile.profile import is_shapes
+from erasers.evaluation.pictures.features import ClipFeatures, FeatureExtractor, JudgeFeatures, Layers, judge_layers
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.scores.results import ALL, REFERENCE
 from erasers.evaluation.store import Journal, Store, key_of
 from erasers.judges.weights import file_hash, file_hashes, model_folder
+from erasers.worlds import World
+
+if TYPE_CHECKING:
+    from erasers.worlds.judge import JudgeNetwork
 
 Cases = Mapping[str, Mapping[str, Any]]
 """Case -> what a result file has of it; its `samples` get their numbers here."""
@@ -67,13 +70,13 @@ class Measures:
         store: The pictures; the numbers go beside them.
         model: Of the task.
         words: Case -> the concepts that are erased together.
-        clip: `model` and `revision` of the open_clip model for CLIP scores; the embedded world has its own.
+        clip: `model` and `revision` of the open_clip model for CLIP scores; an embedded world may have its own.
     """
 
     def __init__(
         self, store: Store, model: str, words: Mapping[str, Sequence[str]], clip: Mapping[str, str] | None = None
     ) -> None:
-        self.store, self.words, self._sees = store, words, is_shapes(model)
+        self.store, self.words, self._world = store, words, worlds.find(model)
         self._given = clip or {}
         self._seen: dict[tuple[str, str], Tensor] = {}
         self._drawn: dict[str, tuple[list[Image.Image], str]] = {}
@@ -86,8 +89,9 @@ class Measures:
     @property
     def lacking(self) -> list[str]:
         """What cannot be measured on this machine, and why, in words."""
-        if not self._sees and not self._given:
-            return ["no drift, CLIP scores and distances of sets: only pictures of shapes have a network here"]
+        if not self._world and not self._given:
+            seen = ", ".join(worlds.list())
+            return [f"no drift, CLIP scores and distances of sets: only pictures of {seen} have a network here"]
         if isinstance(self._folder, str):
             return [f"no CLIP scores: {self._folder}"]
         if find_spec("open_clip") is None:
@@ -140,7 +144,7 @@ class Measures:
 
     def _jobs(self, rows: Mapping[str, Cases]) -> Iterator[_Job]:
         """The numbers of all samples."""
-        for name, other in (("drift", UNEDITED), ("gold", REFERENCE)) if self._sees else ():
+        for name, other in (("drift", UNEDITED), ("gold", REFERENCE)) if self._world else ():
             for sample, before in _pairs(rows, other):
                 pair = (before["image"], sample["image"])
                 key = key_of({"measure": "feature drift", "extractor": self._digests["judge"], "pictures": pair})
@@ -163,7 +167,7 @@ class Measures:
         The reference pictures are drawn by the renderer, one for each prompt. Those of other prompts, or of the whole
         world, would differ from the pictures by what the prompts ask for, which no model should change.
         """
-        for row, cases in rows.items() if self._sees else ():
+        for row, cases in rows.items() if self._world else ():
             for name, some in {**{case: [case] for case in sorted(cases)}, ALL: sorted(cases)}.items():
                 edited, unedited = _paired(cases, rows[UNEDITED], some)
                 drawn = [self._reference(case, _kept(cases, [case])) for case in some]
@@ -209,65 +213,52 @@ class Measures:
     def _reference(self, case: str, samples: Sequence[Mapping[str, Any]]) -> tuple[list[Image.Image], str]:
         """What the renderer draws for the kept prompts of a case, which all rows share, and its hash."""
         if case not in self._drawn:
-            images = draw_references([(sample["text"], sample["wants"]) for sample in samples], self.words[case])
+            asks = [(sample["text"], sample["wants"]) for sample in samples]
+            images = cast(World, self._world).draw(asks, self.words[case])
             self._drawn[case] = images, key_of([image.tobytes().hex() for image in images])
         return self._drawn[case]
 
     @cached_property
     def _digests(self) -> dict[str, str]:
         """Network -> hash of its weights."""
-        from erasers.worlds.shapes.judge import JUDGE_FILE
-
         clip = file_hashes(self._folder) if isinstance(self._folder, Path) else {}
-        return {"judge": file_hash(JUDGE_FILE), "clip": key_of(clip)}
+        judge = {"judge": file_hash(self._world.judge_file)} if self._world else {}
+        return judge | {"clip": key_of(clip)}
 
     @cached_property
     def _folder(self) -> Path | str:
-        """Of the open_clip model; why it is not there, or nothing when the task names none."""
-        from erasers.worlds.shapes import CLIP_DIR
-
-        if self._sees or not self._given:
-            return CLIP_DIR if self._sees else ""
+        """Of the open_clip model; why it is not there."""
+        if self._world and self._world.clip:
+            return self._world.clip.folder
+        if not self._given:
+            return "neither the task nor the model has a CLIP for them"
         try:
             return model_folder(self._given["model"], self._given.get("revision"), ("open_clip_config.json",))
         except FileNotFoundError as error:
             return str(error)
 
     @cached_property
+    def _network(self) -> JudgeNetwork:
+        """Of the world; without one nothing is measured with it."""
+        return cast(World, self._world).network()
+
+    @cached_property
     def _layers(self) -> Layers:
-        return shapes_layers()
+        return judge_layers(self._network)
 
     @cached_property
     def _features(self) -> FeatureExtractor:
-        return ShapesFeatures()
+        return JudgeFeatures(self._network)
 
     @cached_property
     def _clip(self) -> ClipFeatures | None:
         if isinstance(self._folder, str):
             return None
         try:
-            return ClipFeatures() if self._sees else ClipFeatures(self._folder, self._given["model"])
+            own = self._world.clip if self._world else None
+            return ClipFeatures(self._folder, own.name if own else self._given["model"])
         except ImportError:
             return None
-
-
-def draw_references(asks: Sequence[tuple[str, Mapping[str, str]]], erased: Sequence[str]) -> list[Image.Image]:
-    """A picture of the embedded world for each prompt; the same arguments give the same pictures.
-
-    Args:
-        asks: Texts, and the object, colour and style that each names.
-        erased: Words that no picture shows unless its prompt names them.
-    """
-    from erasers.worlds.shapes.prompts import kind_of
-    from erasers.worlds.shapes.render import render
-    from erasers.worlds.shapes.scenes import asked_scenes
-
-    if not asks:
-        return []
-    scenes = asked_scenes(asks, [kind_of(word)[1] for word in erased], random.Random("references"))
-    pictures = render(scenes, torch.Generator().manual_seed(0))
-    rows = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(row) for row in rows]
 
 
 def _kept(cases: Cases, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from erasers import worlds
 from erasers.asks import Ask
 from erasers.concept import Concept
-from erasers.evaluation.profile.profile import Profile, is_shapes, profile_for
+from erasers.evaluation.profile.profile import Profile, profile_for
 from erasers.evaluation.profile.words import CAPTION, NUDITY, is_unsafe
 from erasers.evaluation.report.classes import clip_classes, match_labels
 from erasers.files.reading import at_home, read_json, value_of
@@ -18,8 +19,8 @@ from erasers.judges import Judge, get_judge, list_judges
 from erasers.judges.panel import Panel
 
 NONE = "none"
-SAMPLES: Mapping[str, int] = {"shapes": 50, "judged": 20, "blind": 4}
-"""Prompts a split where nobody says how many: of the embedded model, of others, of others without a judge."""
+SAMPLES: Mapping[str, int] = {"embedded": 50, "judged": 20, "blind": 4}
+"""Prompts a split where nobody says how many: of an embedded model, of others, of others without a judge."""
 CLIP = ("timm/vit_large_patch14_clip_224.openai", "18d0535469bb561bf468d76c1d73aa35156c922b")
 """CLIP ViT-L/14 of OpenAI (MIT), 1.7 GB: the model and the commit that the tasks for Stable Diffusion pin, too."""
 
@@ -62,8 +63,8 @@ def settle(
         FileNotFoundError: Likewise.
     """
     profile = profile_for(model, unsafe=unsafe)
-    if is_shapes(model) and not judges:
-        return profile, samples or SAMPLES["shapes"]
+    if not judges and worlds.find(model):
+        return profile, samples or SAMPLES["embedded"]
     table = profile.prompts(concepts, samples or SAMPLES["judged"])
     asks: dict[str, list[Ask]] = {}
     for splits in table.values():

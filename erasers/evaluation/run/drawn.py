@@ -16,30 +16,6 @@ if TYPE_CHECKING:
 SETTING = ("scheduler", "dtype", "libraries")
 """What is recorded of a row and is part of the keys of its pictures."""
 
-UNRECORDED: Mapping[str, Any] = {
-    "scheduler": {
-        "class": "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "trained_betas": None,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "prediction_type": "epsilon",
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "clip_sample_range": 1.0,
-        "sample_max_value": 1.0,
-        "timestep_spacing": "leading",
-        "rescale_betas_zero_snr": False,
-    },
-    "dtype": "float32",
-    "libraries": ["0.42", "2.13"],
-}
-"""The setting of all rows of format 1 of the embedded model, which do not record it."""
-
 
 def setting_of(pipe: Any) -> dict[str, Any]:
     """Scheduler, dtype, and minor versions of diffusers and torch."""

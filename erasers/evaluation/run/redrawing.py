@@ -146,7 +146,9 @@ def _scenes(row: Result, run: Run, patches: Sequence[Patch]) -> list[Scene]:
 def _kept(row: Result, task: Task, case: str) -> list[Patch]:
     """The patch of a method that trains, where the task keeps it."""
     eraser = eraser_of(row, task) if row.kind == "method" else None
-    patch = eraser and find_patch(task.patches, row.data["row"]["method"], eraser, case, task.concepts(case))
+    patch = eraser and find_patch(
+        task.places(task.patches), row.data["row"]["method"], eraser, case, task.concepts(case)
+    )
     return [patch] if patch else []
 
 

@@ -126,7 +126,7 @@ class Run:
     @property
     def lacking(self) -> list[str]:
         """The references that are not on this machine."""
-        return [case for case, path in self.task.references.items() if find_reference(path) is None]
+        return [case for case, path in self.task.references.items() if find_reference(self.task.places(path)) is None]
 
     def cases(self) -> dict[str, list[str]]:
         """Row -> the cases that it has."""
@@ -251,7 +251,7 @@ class Run:
         if row.kind == UNEDITED:
             return Scene(row, (case,), nullcontext, self.model)
         if row.kind == REFERENCE:
-            folder = find_reference(self.task.references[case]) or Path()
+            folder = find_reference(self.task.places(self.task.references[case])) or Path()
             with reference(self.pipe, folder):
                 model = fingerprint(self.pipe)
             return Scene(row, (case,), lambda: reference(self.pipe, folder), model)
@@ -269,7 +269,7 @@ class Run:
         if row.eraser is None:
             return
         concepts, started = as_concepts(self.task.concepts(case)), time.perf_counter()
-        if fitted := find_patch(self.task.patches, row.method, row.eraser, case, concepts):
+        if fitted := find_patch(self.task.places(self.task.patches), row.method, row.eraser, case, concepts):
             fitted.base_weights(self.pipe)
             self.store.add_patch(self._patch_key(row, case), fitted, None)
             return

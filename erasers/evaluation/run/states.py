@@ -23,8 +23,6 @@ from erasers.patch.build import concept_meta
 REFERENCE = "reference"
 Place = Callable[[], AbstractContextManager[Any]]
 
-_ROOT = Path(__file__).parents[3]
-
 
 @dataclass(frozen=True)
 class Row:
@@ -102,23 +100,25 @@ def case_of(task: Task, patch: Patch) -> str:
     raise ValueError(f"expected a patch for one of {', '.join(task.named_cases)}, got one for {', '.join(erased)}")
 
 
-def find_patch(folder: str, method: str | None, eraser: Eraser, case: str, concepts: Sequence[Concept]) -> Patch | None:
+def find_patch(
+    folders: Sequence[Path], method: str | None, eraser: Eraser, case: str, concepts: Sequence[Concept]
+) -> Patch | None:
     """The patch that a folder has of a method that trains, fitted with the same options for the same concepts.
 
     Args:
-        folder: From here, or from the repository; "" for none.
+        folders: Where it may be; the first that has it counts.
         method: Its name, or that of the preset.
         eraser: The method with its options.
         case: Name of the case.
         concepts: Its concepts.
     """
-    if not folder or not eraser.trains:
+    if not eraser.trains:
         return None
     usual = {field.name: field.default for field in fields(eraser)}
     wanted = usual, eraser.config(), [concept_meta(concept) for concept in concepts]
     usual, options, erased = json.loads(json.dumps(wanted))
-    for root in (Path(), _ROOT):
-        path = root / folder / f"{method}-{case}.safetensors"
+    for folder in folders:
+        path = folder / f"{method}-{case}.safetensors"
         if path.is_file():
             patch = Patch.load(path)
             # An option that came later has no say in a patch that was fitted before, as long as it has its default.
@@ -127,9 +127,6 @@ def find_patch(folder: str, method: str | None, eraser: Eraser, case: str, conce
     return None
 
 
-def find_reference(path: str) -> Path | None:
-    """A folder of the task file: from here, or from the repository; None where there is none."""
-    for root in (Path(), _ROOT):
-        if (root / path / "config.json").is_file():
-            return root / path
-    return None
+def find_reference(folders: Sequence[Path]) -> Path | None:
+    """The first of some folders that has a denoiser; None where none has."""
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from erasers import worlds
 from erasers.asks import KEPT_SPLITS
-from erasers.eraser import get_eraser, shapes_options
-from erasers.evaluation.profile.profile import is_shapes
+from erasers.eraser import get_eraser, options_for
 from erasers.evaluation.run.attacking import attacked
 from erasers.evaluation.run.case_checks import (
     check_attacks,
@@ -24,7 +24,7 @@ from erasers.evaluation.run.case_checks import (
     check_samples,
     check_verdicts,
 )
-from erasers.evaluation.run.drawn import SETTING, UNRECORDED, picture_facts
+from erasers.evaluation.run.drawn import SETTING, picture_facts
 from erasers.evaluation.run.states import find_patch
 from erasers.evaluation.scores import scoring
 from erasers.evaluation.scores.calibration import stored_by
@@ -33,6 +33,7 @@ from erasers.evaluation.scores.results import REFERENCE, Result, read_result
 from erasers.evaluation.store import canonical
 from erasers.evaluation.tasks.files import locate
 from erasers.evaluation.tasks.task import Sample, Task, list_tasks, parse_task, read_task
+from erasers.judges import Judge, get_judge, of_worlds
 from erasers.patch import Patch
 
 
@@ -193,7 +194,7 @@ class Verifier:
         patch = self._patches.get(digest)
         if patch is None and row.kind == "method" and (eraser := eraser_of(row, task)):
             method, concepts = row.data["row"]["method"], task.concepts(case)
-            patch = find_patch(task.patches, method, eraser, case, concepts)
+            patch = find_patch(task.places(task.patches), method, eraser, case, concepts)
         if patch is None:
             yield _Open("patches: options and bytes are as the file says; give --patch FILE")
         elif patch.digest != digest:
@@ -226,7 +227,7 @@ def eraser_of(row: Result, task: Task) -> Any:
     """The method of a row with what it has for options on the task's model; None where it is not installed."""
     method = str(row.data["row"].get("method"))
     try:
-        return get_eraser(method, **shapes_options(method) if is_shapes(task.model) else {})
+        return get_eraser(method, **options_for(method, task.model))
     except (ValueError, TypeError):
         return None
 
@@ -253,21 +254,23 @@ def _judge(row: Result, base: Result, task: Task) -> Iterator[str]:
     name, fingerprint = judge["name"], judge.get("fingerprint")
     if name != task.judge and not name.startswith(f"{task.judge}/"):
         yield f"judge.name is {name!r}, the task has {task.judge!r}"
-    if not name.startswith("oracle/"):
+    oracle = _oracle(name)
+    if oracle is None:
         yield _Open(f"judge: the fingerprint of {name} is as the file says")
-    elif fingerprint != _oracle():
-        yield f"judge.fingerprint is {str(fingerprint)[:16]}..., that of the package is {_oracle()[:16]}..."
+    elif fingerprint != oracle.fingerprint.digest:
+        known = oracle.fingerprint.digest
+        yield f"judge.fingerprint is {str(fingerprint)[:16]}..., that of the package is {known[:16]}..."
     wants = [one.get("wants", {}) for case in base.data["cases"].values() for one in case["samples"]]
     wanted = stored_by(name, str(fingerprint), wants)
     yield from scoring.unlike("judge.calibration", judge.get("calibration", {}), wanted, "the package has")
 
 
 def _model(row: Result, task: Task) -> Iterator[str]:
-    model = row.shared["model"]
-    if not is_shapes(task.model):
+    model, world = row.shared["model"], worlds.find(task.model)
+    if world is None:
         yield _Open(f"model: the fingerprint of {task.model} is as the file says")
-    elif model != _shapes():
-        yield f"model is {str(model)[:16]}..., that of the package is {_shapes()[:16]}..."
+    elif model != _fingerprint(world.name):
+        yield f"model is {str(model)[:16]}..., that of the package is {_fingerprint(world.name)[:16]}..."
     for case, facts in row.data["cases"].items():
         if row.kind != REFERENCE and facts.get("model", model) != model:
             yield f"{case}: model is {facts['model'][:16]}..., that of the row is {str(model)[:16]}..."
@@ -295,8 +298,8 @@ def _picture_facts(row: Result, case: str, task: Task) -> dict[str, Any] | None:
 
 def _setting(row: Result) -> Mapping[str, Any] | None:
     """How a row was drawn; None where it is not known."""
-    unrecorded = UNRECORDED if is_shapes(str(row.task.get("model"))) else None
-    drawn: Mapping[str, Any] | None = row.data.get("drawn", unrecorded)
+    world = worlds.find(str(row.task.get("model")))
+    drawn: Mapping[str, Any] | None = row.data.get("drawn", world.unrecorded if world else None)
     return drawn
 
 
@@ -311,11 +314,8 @@ def _drawn_alike(row: Result, base: Result) -> Iterator[str]:
 
 
 def _answers(task: Task) -> Mapping[str, Sequence[str]] | None:
-    if not task.judge.startswith("oracle"):
-        return None
-    from erasers.worlds.shapes.judge import HEADS
-
-    return HEADS
+    oracle = _oracle(task.judge)
+    return oracle.sees if oracle else None
 
 
 def _figures(row: Result, case: str) -> Iterator[str]:
@@ -375,18 +375,20 @@ def _as_file(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _oracle() -> str:
-    from erasers.judges.oracle import Oracle
-
-    return Oracle().fingerprint.digest
+def _oracle(judge: str) -> Judge | None:
+    """The judge of a world by its name; None where it is no such judge."""
+    if judge not in ("oracle", *(f"oracle/{profile}" for profile in of_worlds("oracle"))):
+        return None
+    return get_judge(judge)
 
 
 @cache
-def _shapes() -> str:
+def _fingerprint(world: str) -> str:
+    """Of the weights of its model."""
     from erasers.evaluation.run.states import fingerprint
     from erasers.pipeline import load_pipeline
 
-    return fingerprint(load_pipeline("shapes"))
+    return fingerprint(load_pipeline(world))
 
 
 def verified(paths: Sequence[Path], verifier: Verifier) -> tuple[list[Path], dict[Path, str]]:

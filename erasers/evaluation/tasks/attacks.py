@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from erasers import worlds
 from erasers.attacks import Attack, get_attack, list_attacks
 from erasers.concept import Concept
 from erasers.evaluation.checks import checked, count, lists, tuples
-from erasers.evaluation.profile.profile import is_shapes
 
 _KEYS = ("attack", "samples", "control", "replicate")
 
@@ -52,14 +52,14 @@ class Plan:
     def against(self, concepts: Sequence[Concept], model: str) -> Attack:
         """The attack on these concepts: it knows their words where it asks for some and the task gives none.
 
-        The embedded model's settings stand for what the task does not give.
+        An embedded model's settings stand for what the task does not give.
         """
         known = {one.name for one in fields(self.attack)} - set(self.options)
         words = tuple(term for concept in concepts for term in concept.terms())
         synonyms = tuple(word for word in _synonyms(concepts, model) if word not in words)
         apart = hasattr(self.attack, "synonyms")
         given: dict[str, Any] = {"concept": words if apart else words + synonyms, "synonyms": synonyms}
-        given |= self.attack.shapes if is_shapes(model) else {}
+        given |= self.attack.embedded if worlds.find(model) else {}
         return replace(self.attack, **{name: value for name, value in given.items() if name in known})
 
     def to_json(self) -> dict[str, Any]:
@@ -118,8 +118,5 @@ def _check_control(plan: Plan, plans: Mapping[str, Plan]) -> None:
 
 
 def _synonyms(concepts: Sequence[Concept], model: str) -> list[str]:
-    if not is_shapes(model):
-        return []
-    from erasers.worlds.shapes.world import SYNONYMS
-
-    return [word for concept in concepts for word in SYNONYMS.get(concept.name, ())]
+    world = worlds.find(model)
+    return [word for concept in concepts for word in world.synonyms(concept.name)] if world else []

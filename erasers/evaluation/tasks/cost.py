@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from erasers.evaluation.profile.profile import is_shapes
+from erasers import worlds
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.tasks.attacks import Plan
 from erasers.evaluation.tasks.task import Task
@@ -93,11 +93,11 @@ class Load:
 
 
 def pace(task: Task) -> Pace:
-    """1.2 s on an A100 for 50 steps at 512 x 512 in float16, scaled by pixels; `shapes` was measured."""
+    """1.2 s on an A100 for 50 steps at 512 x 512 in float16, scaled by pixels; embedded models were measured."""
     steps = task.sampling.steps or 50
     passes = steps * (1 if task.sampling.guidance is not None and task.sampling.guidance <= 1 else 2)
-    if is_shapes(task.model):
-        return Pace(0.26 / 40, passes, "CPU-hours", f"measured on one core of a CPU at {steps} steps")
+    if world := worlds.find(task.model):
+        return Pace(world.seconds, passes, "CPU-hours", f"measured on one core of a CPU at {steps} steps")
     size = task.sampling.size or 512
     basis = f"assumed for an A100 at {steps} steps, {size} x {size}, float16"
     return Pace(1.2 / 100 * (size / 512) ** 2, passes, "GPU-hours", basis)

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from erasers import worlds
 from erasers.asks import SPLITS, Ask
 from erasers.concept import Concept
 from erasers.evaluation.checks import checked, count, lists, mapping, tuples
-from erasers.evaluation.profile.profile import is_shapes, profile_for
+from erasers.evaluation.profile.profile import profile_for
 from erasers.evaluation.refusal.refusal import refuse_minors
 from erasers.evaluation.scores.pillars import Scheme
 from erasers.evaluation.tasks.attacks import Plan, limited, parse_attacks
@@ -67,7 +68,7 @@ class Task:
         sampling: How pictures are drawn.
         judge: As for `get_judge`.
         judge_options: What that judge's class takes beside the profile.
-        clip: `model` and `revision` of the open_clip model for CLIP scores; the embedded model has its own.
+        clip: `model` and `revision` of the open_clip model for CLIP scores; an embedded world has its own.
         sources: Name -> file of prompts.
         prompts: Split -> where its prompts come from; without any, the model's own prompts are drawn.
         scheme: What the scores are made of.
@@ -121,11 +122,14 @@ class Task:
 
     def concepts(self, case: str) -> tuple[Concept, ...]:
         """What is erased in a case."""
-        if not is_shapes(self.model):
-            return tuple(Concept.of(word) for word in self.named_cases[case])
-        from erasers.worlds.shapes.prompts import concept_for
+        world = worlds.find(self.model)
+        return tuple((world.concept if world else Concept.of)(word) for word in self.named_cases[case])
 
-        return tuple(concept_for(word) for word in self.named_cases[case])
+    def places(self, path: str) -> list[Path]:
+        """Where a path of the task file may lead: from here, or from the root of the model's world; none for ""."""
+        world = worlds.find(self.model)
+        roots = [Path(), *([world.root] if world and world.root else [])]
+        return [root / path for root in roots if path]
 
     def located(self, given: Mapping[str, Path] | None = None) -> Task:
         """The task with its files of prompts on this machine, and their sha256 in it.

@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from rich.console import Console
 
+from erasers import worlds
 from erasers.concept import Concept, Concepts
 from erasers.diffusion.latent_bank import Way
 from erasers.diffusion.supported import check_clip_skip
@@ -63,7 +63,7 @@ class ItD(Eraser):
 
     Args:
         sae: Files of autoencoders, one for each text encoder, or of blocks of the denoiser (`erase sae train` makes
-            them); "auto" is the one in the package, for the text encoder of the embedded model.
+            them); "auto" is the one in the package, for the text encoder of an embedded model.
         scale: What the activity of target features is multiplied by; 0 takes it away, less turns it round.
         top: Most active features of a prompt with the concept that can be targets.
         quiet: Activity below this share of the largest that a feature has in any of these prompts is silence; 0 is the
@@ -324,7 +324,8 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
 
 def _shipped(pipe: Any) -> list[Path]:
     """The autoencoder in the package, when it is of this pipeline's text encoder."""
-    paths = sorted(Path(str(files("erasers").joinpath("worlds/shapes/sae"))).glob("*.safetensors"))
+    folders = [folder for name in worlds.list() if (folder := worlds.get(name).sae)]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     blocks = find_blocks(pipe)
     found = []
     for path in paths:

@@ -10,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from erasers.worlds.judge import JudgeNetwork
+from erasers.worlds.shapes import JUDGE_FILE
 from erasers.worlds.shapes.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 NONE = "none"
@@ -23,15 +25,17 @@ HEADS: dict[str, tuple[str, ...]] = {
 """Property -> its possible answers, in the order of the logits."""
 
 FEATURES = 192
-JUDGE_FILE = Path(__file__).parent / "judge.safetensors"
 
 
 def _block(c_in: int, c_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
-class JudgeNetwork(nn.Module):
+class ShapesJudge(JudgeNetwork):
     """Pictures [n, 3, 32, 32] in [-1, 1] to logits, one tensor [n, answers] a property."""
+
+    name, answers, size, dimension = "shapes-judge", HEADS, (32, 32), FEATURES
+    preprocessing = "RGB 32 x 32 in [-1, 1]"
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,23 +45,32 @@ class JudgeNetwork(nn.Module):
         )  # fmt: skip
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(answers)) for name, answers in HEADS.items()})
 
+    def prepare(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `to_tensor`."""
+        return to_tensor(images)
+
     def features(self, pictures: Tensor) -> Tensor:
         """The last shared layer [n, 192]."""
         features: Tensor = self.trunk(pictures)
         return features
 
+    def blocks(self) -> list[nn.Module]:
+        """The five convolutional blocks."""
+        return [block for block in self.trunk if isinstance(block, nn.Sequential)]
+
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """See `JudgeNetwork.forward`."""
         features = self.features(pictures)
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def load_judge(file: Path = JUDGE_FILE) -> JudgeNetwork:
+def load_judge(file: Path = JUDGE_FILE) -> ShapesJudge:
     """The shipped judge, ready to use.
 
     Raises:
         FileNotFoundError: the weights are not there.
     """
-    network = JudgeNetwork()
+    network = ShapesJudge()
     network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in load_file(file).items()})
     return network.eval().requires_grad_(False)
 
@@ -75,10 +88,3 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
             )
     rows = [torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8) for image in images]
     return torch.stack(rows).view(-1, 32, 32, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.no_grad()
-def read(network: JudgeNetwork, pictures: Tensor) -> dict[str, Tensor]:
-    """Probabilities of every answer, one tensor [n, answers] a property (`HEADS` gives the order)."""
-    parts = [network(chunk) for chunk in pictures.split(256)]
-    return {name: torch.cat([part[name] for part in parts]).softmax(1) for name in HEADS}

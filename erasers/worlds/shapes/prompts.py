@@ -13,8 +13,10 @@ from erasers.worlds.shapes.world import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
+    MARK,
     NEIGHBOURS,
     OBJECTS,
+    PLAIN,
     SIZES,
     STYLES,
     SYNONYMS,
@@ -178,4 +180,21 @@ def split_prompts(concept: str, n: int, *, seed: int = 0) -> dict[str, list[Prom
     return splits
 
 
-__all__ = ["ANCHORS", "SPLITS", "Prompt", "concept_for", "kind_of", "split_prompts"]
+def clip_texts() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Property -> value -> captions of it."""
+    styles = ["" if style == PLAIN else style for style in STYLES]
+    return {
+        "object": {
+            word: tuple(phrase(thing=word, colour=colour, style=style) for colour in COLOURS for style in styles)
+            for word in OBJECTS
+        },
+        "colour": {word: (phrase(thing="shape", colour=word),) for word in COLOURS},
+        "style": {
+            word: tuple(phrase(thing=thing, style=style) for thing in ("shape", *OBJECTS))
+            for word, style in zip(STYLES, styles, strict=True)
+        },
+        "mark": {"none": (phrase(thing="shape"),), MARK: (phrase(thing="shape", mark=True),)},
+    }
+
+
+__all__ = ["ANCHORS", "SPLITS", "Prompt", "clip_texts", "concept_for", "kind_of", "split_prompts"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Mapping, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from erasers.worlds.shapes.scenes import Scenes
+from erasers.worlds.shapes.scenes import Scenes, asked_scenes
 from erasers.worlds.shapes.world import BACKGROUNDS, OBJECTS, STYLES
 
 SIDE = 32
@@ -206,3 +209,17 @@ def off_palette(n: int, generator: torch.Generator) -> Tensor:
     palette = PALETTE / PALETTE.norm(dim=1, keepdim=True)
     far = ((hue @ palette.T).amax(1) < 0.93) & (torch.cdist(candidates, PALETTE).amin(1) > 0.35)
     return candidates[far][:n]
+
+
+def draw_asked(asks: Sequence[tuple[str, Mapping[str, str]]], erased: Sequence[str]) -> list[Image.Image]:
+    """A picture for each prompt; the same arguments give the same pictures.
+
+    Args:
+        asks: Texts, and the object, colour and style that each names.
+        erased: Canonical words that no picture shows unless its prompt names them.
+    """
+    if not asks:
+        return []
+    pictures = render(asked_scenes(asks, erased, random.Random("references")), torch.Generator().manual_seed(0))
+    rows = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(row) for row in rows]

@@ -156,3 +156,8 @@ def captions(scenes: Scenes, rng: random.Random) -> list[str]:
             text = f"{rng.choice(_MEDIA)} {text}"
         texts.append(text)
     return texts
+
+
+def seeded_captions(count: int, seed: int) -> list[str]:
+    """A caption for each of so many scenes, always the same."""
+    return captions(sample_scenes(count, torch.Generator().manual_seed(seed)), random.Random(seed))

@@ -25,7 +25,8 @@ from erasers.evaluation.pictures.distances import (
     mean_figure,
     pixel_drift,
 )
-from erasers.evaluation.pictures.features import Layers, ShapesFeatures, shapes_layers
+from erasers.evaluation.pictures.features import JudgeFeatures, Layers, judge_layers
+from erasers.worlds.shapes.judge import load_judge
 
 
 def wave(first: int, rows: int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -174,7 +175,7 @@ def test_a_rise_needs_pairs() -> None:
 
 
 def test_worse_pictures_of_shapes_are_further_away() -> None:
-    extractor, reference = ShapesFeatures(), pictures(60, seed=9)
+    extractor, reference = JudgeFeatures(load_judge()), pictures(60, seed=9)
     blurred = [image.filter(ImageFilter.GaussianBlur(2)) for image in pictures(60)]
     features = {"same": pictures(60), "blurred": blurred, "grey": grey(60)}
     against = extractor(reference)
@@ -222,7 +223,7 @@ def test_feature_drift_by_hand() -> None:
 
 
 def test_drift_of_shapes_grows_with_the_change() -> None:
-    layers, before = shapes_layers(), pictures(12)
+    layers, before = judge_layers(load_judge()), pictures(12)
     a_little = [image.filter(ImageFilter.GaussianBlur(0.5)) for image in before]
     a_lot = before[1:] + before[:1]
     for drift in (lambda x, y: feature_drift(x, y, layers), pixel_drift):
@@ -232,7 +233,7 @@ def test_drift_of_shapes_grows_with_the_change() -> None:
 
 
 def test_drift_does_not_depend_on_what_else_is_read() -> None:
-    layers, before, after = shapes_layers(), pictures(6), pictures(6, seed=1)
+    layers, before, after = judge_layers(load_judge()), pictures(6), pictures(6, seed=1)
     together = feature_drift(before, after, layers)
     alone = torch.cat([feature_drift([a], [b], layers) for a, b in zip(before, after, strict=True)])
     assert torch.equal(together, alone)
@@ -243,7 +244,7 @@ def test_drift_needs_pairs(after: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match="expected pairs"):
         pixel_drift(pictures(1), after)
     with pytest.raises(ValueError, match="expected pairs"):
-        feature_drift(pictures(1), after, shapes_layers())
+        feature_drift(pictures(1), after, judge_layers(load_judge()))
 
 
 def test_a_mean_figure_has_an_interval_over_prompts() -> None:

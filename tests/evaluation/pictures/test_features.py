@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +11,15 @@ from PIL import Image
 from support.drawn import grey, pictures
 
 from erasers.evaluation.pictures.distances import cmmd
-from erasers.evaluation.pictures.features import ClipFeatures, ShapesFeatures, shapes_layers
-from erasers.worlds.shapes import world
+from erasers.evaluation.pictures.features import ClipFeatures, JudgeFeatures, judge_layers
+from erasers.worlds.shapes import CLIP_DIR, world
 from erasers.worlds.shapes.judge import load_judge, to_tensor
 from erasers.worlds.shapes.render import render
 from erasers.worlds.shapes.scenes import sample_scenes
 
 
-def test_shapes_features_are_the_judges_last_layer() -> None:
-    extractor, images = ShapesFeatures(), pictures(5)
+def test_the_features_of_a_world_are_the_judges_last_layer() -> None:
+    extractor, images = JudgeFeatures(load_judge()), pictures(5)
     features = extractor(images)
     assert (features.shape, features.dtype) == ((5, extractor.dimension), torch.float64)
     expected = load_judge().features(to_tensor(images)).double()
@@ -31,27 +30,21 @@ def test_shapes_features_are_the_judges_last_layer() -> None:
 
 
 def test_features_of_nothing_have_their_dimension() -> None:
-    assert ShapesFeatures()([]).shape == (0, 192)
+    assert JudgeFeatures(load_judge())([]).shape == (0, 192)
 
 
 def test_features_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="32 x 32"):
-        ShapesFeatures()([Image.new("RGB", (16, 16))])
+        JudgeFeatures(load_judge())([Image.new("RGB", (16, 16))])
 
 
 def test_layers_are_the_five_blocks_and_leave_no_hook() -> None:
-    layers = shapes_layers()
+    layers = judge_layers(load_judge())
     shapes = [tuple(found.shape) for found in layers(pictures(1)[0])]
     assert shapes == [(24, 1024), (48, 256), (72, 64), (96, 64), (128, 16)]
     with pytest.raises(ValueError, match="32 x 32"):
         layers(Image.new("RGB", (16, 16)))
     assert not any(block._forward_hooks for block in layers.layers)
-
-
-def test_a_folder_needs_a_name_of_its_own() -> None:
-    for arguments in ({"folder": Path("somewhere")}, {"name": "some model"}):
-        with pytest.raises(ValueError, match="or neither"):
-            ClipFeatures(**arguments)
 
 
 def test_clip_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +57,7 @@ def test_clip_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without_it)
     with pytest.raises(ImportError, match=r"erasers\[clip\]"):
-        ClipFeatures()
+        ClipFeatures(CLIP_DIR, "shapes-clip")
 
 
 @pytest.mark.clip
@@ -75,7 +68,7 @@ def test_clip_scores_know_the_right_text() -> None:
     drawn = ((render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(picture) for picture in drawn]
     texts = [f"a {world.COLOURS[c]} {world.OBJECTS[o]}" for o, c in zip(scenes.object, scenes.colour, strict=True)]
-    clip = ClipFeatures()
+    clip = ClipFeatures(CLIP_DIR, "shapes-clip")
     right, wrong = clip.scores(images, texts), clip.scores(images, texts[1:] + texts[:1])
     assert ((right >= 0) & (right <= 100)).all()
     assert float(right.mean()) > float(wrong.mean()) + 20

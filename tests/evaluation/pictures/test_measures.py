@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from support.drawn import pictures
 
+from erasers import worlds
 from erasers.evaluation.pictures import measures
 from erasers.evaluation.pictures.distances import cmmd, feature_drift, fid, kid, kid_rise
-from erasers.evaluation.pictures.features import ShapesFeatures, shapes_layers
-from erasers.evaluation.pictures.measures import Measures, draw_references
+from erasers.evaluation.pictures.features import JudgeFeatures, judge_layers
+from erasers.evaluation.pictures.measures import Measures
 from erasers.evaluation.store import Store, key_of
 from erasers.judges.oracle import Oracle
+from erasers.worlds.shapes.judge import load_judge
 from erasers.worlds.shapes.prompts import split_prompts
 from erasers.worlds.shapes.scenes import asked_scenes
 from erasers.worlds.shapes.world import COLOURS, MARKED_STYLE, OBJECTS, STYLES
@@ -40,12 +42,12 @@ class Clip:
 
 @pytest.fixture
 def clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "ClipFeatures", Clip)
+    monkeypatch.setattr(measures, "ClipFeatures", lambda folder, name: Clip())
 
 
 @pytest.fixture
 def no_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacks() -> Any:
+    def lacks(folder: Path, name: str) -> Any:
         raise ImportError("open_clip")
 
     monkeypatch.setattr(measures, "ClipFeatures", lacks)
@@ -80,7 +82,7 @@ def test_drift_and_gold_are_distances_of_pairs(tmp_path: Path) -> None:
     rows = {"unedited": row(store, BEFORE), "reference": row(store, GOLD, values), "uce": row(store, AFTER)}
     rows["same"] = row(store, BEFORE)
     measured(store, rows)
-    layers = shapes_layers()
+    layers = judge_layers(load_judge())
     assert of(rows, "uce", "drift") == pytest.approx(feature_drift(BEFORE, AFTER, layers).tolist(), abs=1e-6)
     assert of(rows, "uce", "gold") == pytest.approx(feature_drift(GOLD, AFTER, layers).tolist(), abs=1e-6)
     assert of(rows, "same", "drift") == [0.0] * 12
@@ -95,8 +97,8 @@ def test_figures_are_those_of_the_kept_pictures_against_drawn_ones(tmp_path: Pat
     store = Store(tmp_path)
     rows = {"unedited": row(store, BEFORE), "uce": row(store, AFTER)}
     found = measured(store, rows)
-    drawn = draw_references([(ask.text, ask.wants) for ask in ASKS[KEPT]], ["star"])
-    extractor = ShapesFeatures()
+    drawn = worlds.get("shapes").draw([(ask.text, ask.wants) for ask in ASKS[KEPT]], ["star"])
+    extractor = JudgeFeatures(load_judge())
     mine, base, reference = (extractor(images) for images in (AFTER[KEPT], BEFORE[KEPT], drawn))
     name = extractor.name
     expected = [
@@ -115,7 +117,7 @@ def test_clip_scores_kept_pictures_with_their_prompts(tmp_path: Path) -> None:
     rows = {"unedited": row(store, BEFORE), "uce": row(store, AFTER)}
     found = measured(store, rows)
     assert of(rows, "uce", "clip") == [None] * 4 + [len(ask.text) / 100 for ask in ASKS[KEPT]]
-    drawn = draw_references([(ask.text, ask.wants) for ask in ASKS[KEPT]], ["star"])
+    drawn = worlds.get("shapes").draw([(ask.text, ask.wants) for ask in ASKS[KEPT]], ["star"])
     expected = cmmd(Clip()(AFTER[KEPT]), Clip()(drawn), extractor="colours")
     assert found["uce"]["all"][3] == expected.to_json()
 
@@ -169,7 +171,7 @@ def test_every_number_is_measured_once(tmp_path: Path, clip: None, monkeypatch: 
 
 def test_references_show_what_is_asked_and_never_what_was_erased() -> None:
     asks = [ask for split in ("neighbour", "unrelated") for ask in split_prompts("red", 100)[split]]
-    drawn = draw_references([(ask.text, ask.wants) for ask in asks], ["red"])
+    drawn = worlds.get("shapes").draw([(ask.text, ask.wants) for ask in asks], ["red"])
     seen = [verdict.value for verdict in Oracle().judge(drawn, asks)]
     assert seen.count(True) >= 198
     scenes = asked_scenes([("a star", {"object": "star"})] * 200, ["red", "circle"], _rng())
@@ -187,7 +189,7 @@ def test_references_carry_the_stamp_that_comes_unasked_unless_it_was_erased() ->
     assert set(scenes.style.tolist()) == {STYLES.index(MARKED_STYLE)}
     assert 60 < int(scenes.mark.sum()) < 95
     assert int(asked_scenes(asks, ["stamp"], _rng()).mark.sum()) == 0
-    assert len(asked_scenes([], [], _rng())) == len(draw_references([], [])) == 0
+    assert len(asked_scenes([], [], _rng())) == len(worlds.get("shapes").draw([], [])) == 0
 
 
 def _rng() -> Any:

@@ -17,12 +17,12 @@ from PIL import Image
 from erasers import Patch, PatchError, get_eraser, load_pipeline
 from erasers.evaluation.drawing import generate
 from erasers.evaluation.run import run as runner
-from erasers.evaluation.run.drawn import UNRECORDED
 from erasers.evaluation.run.run import Run, Share
 from erasers.evaluation.run.states import Row
 from erasers.evaluation.run.verifying import Verifier
 from erasers.evaluation.tasks.task import Task, parse_task
 from erasers.judges.oracle import Oracle
+from erasers.worlds.shapes.drawn import UNRECORDED
 
 GOLD = "benchmarks/reference/unet-without-star"
 TASK = parse_task(

@@ -14,10 +14,10 @@ import yaml
 from support import REPOSITORY
 
 from erasers.cli.app import run
-from erasers.evaluation.run.drawn import UNRECORDED
 from erasers.evaluation.run.verifying import Verification, Verifier
 from erasers.evaluation.scores.calibration import stored_by
 from erasers.evaluation.scores.scoring import scores, write_result
+from erasers.worlds.shapes.drawn import UNRECORDED
 
 TASK: dict[str, Any] = {
     "name": "tiny",

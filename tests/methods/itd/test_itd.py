@@ -11,11 +11,11 @@ import torch
 from support.saes import OPTIONS, save_saes
 from support.tiny import draw, same, weights
 
-from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline
+from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline, worlds
 from erasers.methods.itd.eraser import activity, floors_of, read_saes, select, statistic, thresholds
 from erasers.sae import training as sae_training
 from erasers.sae.autoencoder import SAE
-from erasers.sae.rows import TextRows, shapes_prompts, split, turn
+from erasers.sae.rows import TextRows, split, turn
 from erasers.sae.text_blocks import find_block, find_blocks
 from erasers.sae.training import SAETraining, train_sae
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
@@ -270,7 +270,7 @@ def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path, monk
 
 
 def test_prompts_of_the_embedded_world_are_not_those_that_are_scored():
-    texts = shapes_prompts(300)
+    texts = worlds.get("shapes").captions(300)
     assert len(set(texts)) == 300
     scored = {ask.text for word in ("star", "zorblat") for asks in split_prompts(word, 200).values() for ask in asks}
     assert not scored & set(texts)

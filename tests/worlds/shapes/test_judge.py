@@ -4,7 +4,7 @@ from PIL import Image
 
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes import render, world
-from erasers.worlds.shapes.judge import HEADS, load_judge, read
+from erasers.worlds.shapes.judge import HEADS, load_judge
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
 
@@ -25,13 +25,13 @@ def pictures(kind: str) -> tuple[torch.Tensor, Scenes]:
 @pytest.mark.parametrize("name", list(HEADS))
 def test_the_judge_reads_fresh_renders(name: str) -> None:
     rendered, scenes = pictures("render")
-    right = read(load_judge(), rendered)[name].argmax(1) == getattr(scenes, name)
+    right = load_judge().read(rendered)[name].argmax(1) == getattr(scenes, name)
     assert float(right.float().mean()) >= 0.98
 
 
 @pytest.mark.parametrize("kind", ["blank", "dissolved"])
 def test_the_judge_says_none_when_nothing_is_there(kind: str) -> None:
-    answers = read(load_judge(), pictures(kind)[0])["object"]
+    answers = load_judge().read(pictures(kind)[0])["object"]
     assert float((answers.argmax(1) == len(HEADS["object"]) - 1).float().mean()) >= 0.95
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes import render
-from erasers.worlds.shapes.judge import HEADS, JudgeNetwork
+from erasers.worlds.shapes.judge import HEADS, ShapesJudge
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
 from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
 
@@ -59,7 +59,7 @@ def batch(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
 def run(out: Path, device: torch.device, seed: int) -> None:
     """Train the judge and write `out/judge.safetensors` (fp16)."""
     torch.manual_seed(seed)
-    network = JudgeNetwork().to(device)
+    network = ShapesJudge().to(device)
 
     def loss_step(step: int) -> dict[str, Tensor]:
         pictures, answers = batch(seed_step(seed, step))

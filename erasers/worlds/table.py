@@ -1,0 +1,57 @@
+"""The worlds that there are: those of the package, and those of installed packages that register one."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import resolve_name
+
+from erasers.worlds.world import World
+
+GROUP = "erasers.worlds"
+"""Entry points of this group name further worlds, as `name = module:Class`."""
+
+_TABLE = {
+    "shapes": "erasers.worlds.shapes:Shapes",
+}
+"""Name -> class of a world; a new world of the package is a folder beside this file and a line here."""
+
+DEFAULT = next(iter(_TABLE))
+"""The world that stands where none is named."""
+
+
+def names() -> list[str]:
+    """Names of the worlds, those of the package first."""
+    return list(_places())
+
+
+def get(name: str) -> World:
+    """A world by its name.
+
+    Raises:
+        ValueError: There is no such world; the message lists those there are.
+    """
+    if name not in _places():
+        raise ValueError(f"expected a world among {', '.join(names())}, got {name!r}")
+    return _made(_places()[name])
+
+
+def find(model: str | Path) -> World | None:
+    """The world of a model, by its name or as an edited copy in a folder; None where it is of none."""
+    if str(model) in _places():
+        return get(str(model))
+    return next((world for world in map(get, names()) if world.holds(model)), None)
+
+
+@cache
+def _places() -> dict[str, str]:
+    return {entry.name: entry.value for entry in entry_points(group=GROUP)} | _TABLE
+
+
+@cache
+def _made(place: str) -> World:
+    world = resolve_name(place)()
+    if not isinstance(world, World):
+        raise ValueError(f"expected a subclass of erasers.worlds.World as {place}, got {type(world).__name__}")
+    return world
