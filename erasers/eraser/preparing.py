@@ -15,7 +15,6 @@ from typing import Any
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.concept.captions import ENOUGH, captions_without
 from erasers.concept.words import mentions
-from erasers.eraser.eraser import Eraser
 from erasers.models.prompts import converted
 from erasers.text.encoding import text_parts
 
@@ -25,35 +24,38 @@ _TOKENS_A_WORD = 1.5
 _LONGEST = 100_000
 
 
-def prepared(eraser: Eraser, pipe: Any, concepts: Concepts) -> tuple[Concept, ...]:
+def prepared(
+    pipe: Any, concepts: Concepts, *, aliases: bool, captions: bool, max_length: int | None = None
+) -> tuple[Concept, ...]:
     """The concepts as a method should take them.
 
     Preserved texts that name their concept are left out, with a warning that counts them. On tokenizers that tell upper
     case from lower, the usual spellings of a name become aliases. A concept with few preserved texts of its own keeps
-    everyday captions (`captions.txt`), where the eraser's `everyday` is on and the text encoders read them.
+    everyday captions (`captions.txt`), where `captions` is on and the text encoders read them.
 
     Args:
-        eraser: The method.
         pipe: The pipeline that is erased.
-        concepts: As `fit` takes them.
+        concepts: As `Eraser.fit` takes them.
+        aliases: Whether the method erases aliases.
+        captions: Whether it keeps everyday captions.
+        max_length: Tokens that a prompt is cut to; None: the pipeline's default.
 
     Raises:
         ValueError: Contradictions, or an anchor that the pipeline reads as the concept itself.
     """
-    readers = [_Tokens(pipe, *part, getattr(eraser, "max_sequence_length", None)) for part in text_parts(pipe)]
+    readers = [_Tokens(pipe, *encoder, max_length) for encoder in text_parts(pipe)]
     given = [_without_itself(concept) for concept in as_concepts(concepts)]
-    aliases = bool(getattr(eraser, "aliases", True))
     for concept in given:
         _check_names(concept, concept.terms(aliases=aliases), readers)
-    found = [_spelled(concept, readers) for concept in given] if aliases else given
-    if not (eraser.everyday and eraser.keeps):
-        return tuple(found)
-    kept = [text for text in captions_without(found) if all(reader.reads(text) for reader in readers)]
+    spelled = [_spelled(concept, readers) for concept in given] if aliases else given
+    if not captions:
+        return tuple(spelled)
+    kept = [text for text in captions_without(spelled) if all(reader.reads(text) for reader in readers)]
     return tuple(
         concept
         if len(concept.preserve) >= ENOUGH
         else replace(concept, preserve=tuple(dict.fromkeys((*concept.preserve, *kept))))
-        for concept in found
+        for concept in spelled
     )
 
 

@@ -25,7 +25,6 @@ from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import token_table, tokenise
-from erasers.eraser.preparing import prepared
 from erasers.methods.esd import target
 from erasers.methods.uce import require_templates
 from erasers.models.prompts import converted
@@ -98,8 +97,6 @@ class AdvUnlearn(TrainedEraser):
     name: ClassVar[str] = "adv_unlearn"
     paper: ClassVar[str] = "[AdvUnlearn](https://arxiv.org/abs/2405.15234)"
     family: ClassVar[str] = "trained, text encoder, against attacks"
-    strengths: ClassVar[str] = "holds against most prompts; neighbours mostly stay"
-    limits: ClassVar[str] = "the concept's words again and again; the denoiser is untouched"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "adv_unlearn-fast": {"fast": True},
         "adv_unlearn-shapes": {
@@ -125,6 +122,8 @@ class AdvUnlearn(TrainedEraser):
             "templates": "auto",
         },
     }
+    strengths: ClassVar[str] = "holds against most prompts; neighbours mostly stay"
+    limits: ClassVar[str] = "the concept's words again and again; the denoiser is untouched"
 
     layers: int = 0
     eta: float = 1.0
@@ -177,7 +176,7 @@ class AdvUnlearn(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = prepared(self, pipe, concepts)
+        found = self.prepared(pipe, concepts)
         asks, kept = len(self.asks(found)), min(self.kept, sum(map(len, kept_prompts(found)))) if self.gamma else 0
         anchors = asks if self.toward == "anchor" else 0
         drawn = 2 * self.steps * (asks * self.pictures + kept) + self.steps * self.pictures * anchors
@@ -191,7 +190,7 @@ class AdvUnlearn(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        found, names = prepared(self, pipe, concepts), self._names(pipe)
+        found, names = self.prepared(pipe, concepts), self._names(pipe)
         both, retain = 1 + bool(self.clean and self.attack_steps), self.retain_batch if self.gamma else 0
         passes = [Pass(self.batch * both + retain, names, both + retain)]
         if self.attack_steps:

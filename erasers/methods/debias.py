@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from erasers.concept import Concept, Concepts
-from erasers.eraser.preparing import prepared
 from erasers.judges import Judge
 from erasers.methods.uce import UCE, Task, Templates, port_hashes
 from erasers.models.ports import port_groups
@@ -112,33 +111,33 @@ class Debias(UCE):
         pipe: Any,
         concepts: Concepts,
         *,
+        measure: Measure | None = None,
         generator: torch.Generator | None = None,
         progress: bool = True,
-        measure: Measure | None = None,
     ) -> Patch:
         """Draw, measure and solve until the shares are those asked for; see `Eraser.fit`.
 
         Args:
             pipe: A stock diffusers pipeline.
             concepts: What is balanced, each in scales of its own; it is drawn by its name, in the templates in turn.
+            measure: Says which share of some pictures shows each attribute.
             generator: Draws the noise; seed 0 when None.
             progress: Not used.
-            measure: Says which share of some pictures shows each attribute.
 
         Raises:
             ValueError: No `measure`, one that says other than shares, or what UCE refuses.
         """
         if measure is None:
             raise ValueError("expected measure, which says what share of some pictures shows each attribute, got none")
-        found = prepared(self, pipe, concepts)
+        prepared = self.prepared(pipe, concepts)
         generator = generator or torch.Generator().manual_seed(0)
         seeds = torch.randint(2**31, (self.pictures,), generator=generator).tolist()
         groups = port_groups(pipe, self.ports)
         hashes = port_hashes(pipe, groups)
-        tasks = self.gather(pipe, found, groups, generator)
+        tasks = self.gather(pipe, prepared, groups, generator)
         # A concept that is balanced stays itself.
-        recorded = [replace(concept, anchor=concept.name) for concept in found]
-        scales = torch.zeros(len(found), len(self.attributes), dtype=torch.float64)
+        recorded = [replace(concept, anchor=concept.name) for concept in prepared]
+        scales = torch.zeros(len(prepared), len(self.attributes), dtype=torch.float64)
         rounds: list[tuple[float, torch.Tensor, Patch | None]] = []
         while len(rounds) < self.rounds and (not rounds or rounds[-1][0] > self.tolerance):
             if rounds:
@@ -146,7 +145,7 @@ class Debias(UCE):
                 edits = [(task.group, *self.balance(task, scales)) for task in tasks]
                 patch = transform_patch(self.name, self.config(), recorded, edits, hashes, text_readers(pipe))
             with patch.applied(pipe) if rounds else nullcontext():
-                measured = torch.stack([self.measured(pipe, concept, seeds, measure) for concept in found])
+                measured = torch.stack([self.measured(pipe, concept, seeds, measure) for concept in prepared])
             rounds.append((float((self.wanted - measured).abs().max()), measured, patch if rounds else None))
         off, measured, nearest = min(rounds, key=lambda one: one[0])
         if nearest is None:

@@ -19,7 +19,6 @@ from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank
 from erasers.diffusion.needs import Pass, mean_in_parts
 from erasers.diffusion.supported import check_drawable
-from erasers.eraser.preparing import prepared
 from erasers.methods.uce import require_templates
 from erasers.options import require_above
 from erasers.text.rows import fill, templates_for
@@ -62,8 +61,6 @@ class ESD(TrainedEraser):
     name: ClassVar[str] = "esd"
     paper: ClassVar[str] = "[ESD](https://arxiv.org/abs/2303.07345)"
     family: ClassVar[str] = "trained, denoiser"
-    strengths: ClassVar[str] = "no pictures needed"
-    limits: ClassVar[str] = "the style stays; found by attacks it was not trained on"
     keeps: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "esd-x": {"train_method": "x"},
@@ -81,6 +78,8 @@ class ESD(TrainedEraser):
             "drawn_by": "frozen",
         },
     }
+    strengths: ClassVar[str] = "no pictures needed"
+    limits: ClassVar[str] = "the style stays; found by attacks it was not trained on"
 
     train_method: Method = "auto"
     eta: float = 1.0
@@ -118,7 +117,7 @@ class ESD(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        prompts = len(self.prompts(prepared(self, pipe, concepts)))
+        prompts = len(self.prompts(self.prepared(pipe, concepts)))
         draws = 1 + (self.iterations - 1) // self.refresh if self._draws_anew else 1
         ways = Calls(denoiser=2 * self.steps) * (draws * (prompts * self.pictures or self.batch))
         asked = max(0, self.iterations - self.refresh) if self.drawn_by == "student" else 0

@@ -22,7 +22,6 @@ from erasers.diffusion.needs import Pass, Summands, mean_in_parts
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import tokenise
-from erasers.eraser.preparing import prepared
 from erasers.methods.uce import require_templates
 from erasers.options import require_above
 from erasers.processes import largest
@@ -76,8 +75,6 @@ class FewShot(TrainedEraser):
     name: ClassVar[str] = "few_shot"
     paper: ClassVar[str] = "[Few-shot](https://arxiv.org/abs/2405.07288)"
     family: ClassVar[str] = "trained, text encoder"
-    strengths: ClassVar[str] = "seconds, four pictures"
-    limits: ClassVar[str] = "blunt: what stays depends on where it is stopped"
     sees: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "few_shot-shapes": {
@@ -89,6 +86,8 @@ class FewShot(TrainedEraser):
             "kept": 64,
         },
     }
+    strengths: ClassVar[str] = "seconds, four pictures"
+    limits: ClassVar[str] = "blunt: what stays depends on where it is stopped"
 
     iterations: int = 10
     pictures: int = 4
@@ -120,7 +119,7 @@ class FewShot(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`; corrections come on top, each with twice the kept prompts."""
-        found = prepared(self, pipe, concepts)
+        found = self.prepared(pipe, concepts)
         drawn = [len(self._drawn_of(one)) for one in found if not one.images]
         shown = sum(len(one.images) or self.pictures for one in found)
         kept = 0 if self.max_drift is None else self._measured(found)

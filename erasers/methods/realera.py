@@ -49,9 +49,9 @@ class RealEra(UCE):
     name: ClassVar[str] = "realera"
     paper: ClassVar[str] = "[RealEra](https://arxiv.org/abs/2410.09140), reconstructed"
     family: ClassVar[str] = "closed form, text maps"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     strengths: ClassVar[str] = "erases what lies around the concept"
     limits: ClassVar[str] = "as UCE; from the paper's description, without its LoRA stage"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     rows: Rows = "tail"
     templates: Templates = "auto"
@@ -74,11 +74,7 @@ class RealEra(UCE):
             )
 
     def gather(
-        self,
-        pipe: Any,
-        concepts: Sequence[Concept],
-        groups: Sequence[Group],
-        generator: torch.Generator | None = None,
+        self, pipe: Any, concepts: Sequence[Concept], groups: Sequence[Group], generator: torch.Generator | None = None
     ) -> list[Task]:
         """What UCE reads, what was mined around it, and what lies beyond; seed 0 draws when there is no generator."""
         generator = generator or torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 
 from erasers.closed_form.algebra import adversarial_rows, compose, compress, transform_of
 from erasers.closed_form.preserved import port_gram
-from erasers.concept import Concept, Concepts, as_concepts, preset_options
+from erasers.concept import Concept, preset_options
 from erasers.methods.uce import BARE, UCE, Task, Templates, require_templates, stack_pairs
 from erasers.options import require_above
 from erasers.patch import Patch
@@ -54,8 +54,6 @@ class RECE(UCE):
     name: ClassVar[str] = "rece"
     paper: ClassVar[str] = "[RECE](https://arxiv.org/abs/2407.12383)"
     family: ClassVar[str] = "closed form, text maps"
-    strengths: ClassVar[str] = "as UCE, with rounds against what undoes it"
-    limits: ClassVar[str] = "as UCE"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "rece-official": {
             **UCE.presets["uce-v1"],
@@ -66,6 +64,8 @@ class RECE(UCE):
             "upstream_compat": True,
         },
     }
+    strengths: ClassVar[str] = "as UCE, with rounds against what undoes it"
+    limits: ClassVar[str] = "as UCE"
 
     rounds: int | None = None
     reg: float | None = None
@@ -90,16 +90,9 @@ class RECE(UCE):
         if self.solver == "oblique" and self.anchor_policy == "current":
             raise ValueError("expected anchor_policy='original' with solver='oblique', got 'current'")
 
-    def fit(
-        self,
-        pipe: Any,
-        concepts: Concepts,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = True,
-    ) -> Patch:
-        """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
-        return UCE.fit(self.resolved(as_concepts(concepts)), pipe, concepts)
+    def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
+        """As `UCE._fit`; the patch says which numbers were taken."""
+        return super(RECE, self.resolved(concepts))._fit(pipe, concepts, generator, progress)
 
     def edit(self, task: Task, hashes: Mapping[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
         """UCE's edit, carried on through the rounds."""

@@ -11,9 +11,8 @@ import torch
 
 from erasers.closed_form.algebra import leading_directions, oblique_edit_gram
 from erasers.closed_form.preserved import Preserved, preserved_rows
-from erasers.concept import Concept, Concepts, names
+from erasers.concept import Concept, names
 from erasers.eraser import Eraser
-from erasers.eraser.preparing import prepared
 from erasers.files.hashing import tensor_hashes
 from erasers.models.components import component
 from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
@@ -69,8 +68,6 @@ class UCE(Eraser):
     name: ClassVar[str] = "uce"
     paper: ClassVar[str] = "[UCE](https://arxiv.org/abs/2308.14761)"
     family: ClassVar[str] = "closed form, text maps"
-    strengths: ClassVar[str] = "under a second, many concepts, every family"
-    limits: ClassVar[str] = "the denoiser can still draw it"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uce-v1": {
             "everyday": False,
@@ -99,6 +96,8 @@ class UCE(Eraser):
             "preserve_scale": 1.0,
         },
     }
+    strengths: ClassVar[str] = "under a second, many concepts, every family"
+    limits: ClassVar[str] = "the denoiser can still draw it"
 
     rows: Rows = "last"
     preserve_rows: Rows = "all"
@@ -134,30 +133,18 @@ class UCE(Eraser):
         for field in ("templates", "preserve_templates"):
             require_templates(field, getattr(self, field))
 
-    def fit(
-        self,
-        pipe: Any,
-        concepts: Concepts,
-        *,
-        generator: torch.Generator | None = None,
-        progress: bool = True,
-    ) -> Patch:
+    def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
-        found = prepared(self, pipe, concepts)
         groups = port_groups(pipe, self.ports)
         if unedited := find_family(pipe)[0].unedited:
-            warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=2)
+            warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=3)
         hashes = port_hashes(pipe, groups)
-        tasks = self.gather(pipe, found, groups, generator)
+        tasks = self.gather(pipe, concepts, groups, generator)
         edits = [(task.group, *self.edit(task, hashes)) for task in tasks]
-        return transform_patch(self.name, self.config(), found, edits, hashes, text_readers(pipe))
+        return transform_patch(self.name, self.config(), concepts, edits, hashes, text_readers(pipe))
 
     def gather(
-        self,
-        pipe: Any,
-        concepts: Sequence[Concept],
-        groups: Sequence[Group],
-        generator: torch.Generator | None = None,
+        self, pipe: Any, concepts: Sequence[Concept], groups: Sequence[Group], generator: torch.Generator | None = None
     ) -> list[Task]:
         """Encode every prompt once; what each group of ports reads of them. UCE itself draws nothing."""
         pooled = any(group.kind == "pooled" for group in groups)
@@ -234,7 +221,7 @@ class UCE(Eraser):
                 f"erasing {count} concepts while preserving {len(prompts)} prompts: pictures are known to collapse "
                 f"beyond {_MANY_ERASED} concepts with {_FEW_PRESERVED} preserved; preserve more, or erase fewer",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return prompts
 

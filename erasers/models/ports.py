@@ -174,7 +174,7 @@ def warn_of_other_readers(pipe: Any) -> None:
                 f"{reads} pipe.{name}, which has layers for text of its own; they are not edited, and "
                 "what is erased may still come through them",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

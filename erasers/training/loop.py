@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +25,6 @@ from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import at_most, free_memory, memory_told
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
-from erasers.eraser.preparing import prepared
 from erasers.files.checkpoint import CheckpointFile
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
@@ -73,7 +72,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedEraser(Eraser):
+class TrainedEraser(Eraser, ABC):
     """A method that trains weights of the pipeline for a number of iterations.
 
     Args:
@@ -188,7 +187,7 @@ class TrainedEraser(Eraser):
         """
         self.check_pipe(pipe)
         check_clip_skip(pipe, self.clip_skip)
-        found = prepared(self, pipe, concepts)
+        found = self.prepared(pipe, concepts)
         together = self.together(pipe, found, memory)
         generator = generator or torch.Generator().manual_seed(0)
         identity: dict[str, Any] = {

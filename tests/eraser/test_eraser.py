@@ -1,9 +1,15 @@
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from erasers import get_eraser, list_erasers
-from erasers.eraser import list_presets, parse_options
+import pytest
+import torch
+
+from erasers import Concept, get_eraser, list_erasers
+from erasers.concept import Concepts
+from erasers.eraser import Eraser, list_presets, parse_options
 from erasers.methods.rece import RECE
 from erasers.methods.uce import UCE
 from erasers.options import describe
@@ -134,3 +140,44 @@ def test_parse_options_of_unknown_method():
 def test_describe():
     assert describe(float | None) == "a number or none"
     assert describe(tuple[str, ...]) == "comma-separated texts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Eraser):
+    """An eraser of a package of its own, whose `fit` does everything."""
+
+    name: ClassVar[str] = "own"
+
+    def fit(self, pipe: Any, concepts: Concepts, **options: Any) -> Any:
+        return pipe, concepts, options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner(Eraser):
+    """One that leaves checks to `fit`."""
+
+    name: ClassVar[str] = "inner"
+    aliases: bool = True
+
+    def check_pipe(self, pipe: Any) -> None:
+        if pipe is None:
+            raise TypeError("expected a pipeline, got None")
+
+    def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Any:
+        return [concept.name for concept in concepts], generator.initial_seed(), progress
+
+
+def test_a_method_may_have_a_fit_of_its_own():
+    assert Own().fit("pipe", "star", progress=False) == ("pipe", "star", {"progress": False})
+
+
+def test_fit_checks_and_prepares_before_the_method_begins(pipe):
+    assert Inner().fit(pipe, "star") == (["star"], 0, True)
+    seeded = torch.Generator().manual_seed(7)
+    assert Inner().fit(pipe, ["star", "moon"], generator=seeded, progress=False) == (["star", "moon"], 7, False)
+    with pytest.raises(TypeError, match="got None"):
+        Inner().fit(None, [])
+    with pytest.raises(ValueError, match="got none"):
+        Inner().fit(pipe, [])
+    with pytest.raises(NotImplementedError, match="expected Eraser with a _fit of its own"):
+        Eraser().fit(pipe, "star")

@@ -21,7 +21,7 @@ from erasers.concept import as_concepts
 from erasers.concept.captions import ENOUGH, NAME, captions_without, everyday
 from erasers.concept.words import mentions
 from erasers.diffusion.tokens import tokenise
-from erasers.eraser.preparing import prepared, spellings
+from erasers.eraser.preparing import spellings
 from erasers.sae.text_blocks import find_blocks
 from erasers.worlds.shapes.prompts import concept_for
 from erasers.worlds.shapes.world import KINDS
@@ -100,7 +100,7 @@ def test_preserved_texts_that_name_the_concept_are_left_out_and_counted(pipe, tm
 @pytest.mark.parametrize("name", ["van gogh, moon", "star; moon", "a,b"])
 def test_a_list_that_was_taken_for_one_concept_is_told(pipe, name):
     with pytest.warns(UserWarning, match=r"one concept with a comma in it; for several, repeat --concept"):
-        prepared(get_eraser("uce"), pipe, Concept(name, anchor="art"))
+        get_eraser("uce").prepared(pipe, Concept(name, anchor="art"))
 
 
 LONG = "a picture of a red shape " * 5
@@ -117,13 +117,13 @@ LONG = "a picture of a red shape " * 5
 )
 def test_what_is_cut_off_is_named(pipe, concept, cut):
     with pytest.warns(UserWarning, match=rf"the text_encoder reads 16 tokens: .*{cut}"):
-        prepared(get_eraser("uce"), pipe, concept)
+        get_eraser("uce").prepared(pipe, concept)
 
 
 def test_what_fits_is_not_named(pipe):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prepared(get_eraser("uce"), pipe, Concept("star " * 14, anchor="circle"))
+        get_eraser("uce").prepared(pipe, Concept("star " * 14, anchor="circle"))
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_every_reader_of_prompts_reads_textual_inversions_whole(toy):
     assert len(ids) == 7
     assert tokenise(toy, "a <toy>")[0, :7].tolist() == ids
     assert find_blocks(toy)[0].tokens(["a <toy>"])[0][0, :7].tolist() == ids
-    assert prepared(get_eraser("uce"), toy, Concept("<toy>", anchor="art"))[0].aliases == ()
+    assert get_eraser("uce").prepared(toy, Concept("<toy>", anchor="art"))[0].aliases == ()
 
 
 def test_spellings():
@@ -173,7 +173,7 @@ def test_spellings():
 
 
 def test_usual_spellings_are_erased_where_case_matters(tmp_path, monkeypatch):
-    import families.t5 as t5
+    import support.families.t5 as t5
 
     monkeypatch.setattr(t5, "MORE_WORDS", [*t5.MORE_WORDS, "Van", "Gogh"])
     family = FAMILIES["flux"]
@@ -193,7 +193,7 @@ def test_usual_spellings_are_erased_where_case_matters(tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_without_case_needs_no_spellings(pipe):
-    assert prepared(get_eraser("uce"), pipe, Concept.preset("van gogh"))[0].aliases == ("vincent van gogh",)
+    assert get_eraser("uce").prepared(pipe, Concept.preset("van gogh"))[0].aliases == ("vincent van gogh",)
 
 
 # What is kept
@@ -250,23 +250,23 @@ def test_captions_can_be_turned_off_and_give_way_to_texts_of_ones_own(pipe):
     pipe = reading(pipe)
     few, many = tuple(everyday()[:3]), tuple(f"a ring {'a ' * number}circle" for number in range(ENOUGH))
     counts = {
-        "off": len(prepared(get_eraser("uce", everyday=False), pipe, STAR)[0].preserve),
-        "official": len(prepared(get_eraser("uce-v1"), pipe, STAR)[0].preserve),
-        "few": len(prepared(get_eraser("uce"), pipe, Concept("star", anchor="ring", preserve=few))[0].preserve),
-        "many": len(prepared(get_eraser("uce"), pipe, Concept("star", anchor="ring", preserve=many))[0].preserve),
+        "off": len(get_eraser("uce", everyday=False).prepared(pipe, STAR)[0].preserve),
+        "official": len(get_eraser("uce-v1").prepared(pipe, STAR)[0].preserve),
+        "few": len(get_eraser("uce").prepared(pipe, Concept("star", anchor="ring", preserve=few))[0].preserve),
+        "many": len(get_eraser("uce").prepared(pipe, Concept("star", anchor="ring", preserve=many))[0].preserve),
     }
     assert counts == {"off": 0, "official": 0, "few": len(captions_without([STAR])), "many": ENOUGH}
 
 
 def test_captions_that_an_encoder_spells_by_letters_or_does_not_know_are_not_kept(pipe):
-    assert prepared(get_eraser("uce"), pipe, STAR)[0].preserve == ()
+    assert get_eraser("uce").prepared(pipe, STAR)[0].preserve == ()
 
 
 def test_on_the_embedded_model_nothing_changes():
     pipe = load_pipeline("shapes")
     for word in (word for words in KINDS.values() for word in words):
-        assert prepared(get_eraser("uce"), pipe, concept_for(word)) == (concept_for(word),)
-    assert prepared(get_eraser("uce"), pipe, STAR) == (STAR,)
+        assert get_eraser("uce").prepared(pipe, concept_for(word)) == (concept_for(word),)
+    assert get_eraser("uce").prepared(pipe, STAR) == (STAR,)
 
 
 def test_a_patch_with_captions_is_saved_and_read(pipe, tmp_path: Path):

@@ -29,7 +29,7 @@ folder, number = Path(sys.argv[2]), int(os.environ["RANK"])
 torch.set_num_threads(1)
 from accelerate import PartialState
 state = PartialState(cpu=True)
-from methods.test_processes import OPTIONS, STAR
+from training.test_processes import OPTIONS, STAR
 from support.tiny import make_pipe
 from erasers import get_eraser
 from erasers import processes
@@ -175,7 +175,7 @@ folder, number, iterations = Path(sys.argv[2]), int(os.environ["RANK"]), int(sys
 torch.set_num_threads(1)
 from accelerate import PartialState
 state = PartialState(cpu=True)
-from methods.test_processes import OPTIONS, STAR
+from training.test_processes import OPTIONS, STAR
 from support.tiny import make_pipe
 from erasers import get_eraser
 from erasers.training import loop as training

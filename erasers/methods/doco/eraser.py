@@ -22,7 +22,6 @@ from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import Pass, Summands, mean_in_parts
 from erasers.diffusion.noise import clean, noise_again
 from erasers.diffusion.supported import check_drawable
-from erasers.eraser.preparing import prepared
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.methods.esd import selector
 from erasers.text.contexts import contexts, kept_prompts, shuffled
@@ -79,8 +78,6 @@ class DoCo(TrainedEraser):
     name: ClassVar[str] = "doco"
     paper: ClassVar[str] = "[DoCo](https://arxiv.org/abs/2405.15304)"
     family: ClassVar[str] = "trained, text maps, with a discriminator"
-    strengths: ClassVar[str] = "the anchor takes the concept's place"
-    limits: ClassVar[str] = "settings for each concept"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "doco-official": {"kept": 0, "everyday": False},
         "doco-shapes": {
@@ -97,6 +94,8 @@ class DoCo(TrainedEraser):
             "width": 32,
         },
     }
+    strengths: ClassVar[str] = "the anchor takes the concept's place"
+    limits: ClassVar[str] = "settings for each concept"
 
     iterations: int = 2000
     lr: float = 4.8e-5
@@ -139,7 +138,7 @@ class DoCo(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = prepared(self, pipe, concepts)
+        found = self.prepared(pipe, concepts)
         asked = sum(min(self.pictures, len(self._contexts(one))) for one in found)
         texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
         drawn = self.pictures * len(found) + self.kept

@@ -13,11 +13,10 @@ import torch
 from rich.console import Console
 
 from erasers import worlds
-from erasers.concept import Concept, Concepts
+from erasers.concept import Concept
 from erasers.diffusion.latent_bank import Way
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
-from erasers.eraser.preparing import prepared
 from erasers.files.reading import at_home
 from erasers.files.tensors import FORMAT
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
@@ -84,14 +83,14 @@ class ItD(Eraser):
     name: ClassVar[str] = "itd"
     paper: ClassVar[str] = "[ItD](https://arxiv.org/abs/2503.09446)"
     family: ClassVar[str] = "runtime hook, text encoder or denoiser"
-    strengths: ClassVar[str] = "other prompts stay bit for bit"
-    limits: ClassVar[str] = "can be switched off; needs this library to load"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "itd-shapes": {"scale": -2.0, "steps": 20, "guidance": 4.0},
         "itd-nudity": {"top": 128, "scale": -8.0},
         "itd-style": {"top": 256, "scale": -8.0},
         "itd-identity": {"top": 128, "scale": -8.0},
     }
+    strengths: ClassVar[str] = "other prompts stay bit for bit"
+    limits: ClassVar[str] = "can be switched off; needs this library to load"
 
     sae: tuple[str, ...] | Literal["auto"] = "auto"
     scale: float = -8.0
@@ -124,22 +123,21 @@ class ItD(Eraser):
         """See `Eraser.config`; of the autoencoders the names of the files alone."""
         return asdict(self) | ({} if self.sae == "auto" else {"sae": tuple(Path(path).name for path in self.sae)})
 
-    def fit(
-        self, pipe: Any, concepts: Concepts, *, generator: torch.Generator | None = None, progress: bool = True
-    ) -> Patch:
-        """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
+    def check_pipe(self, pipe: Any) -> None:
+        """See `Eraser.check_pipe`."""
         check_clip_skip(pipe, self.clip_skip)
-        found = prepared(self, pipe, concepts)
-        generator = generator or torch.Generator().manual_seed(0)
+
+    def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
+        """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
         tensors: dict[str, torch.Tensor] = {}
         base: dict[str, str] = {}
         digests: dict[str, str] = {}
         for block, sae, digest in read_saes(pipe, self.sae):
             if isinstance(block, DenoiserBlock):
-                kind, parts = StepFeatures.kind, self.step_parts(block, sae, found, generator, progress)
+                kind, parts = StepFeatures.kind, self.step_parts(block, sae, concepts, generator, progress)
             else:
                 check_read(block, self.clip_skip)
-                kind, parts = FeatureGate.kind, self.parts(block, sae, found)
+                kind, parts = FeatureGate.kind, self.parts(block, sae, concepts)
             tensors |= {f"hook/{block.target}/{kind}/{part}": tensor for part, tensor in parts.items()}
             base |= block.fingerprints()
             digests[block.target] = digest
@@ -148,7 +146,7 @@ class ItD(Eraser):
             "library": library_version(),
             "method": self.name,
             "config": self.config(),
-            "concepts": [concept_meta(concept) for concept in found],
+            "concepts": [concept_meta(concept) for concept in concepts],
             "groups": {},
             "base": base,
             "readers": text_readers(pipe),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from erasers.concept import Concept
-from erasers.eraser.preparing import prepared
 from erasers.files.atomic import write_atomically
 from erasers.methods.itd.eraser import ItD, read_saes
 from erasers.sae.autoencoder import SAE
@@ -69,7 +68,7 @@ class Explanation:
 
 def explanations(pipe: Any, concept: Concept, eraser: ItD) -> list[Explanation]:
     """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does, and for a denoiser."""
-    (concept,) = prepared(eraser, pipe, [concept])
+    (concept,) = eraser.prepared(pipe, [concept])
     found = []
     for block, sae, _ in read_saes(pipe, eraser.sae):
         if not isinstance(block, Block):

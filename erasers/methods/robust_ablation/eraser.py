@@ -23,7 +23,6 @@ from erasers.diffusion.low_rank import attention_layers
 from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, parts, together
 from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
 from erasers.diffusion.supported import check_supported
-from erasers.eraser.preparing import prepared
 from erasers.methods.robust_ablation.pool import Maker, Pool
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
@@ -86,8 +85,6 @@ class RobustAblation(TrainedEraser):
     name: ClassVar[str] = "robust_ablation"
     paper: ClassVar[str] = "of this library"
     family: ClassVar[str] = "trained, denoiser, against attacks"
-    strengths: ClassVar[str] = "the denoiser forgets how to draw it"
-    limits: ClassVar[str] = "minutes; fine-tuning brings some of it back"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "robust_ablation-shapes": {
             "iterations": 300,
@@ -99,6 +96,8 @@ class RobustAblation(TrainedEraser):
             "relearn_lr": 5e-3,
         },
     }
+    strengths: ClassVar[str] = "the denoiser forgets how to draw it"
+    limits: ClassVar[str] = "minutes; fine-tuning brings some of it back"
 
     iterations: int = 500
     lr: float = 2e-4
@@ -147,7 +146,7 @@ class RobustAblation(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = prepared(self, pipe, concepts)
+        found = self.prepared(pipe, concepts)
         drawn = self.pictures * len(found) + self.kept
         asked = sum(min(self.pictures, len(contexts(one, self.templates))) for one in found)
         texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
