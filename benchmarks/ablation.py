@@ -25,7 +25,7 @@ import torch
 
 from erasers import get_eraser, load_pipeline
 from erasers.eraser import options_for
-from erasers.evaluation.run.states import find_patch
+from erasers.evaluation.run.states import kept_patch
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes.prompts import concept_for
 
@@ -89,7 +89,7 @@ def fitted(method: str, variant: str, work: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         eraser = get_eraser(method, **{**options_for(method, "shapes"), **VARIANTS[method][variant]})
         concept = concept_for(CONCEPT)
-        patch = find_patch([PATCHES], method, eraser, CONCEPT, [concept])
+        patch = kept_patch([PATCHES], method, eraser, CONCEPT, [concept])
         if patch is None:
             patch = eraser.fit(load_pipeline("shapes"), concept, generator=torch.Generator().manual_seed(0))
         patch.save(path)

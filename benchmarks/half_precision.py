@@ -22,7 +22,7 @@ from closed_form import RESULTS, measure
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
 from erasers.eraser import eraser_class, options_for
-from erasers.evaluation.run.states import find_patch
+from erasers.evaluation.run.states import kept_patch
 from erasers.judges.oracle import Oracle
 from erasers.training.loop import TrainedEraser
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
@@ -55,7 +55,7 @@ def whole(method: str, word: str) -> Patch:
         SystemExit: There is none with these options.
     """
     eraser = get_eraser(method, **options_for(method, "shapes"))
-    patch = find_patch([PATCHES], method, eraser, word, [concept_for(word)])
+    patch = kept_patch([PATCHES], method, eraser, word, [concept_for(word)])
     if patch is None:
         raise SystemExit(
             f"expected benchmarks/patches/{method}-{word}.safetensors; run python benchmarks/patches.py first"

@@ -22,6 +22,8 @@ import torch
 
 from erasers import load_pipeline
 from erasers.evaluation.run.run import Run
+from erasers.evaluation.run.stage import Stage
+from erasers.evaluation.run.units import units
 from erasers.evaluation.tasks.task import Task, read_task
 from erasers.judges import get_judge
 
@@ -35,9 +37,9 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def plain(pipe: object, run: Run) -> None:
     """The pictures of the run's first row, by the pipeline alone."""
-    sampling = run.task.sampling
-    (scene,) = [scene for scene in run.scenes if scene.row.name == "unedited"]
-    for unit in run._units(scene):
+    sampling = run.stage.task.sampling
+    (scene,) = [scene for scene in run.stage.scenes if scene.row.name == "unedited"]
+    for unit in units(run.stage, scene):
         asks = [samples[0] for _, samples in unit.pictures]
         noise = [torch.Generator("cpu").manual_seed(ask.seed) for ask in asks]
         options = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
@@ -52,13 +54,13 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
     ratios: list[tuple[float, float]] = []
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(task, pipe, judge, Path(folder))
-            sides = [lambda run=run: plain(pipe, run), run.work]
+            run = Run(Stage(task, pipe, judge, Path(folder)))
+            sides = [lambda run=run: plain(pipe, run), run.judging.work]
             found = [timed(side) for side in (sides if number % 2 else sides[::-1])]
             first, second = found if number % 2 else found[::-1]
             if number:  # the first round warms up
                 ratios.append((second[0] / first[0], second[1] / first[1]))
-            pictures = sum(len(unit.pictures) for unit in run._all_units())
+            pictures = sum(len(unit.pictures) for scene in run.stage.scenes for unit in units(run.stage, scene))
     cpu, wall = zip(*ratios, strict=True)
     return {
         "task": task.name,

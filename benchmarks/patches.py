@@ -16,7 +16,7 @@ import torch
 from erasers import get_eraser, list_erasers, load_pipeline
 from erasers.concept import as_concepts
 from erasers.eraser import eraser_class, options_for
-from erasers.evaluation.run.states import find_patch
+from erasers.evaluation.run.states import kept_patch
 from erasers.evaluation.tasks.task import read_task
 from erasers.training.loop import TrainedEraser
 
@@ -38,7 +38,7 @@ def main() -> None:
         eraser = get_eraser(method, **options_for(method, "shapes"))
         for case in options.cases or task.named_cases:
             concepts = as_concepts(task.concepts(case))
-            if find_patch([FOLDER], method, eraser, case, concepts):
+            if kept_patch([FOLDER], method, eraser, case, concepts):
                 print(f"{method} {case}: there already")
                 continue
             if not isinstance(eraser, TrainedEraser):

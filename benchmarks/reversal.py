@@ -17,7 +17,7 @@ import torch
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
 from erasers.eraser import options_for
-from erasers.evaluation.run.states import find_patch
+from erasers.evaluation.run.states import kept_patch
 from erasers.files.atomic import write_atomically
 from erasers.files.hashing import raw_bytes
 from erasers.worlds.shapes.prompts import concept_for
@@ -37,7 +37,7 @@ def patch_of(method: str, concept: str, pipe: Any) -> Patch:
         FileNotFoundError: A method that trains has none for its present settings.
     """
     eraser, words = get_eraser(method, **options_for(method, "shapes")), concept_for(concept)
-    patch = find_patch([PATCHES], method, eraser, concept, [words])
+    patch = kept_patch([PATCHES], method, eraser, concept, [words])
     if patch is None and eraser.trains:
         raise FileNotFoundError(
             f"expected a patch of {method} for {concept} in benchmarks/patches; run python benchmarks/patches.py"

@@ -79,9 +79,9 @@ def run(
         return
     start = (task, methods, patch or [], folder, limit, allow_adult, device, dtype, prompts or [], judge_model, room)
     job = _start(*start)
-    main = job.share.rank == 0
-    for case in job.lacking if main else ():
-        err.print(f"no reference for {plain(case)} here: {plain(job.task.references[case])} is not there")
+    main = job.stage.share.rank == 0
+    for case in job.stage.lacking if main else ():
+        err.print(f"no reference for {plain(case)} here: {plain(job.stage.task.references[case])} is not there")
     if dry_run:
         _say_what_is_missing(job)
         return
@@ -168,11 +168,11 @@ def _work(job: Run, console: Console | None) -> None:
     """Fit, draw, judge and attack."""
     from erasers.progress import progress
 
-    with progress(console, "erasing", job.unfitted() if console else 0) as advance:
-        job.fit(advance)
-    with progress(console, "drawing and judging", job.left() if console else 0) as advance:
-        job.work(advance)
-    if job.task.attacks:
+    with progress(console, "erasing", job.fitting.left() if console else 0) as advance:
+        job.fitting.work(advance)
+    with progress(console, "drawing and judging", job.judging.left() if console else 0) as advance:
+        job.judging.work(advance)
+    if job.stage.task.attacks:
         with progress(console, "attacking", job.attacking.left() if console else 0) as advance:
             job.attacking.work(advance)
 
@@ -192,13 +192,13 @@ def _helped(job: Run, processes: int | None, start: tuple[Any, ...]) -> Iterator
         return
     import torch
 
-    from erasers.evaluation.run.run import Share
+    from erasers.processes import Share
 
     context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     helpers = [context.Process(target=_help, args=(start, rank, world), daemon=True) for rank in range(1, world)]
     for helper in helpers:
         helper.start()
-    job.share = Share(0, world)
+    job.stage.share = Share(0, world)
     torch.set_num_threads(max(1, threads // world))
     try:
         yield
@@ -218,8 +218,8 @@ def _paying(job: Run) -> int:
     """One process, or one for each core where a network is too small to make use of several for one picture."""
     from erasers import worlds
 
-    small = worlds.find(job.task.model) and job.pipe.device.type == "cpu" and "RANK" not in os.environ
-    if not small or sum(job.missing().values()) < _WORTH_A_PROCESS:
+    small = worlds.find(job.stage.task.model) and job.stage.pipe.device.type == "cpu" and "RANK" not in os.environ
+    if not small or sum(job.judging.missing().values()) < _WORTH_A_PROCESS:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -252,9 +252,11 @@ def _start(
     cli_input.check_device(device)
     cli_input.check_dtype(dtype)
     with err.status("reading"):
-        from erasers.evaluation.run.run import Run, Share
+        from erasers.evaluation.run.run import Run
+        from erasers.evaluation.run.stage import Stage
         from erasers.evaluation.tasks.task import read_task
         from erasers.judges import get_judge
+        from erasers.processes import Share
 
         share, task = Share.of_environment(), read_task(name).limited(limit)
         _check(task, folder, allow_adult)
@@ -262,7 +264,7 @@ def _start(
         rows, judge = _rows(methods, patches, task), get_judge(task.judge, **_judge_options(task, judge_model))
         gradients = any(plan.attack.budget().gradients for plan in task.attacks.values())
         pipe = cli_input.load_model(task.model, cli_processes.own_device(device), dtype, gradients=gradients)
-        job = Run(task, pipe, judge, folder, rows, share, memory)
+        job = Run(Stage(task, pipe, judge, folder, rows, share, memory))
     _check_prompts(job)
     return job
 
@@ -291,9 +293,9 @@ def _check_prompts(job: Run) -> None:
     from erasers.evaluation.tasks.notes import too_long
     from erasers.evaluation.tasks.prompts import check_wants
 
-    samples = [sample for some in job.draws.values() for sample in some]
-    check_wants(job.judge, samples)
-    if job.share.rank == 0 and (count := too_long(job.pipe, samples)):
+    samples = [sample for some in job.stage.draws.values() for sample in some]
+    check_wants(job.stage.judge, samples)
+    if job.stage.share.rank == 0 and (count := too_long(job.stage.pipe, samples)):
         err.print(f"{count} prompts are longer than the text encoder reads; it reads their beginning")
 
 
@@ -301,8 +303,10 @@ def _say_what_is_missing(job: Run) -> None:
     """What a run on this folder would still draw."""
     from erasers.evaluation.tasks.cost import Load, estimate
 
-    cases = job.cases()
-    for line in estimate(job.task, [Load(name, count, cases[name]) for name, count in job.missing().items()]):
+    cases = {row.name: job.stage.cases(row) for row in job.stage.all_rows}
+    for line in estimate(
+        job.stage.task, [Load(name, count, cases[name]) for name, count in job.judging.missing().items()]
+    ):
         out.print(plain(line))
 
 

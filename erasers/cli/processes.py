@@ -18,7 +18,7 @@ def join(device: str) -> bool:
         return True
     from accelerate import PartialState
 
-    from erasers.evaluation.run.run import Share
+    from erasers.processes import Share
 
     share = Share.of_environment()
     state = PartialState(cpu=(cli_input.pick_device(device) if device == "auto" else device) == "cpu")

@@ -106,7 +106,7 @@ def _redraw(path: Path, task: Task, row: Result, how: _Redraw) -> bool:
     from tempfile import TemporaryDirectory
 
     from erasers.evaluation.run.redrawing import redraw
-    from erasers.evaluation.run.run import Run
+    from erasers.evaluation.run.stage import Stage
     from erasers.judges import get_judge
     from erasers.progress import progress
 
@@ -115,8 +115,8 @@ def _redraw(path: Path, task: Task, row: Result, how: _Redraw) -> bool:
     mine = {facts["patch"]["digest"] for facts in row.data["cases"].values() if facts["patch"]}
     patches = [patch for patch in how.patches if patch.digest in mine] or how.patches
     with TemporaryDirectory() as folder, progress(err, "drawing again", how.count) as advance:
-        run = Run(task.located(how.prompts), pipe, get_judge(task.judge, **task.judge_options), Path(folder))
-        found = redraw(row, run, how.count, patches, advance=advance)
+        stage = Stage(task.located(how.prompts), pipe, get_judge(task.judge, **task.judge_options), Path(folder))
+        found = redraw(row, stage, how.count, patches, advance=advance)
     said = f"{found.agree} of {found.samples} verdicts are the same"
     if found.compared:
         said += f", {found.same} of {found.compared} pictures to the pixel"

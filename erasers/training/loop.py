@@ -34,7 +34,7 @@ from erasers.processes import (
     everywhere,
     own_draws,
     own_file,
-    place,
+    rank_and_world,
     same_start,
     shared_gradients,
 )
@@ -196,7 +196,7 @@ class TrainedEraser(Eraser, ABC):
             "templates": [one.templates for one in found],
             "images": [pixels_hash(image) for one in found for image in one.images] if self.sees else [],
         }
-        console = Console(stderr=True) if progress and place()[0] == 0 else None
+        console = Console(stderr=True) if progress and rank_and_world()[0] == 0 else None
         with (
             _quiet(pipe),
             frozen(pipe),

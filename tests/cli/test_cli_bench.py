@@ -283,7 +283,7 @@ def test_memory_is_taken_as_a_size(
     seen: list[Any] = []
 
     def stop(job: Any, console: Any) -> None:
-        seen.append(job.memory)
+        seen.append(job.stage.memory)
         raise ValueError("stopped")
 
     monkeypatch.setattr(cli_bench, "_work", stop)

@@ -16,7 +16,7 @@ from support.trained import METHODS
 
 from erasers import Concept, Patch, get_eraser
 from erasers.cli.app import run
-from erasers.processes import agreed, own_draws, own_file, place
+from erasers.processes import agreed, own_draws, own_file, rank_and_world
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle"])
 OPTIONS: dict[str, Any] = {"iterations": 3, "lr": 1e-2, "steps": 2, "pictures": 2}
@@ -121,7 +121,7 @@ def test_one_process_draws_as_before(monkeypatch, tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     own_draws(generator)
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
-    assert (place(), own_file("x"), agreed("why", torch.device("cpu"))) == ((0, 1), Path("x"), "why")
+    assert (rank_and_world(), own_file("x"), agreed("why", torch.device("cpu"))) == ((0, 1), Path("x"), "why")
     for name, value in {"RANK": "2", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert run(["--concept", "star", "--method", "uce", "--model", "shapes", "--out", str(tmp_path / "x")]) == 2

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from erasers.evaluation.run.drawn import pixel_hash, record_of
-from erasers.evaluation.run.run import Run
-from erasers.evaluation.run.states import Row, Scene, find_patch
+from erasers.evaluation.run.stage import Stage
+from erasers.evaluation.run.states import Row, Scene, kept_patch
+from erasers.evaluation.run.units import draw, units
 from erasers.evaluation.run.verifying import eraser_of
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.scores.results import REDRAWN, REFERENCE, Result
@@ -68,7 +69,7 @@ class Redrawn:
 
 def redraw(
     row: Result,
-    run: Run,
+    stage: Stage,
     count: int,
     patches: Sequence[Patch] = (),
     *,
@@ -78,7 +79,7 @@ def redraw(
 
     Args:
         row: A row that was verified.
-        run: Its task with no rows, the unedited pipeline, the judge, and a folder in which nothing is written.
+        stage: Its task with no rows, the unedited pipeline, the judge, and a folder in which nothing is written.
         count: Pictures.
         patches: Of the row. Those of methods that train are also looked for where the task keeps them.
         advance: Called with the number of pictures that were drawn.
@@ -86,9 +87,9 @@ def redraw(
     Raises:
         ValueError: No patch of the row, one of another row, or another model or judge than the row's.
     """
-    if (run.model, run.judge.fingerprint.digest) != (row.shared["model"], row.shared["judge"].get("fingerprint")):
+    if (stage.model, stage.judge.fingerprint.digest) != (row.shared["model"], row.shared["judge"].get("fingerprint")):
         raise ValueError(f"expected the model and the judge of {row.path}, got others")
-    scenes = _scenes(row, run, patches)
+    scenes = _scenes(row, stage, patches)
     cases = tuple(sorted(case for scene in scenes for case in scene.cases if case in row.data["cases"]))
     samples = [(case, one) for case in cases for one in row.data["cases"][case]["samples"]]
     seed = secrets.randbelow(1 << 31)
@@ -96,47 +97,47 @@ def redraw(
     agree = compared = same = 0
     for scene in scenes:
         wanted = [one for case, one in chosen if case in scene.cases]
-        for one, verdict, pixels in _again(run, scene, wanted):
+        for one, verdict, pixels in _again(stage, scene, wanted):
             agree += _agree(one, verdict)
             compared += "pixels" in one
             same += one.get("pixels") == pixels
             advance(1)
-    return Redrawn(file_sha256(row.path), len(chosen), agree, compared, same, seed, cases, record_of(run.pipe))
+    return Redrawn(file_sha256(row.path), len(chosen), agree, compared, same, seed, cases, record_of(stage.pipe))
 
 
 def _again(
-    run: Run, scene: Scene, samples: Sequence[Mapping[str, Any]]
+    stage: Stage, scene: Scene, samples: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Mapping[str, Any], Verdict, str]]:
     """Samples, each with the verdict on its picture and the hash of that, both made anew."""
     wanted: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for one in samples:
         wanted.setdefault((one["text"], one["seed"]), []).append(one)
-    with scene.place():
-        for unit in run.units(scene):
+    with scene.enter():
+        for unit in units(stage, scene):
             places = [wanted.get((shared[0].text, shared[0].seed), []) for _, shared in unit.pictures]
             if not any(places):
                 continue
-            for image, some in zip(run.draw(unit), places, strict=True):
+            for image, some in zip(draw(stage, unit), places, strict=True):
                 asks = [Sample(one["split"], one["text"], one["seed"], one["wants"]) for one in some]
-                for one, verdict in zip(some, run.judge.judge([image] * len(asks), asks), strict=True):
+                for one, verdict in zip(some, stage.judge.judge([image] * len(asks), asks), strict=True):
                     yield one, verdict, pixel_hash(image)
 
 
-def _scenes(row: Result, run: Run, patches: Sequence[Patch]) -> list[Scene]:
+def _scenes(row: Result, stage: Stage, patches: Sequence[Patch]) -> list[Scene]:
     """The states of the model that pictures of a row can be drawn in here."""
     if row.kind == UNEDITED:
-        return [Scene(Row(UNEDITED, UNEDITED), tuple(run.draws), nullcontext, run.model)]
+        return [Scene(Row(UNEDITED, UNEDITED), tuple(stage.draws), nullcontext, stage.model)]
     if row.kind == REFERENCE:
-        some = [run.scene(Row(REFERENCE, REFERENCE), case) for case in row.data["cases"] if case not in run.lacking]
+        some = [stage.scene(Row(REFERENCE, REFERENCE), case) for case in row.data["cases"] if case not in stage.lacking]
         return [scene for scene in some if scene is not None]
     digests = {case: facts["patch"]["digest"] for case, facts in row.data["cases"].items()}
     if foreign := [patch for patch in patches if patch.digest not in digests.values()]:
         raise ValueError(f"expected patches of {row.path}, got one of digest {foreign[0].digest}: {foreign[0]!r}")
     scenes = []
     for case, digest in digests.items():
-        known = [*patches, *_kept(row, run.task, case)]
+        known = [*patches, *_kept(row, stage.task, case)]
         patch = next((one for one in known if one.digest == digest), None)
-        if patch and (scene := run.scene(Row(row.name, "patch", patch.meta["method"], patch=patch), case)):
+        if patch and (scene := stage.scene(Row(row.name, "patch", patch.meta["method"], patch=patch), case)):
             scenes.append(scene)
     if not scenes:
         raise ValueError(f"expected a patch of {row.path} to draw with, got none; give --patch FILE")
@@ -146,7 +147,7 @@ def _scenes(row: Result, run: Run, patches: Sequence[Patch]) -> list[Scene]:
 def _kept(row: Result, task: Task, case: str) -> list[Patch]:
     """The patch of a method that trains, where the task keeps it."""
     eraser = eraser_of(row, task) if row.kind == "method" else None
-    patch = eraser and find_patch(
+    patch = eraser and kept_patch(
         task.places(task.patches), row.data["row"]["method"], eraser, case, task.concepts(case)
     )
     return [patch] if patch else []

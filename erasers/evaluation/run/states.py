@@ -21,7 +21,6 @@ from erasers.patch import Patch
 from erasers.patch.build import concept_meta
 
 REFERENCE = "reference"
-Place = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,22 @@ class Scene:
     Args:
         row: Of this row.
         cases: Their names.
-        place: Brings the pipeline into the state.
+        enter: The pipeline is in the state inside of what this gives.
         model: Fingerprint of its weights, patches aside.
         patch: Digest, bytes and seconds of the patch.
     """
 
     row: Row
     cases: Sequence[str]
-    place: Place
+    enter: Callable[[], AbstractContextManager[Any]]
     model: str
     patch: Mapping[str, Any] | None = None
 
 
 def fingerprint(pipe: Any) -> str:
     """sha256 of the weights of all components of a pipeline, and of its class."""
-    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    return key_of({"class": type(pipe).__name__, **{name: module_hash(part) for name, part in modules.items()}})
+    modules = {name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+    return key_of({"class": type(pipe).__name__, **{name: module_hash(module) for name, module in modules.items()}})
 
 
 @contextmanager
@@ -100,7 +99,7 @@ def case_of(task: Task, patch: Patch) -> str:
     raise ValueError(f"expected a patch for one of {', '.join(task.named_cases)}, got one for {', '.join(erased)}")
 
 
-def find_patch(
+def kept_patch(
     folders: Sequence[Path], method: str | None, eraser: Eraser, case: str, concepts: Sequence[Concept]
 ) -> Patch | None:
     """The patch that a folder has of a method that trains, fitted with the same options for the same concepts.

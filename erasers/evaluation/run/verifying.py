@@ -25,7 +25,7 @@ from erasers.evaluation.run.case_checks import (
     check_verdicts,
 )
 from erasers.evaluation.run.drawn import SETTING, picture_facts
-from erasers.evaluation.run.states import find_patch
+from erasers.evaluation.run.states import kept_patch
 from erasers.evaluation.scores import scoring
 from erasers.evaluation.scores.calibration import stored_by
 from erasers.evaluation.scores.records import UNEDITED
@@ -194,7 +194,7 @@ class Verifier:
         patch = self._patches.get(digest)
         if patch is None and row.kind == "method" and (eraser := eraser_of(row, task)):
             method, concepts = row.data["row"]["method"], task.concepts(case)
-            patch = find_patch(task.places(task.patches), method, eraser, case, concepts)
+            patch = kept_patch(task.places(task.patches), method, eraser, case, concepts)
         if patch is None:
             yield _Open("patches: options and bytes are as the file says; give --patch FILE")
         elif patch.digest != digest:

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from support import REPOSITORY
+from support.killed import killed_after
 
 from erasers import Concept, get_eraser, load_pipeline
 from erasers.attacks.cce import CCE
 from erasers.evaluation.run import attacking
-from erasers.evaluation.run.run import Run, Share
+from erasers.evaluation.run.run import Run
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Row
 from erasers.evaluation.run.verifying import Verifier
 from erasers.evaluation.scores.records import Record, attack_records
@@ -26,6 +28,7 @@ from erasers.evaluation.tasks.task import Sample, parse_task, read_task
 from erasers.judges import Verdict
 from erasers.judges.oracle import Oracle
 from erasers.methods.esd import ESD
+from erasers.processes import Share
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 ATTACKS: dict[str, Any] = {
@@ -76,13 +79,13 @@ def rows(pipe: Any) -> list[Row]:
 @pytest.fixture(scope="module")
 def finished(pipe: Any, rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
-    complete(Run(TASK, pipe, Dice(), out, rows))
+    complete(Run(Stage(TASK, pipe, Dice(), out, rows)))
     return out
 
 
 def complete(run: Run) -> list[Path]:
-    run.work()
-    run.attacking.work(lambda count: None)
+    run.judging.work()
+    run.attacking.work()
     assert run.attacking.left() == 0
     return run.write()
 
@@ -203,13 +206,13 @@ def test_a_word_is_learned_once_for_all_prompts_of_a_concept(
 ) -> None:
     given = {"steps": 1, "batch": 1, "pictures": 1, "samples": 3, "learned": "concept"}
     task = replace(TASK, attacks=parse_attacks({"cce": given}), cases=(("star", "ring"),), samples={"explicit": 2})
-    run = Run(task, pipe, Says(), tmp_path)
+    run = Run(Stage(task, pipe, Says(), tmp_path))
     # A batch has two prompts, a concept three or less.
     first, second = run.attacking.sieges
     assert [len(siege.samples) for siege in run.attacking.sieges] == [2, 1]
     assert {sample.wants["object"] for sample in first.samples} != {sample.wants["object"] for sample in second.samples}
     task = replace(task, cases=(("star",),), samples={"explicit": 3})
-    run, words = Run(task, pipe, Says(), tmp_path), []
+    run, words = Run(Stage(task, pipe, Says(), tmp_path)), []
     (siege,) = run.attacking.sieges
     learn = CCE.run
 
@@ -219,10 +222,10 @@ def test_a_word_is_learned_once_for_all_prompts_of_a_concept(
             yield candidate
 
     monkeypatch.setattr(CCE, "run", watched)
-    run.work()
-    run.attacking.work(lambda count: None)
+    run.judging.work()
+    run.attacking.work()
     assert len(words) == 1
-    found = run.attacking.results(run.scenes[0], "star")["cce"]
+    found = run.attacking.results(run.stage.scenes[0], "star")["cce"]
     assert [one["spent"]["gradients"] for one in found] == [1, 0, 0]
     assert [one["spent"]["images"] for one in found] == [2, 2, 2]
     assert {one["prompt"] for one in found} == {"a picture of a <concept>"}
@@ -280,12 +283,12 @@ def test_nothing_is_attacked_twice(
 
     with monkeypatch.context() as patched:
         patched.setattr(attacking, "attack_prompts", refuse)
-        complete(Run(TASK, pipe, Dice(), out, rows))
+        complete(Run(Stage(TASK, pipe, Dice(), out, rows)))
     assert results(out) == results(finished)
     # Whatever is lost comes again as it was.
     shard.write_text("\n".join(whole.splitlines()[::2]) + "\n" + whole.splitlines()[1][:40])
     shutil.rmtree(out / "tiny@1")
-    run = Run(TASK, pipe, Dice(), out, rows)
+    run = Run(Stage(TASK, pipe, Dice(), out, rows))
     with pytest.raises(ValueError, match="on every prompt, got none on .*; run the task again"):
         run.write()
     assert run.attacking.left() > 0
@@ -294,11 +297,11 @@ def test_nothing_is_attacked_twice(
 
 
 def test_two_processes_come_to_the_same(finished: Path, pipe: Any, rows: list[Row], tmp_path: Path) -> None:
-    second, first = (Run(TASK, pipe, Dice(), tmp_path, rows, Share(rank, 2)) for rank in (1, 0))
-    mine = second.share.split(second.attacking.sieges)[0]
+    second, first = (Run(Stage(TASK, pipe, Dice(), tmp_path, rows, Share(rank, 2))) for rank in (1, 0))
+    mine = second.stage.share.split(second.attacking.sieges)[0]
     assert 0 < len(mine) < len(second.attacking.sieges)
-    for siege in mine:
-        second.attacking._do(siege, lambda count: None)
+    with pytest.raises(InterruptedError):
+        second.attacking.work(killed_after(second.attacking.left()))
     complete(first)
     assert results(tmp_path) == results(finished)
     assert len(list((tmp_path / "outcomes").iterdir())) == 2
@@ -306,8 +309,8 @@ def test_two_processes_come_to_the_same(finished: Path, pipe: Any, rows: list[Ro
 
 def test_other_attacks_judges_and_prompts_are_others(pipe: Any, tmp_path: Path) -> None:
     def keys(task: Any) -> set[str]:
-        run = Run(task, pipe, Dice(), tmp_path)
-        return {key for siege in run.attacking.sieges for key in run.attacking._keys(siege, run.scenes[0])}
+        run = Run(Stage(task, pipe, Dice(), tmp_path))
+        return {key for siege in run.attacking.sieges for key in run.attacking.keys(siege, run.stage.scenes[0])}
 
     changed = {**ATTACKS, "words": ATTACKS["words"] | {"templates": ["the {}"]}}
     other = replace(TASK, attacks=parse_attacks(changed))
@@ -328,19 +331,19 @@ def test_a_control_that_draws_less_is_refused_first(pipe: Any, tmp_path: Path) -
     with pytest.raises(
         ValueError, match=r"attacks\.words: expected a control of at least 18 images, got 3 of prefixes"
     ):
-        Run(replace(TASK, attacks=parse_attacks(short)), pipe, Dice(), tmp_path)
+        Run(Stage(replace(TASK, attacks=parse_attacks(short)), pipe, Dice(), tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pipelines_that_attacks_do_not_know_are_refused_first(pipes: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="expected a Stable Diffusion 1 or 2 pipeline"):
-        Run(TASK, pipes("sdxl"), Dice(), tmp_path)
+        Run(Stage(TASK, pipes("sdxl"), Dice(), tmp_path))
 
 
 def test_the_model_is_as_it_was(pipe: Any, rows: list[Row], tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-    run = Run(TASK, pipe, Dice(), tmp_path, rows)
-    run.attacking.work(lambda count: None)
+    run = Run(Stage(TASK, pipe, Dice(), tmp_path, rows))
+    run.attacking.work()
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.unet.state_dict().items())
 
 
@@ -356,13 +359,13 @@ def test_the_memory_of_a_run_reaches_its_attacks_and_its_trainings(
     monkeypatch.setattr(attacking, "attack_prompts", stop)
     monkeypatch.setattr(ESD, "fit", stop)
     with pytest.raises(InterruptedError):
-        Run(TASK, pipe, Dice(), tmp_path, memory=12345).attacking.work(lambda count: None)
+        Run(Stage(TASK, pipe, Dice(), tmp_path, memory=12345)).attacking.work()
     rows = [
         Row("esd", "method", "esd", eraser=get_eraser("esd")),
         Row("uce", "method", "uce", eraser=get_eraser("uce")),
     ]
     with pytest.raises(InterruptedError):
-        Run(TASK, pipe, Dice(), tmp_path, rows, memory=678).fit()
+        Run(Stage(TASK, pipe, Dice(), tmp_path, rows, memory=678)).fitting.work()
     # UCE does not train, and so is told of no memory.
-    Run(TASK, pipe, Dice(), tmp_path, rows[1:], memory=9).fit()
+    Run(Stage(TASK, pipe, Dice(), tmp_path, rows[1:], memory=9)).fitting.work()
     assert given == [12345, 678]

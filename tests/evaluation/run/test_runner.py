@@ -13,15 +13,19 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from support.killed import killed_after
 
 from erasers import Patch, PatchError, get_eraser, load_pipeline
 from erasers.evaluation.drawing import generate
-from erasers.evaluation.run import run as runner
-from erasers.evaluation.run.run import Run, Share
+from erasers.evaluation.run import units as drawing
+from erasers.evaluation.run.run import Run
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Row
+from erasers.evaluation.run.units import units
 from erasers.evaluation.run.verifying import Verifier
 from erasers.evaluation.tasks.task import Task, parse_task
 from erasers.judges.oracle import Oracle
+from erasers.processes import Share
 from erasers.worlds.shapes.drawn import UNRECORDED
 
 GOLD = "benchmarks/reference/unet-without-star"
@@ -56,7 +60,7 @@ def finished(shapes: Any, oracle: Oracle, tmp_path_factory: pytest.TempPathFacto
     """A folder in which the task was run by one process."""
     out = tmp_path_factory.mktemp("finished")
     weights = {name: tensor.clone() for name, tensor in shapes.unet.state_dict().items()}
-    complete(Run(TASK, shapes, oracle, out, [UCE]))
+    complete(Run(Stage(TASK, shapes, oracle, out, [UCE])))
     assert all(torch.equal(weights[name], tensor) for name, tensor in shapes.unet.state_dict().items())
     return out
 
@@ -64,7 +68,7 @@ def finished(shapes: Any, oracle: Oracle, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def start(shapes: Any, oracle: Oracle) -> Callable[..., Run]:
     def make(out: Path, task: Task = TASK, rows: Any = (UCE,), share: Share = Share()) -> Run:  # noqa: B008
-        return Run(task, shapes, oracle, out, rows, share)
+        return Run(Stage(task, shapes, oracle, out, rows, share))
 
     return make
 
@@ -74,13 +78,13 @@ def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **options: Any) -> Any:
         raise AssertionError("drawn")
 
-    monkeypatch.setattr(runner, "generate", refuse)
+    monkeypatch.setattr(drawing, "generate", refuse)
 
 
 def complete(run: Run) -> list[Path]:
-    run.fit()
-    run.work()
-    assert run.left() == 0
+    run.fitting.work()
+    run.judging.work()
+    assert run.judging.left() == 0
     return run.write()
 
 
@@ -178,15 +182,15 @@ def test_patches_that_a_folder_has_are_not_fitted_again(
 
     monkeypatch.setattr(type(esd), "fit", watched)
     run = start(tmp_path / "out", task, [Row("esd", "method", "esd", eraser=esd)])
-    assert run.unfitted() == 1
-    run.fit()
+    assert run.fitting.left() == 1
+    run.fitting.work()
     assert fitted == []
-    assert run.unfitted() == 0
-    (scene,) = [scene for scene in run.scenes if scene.row.name == "esd"]
+    assert run.fitting.left() == 0
+    (scene,) = [scene for scene in run.stage.scenes if scene.row.name == "esd"]
     assert scene.patch == {"digest": patch.digest, "bytes": scene.patch["bytes"], "edit_seconds": None}
     # Other options are another patch.
     other = get_eraser("esd", iterations=1, steps=1, pictures=1, lr=2e-2)
-    start(tmp_path / "other", task, [Row("esd", "method", "esd", eraser=other)]).fit()
+    start(tmp_path / "other", task, [Row("esd", "method", "esd", eraser=other)]).fitting.work()
     assert fitted == ["esd"]
 
 
@@ -235,7 +239,7 @@ def test_what_is_done_is_not_done_again(finished: Path, start: Callable[..., Run
     before = results(out)
     shards = sorted((out / "verdicts").rglob("*.jsonl"))
     run = start(out)
-    assert set(run.missing().values()) == {0}
+    assert set(run.judging.missing().values()) == {0}
     complete(run)
     assert results(out) == before
     assert sorted((out / "verdicts").rglob("*.jsonl")) == shards
@@ -246,7 +250,7 @@ def test_another_judge_judges_anew_and_draws_nothing(finished: Path, shapes: Any
     out = shutil.copytree(finished, tmp_path / "copy")
     other = Oracle()
     other.fingerprint = replace(other.fingerprint, rule="another")
-    complete(Run(TASK, shapes, other, out, [UCE]))
+    complete(Run(Stage(TASK, shapes, other, out, [UCE])))
     assert len(list((out / "verdicts").iterdir())) == 2
     old, new = (json.loads(files["uce.json"]) for files in (results(finished), results(out)))
     assert (old["cases"], old["figures"]) == (new["cases"], new["figures"])
@@ -266,7 +270,7 @@ def test_whatever_is_missing_comes_again_as_it_was(
         batches.append(asks)
         return generate(pipe, asks, **settings)
 
-    monkeypatch.setattr(runner, "generate", spy)
+    monkeypatch.setattr(drawing, "generate", spy)
     out = shutil.copytree(finished, tmp_path / "copy")
     for path in sorted((out / "images").rglob("*.png"))[::3]:
         path.unlink()
@@ -274,15 +278,16 @@ def test_whatever_is_missing_comes_again_as_it_was(
     shard.write_bytes(shard.read_bytes()[:-400])
     shutil.rmtree(out / "tiny@1")
     run = start(out)
-    assert run.left() > 0
-    assert sum(run.missing().values()) == len(pictures(finished)) - len(pictures(out))
+    assert run.judging.left() > 0
+    assert sum(run.judging.missing().values()) == len(pictures(finished)) - len(pictures(out))
     complete(run)
     assert pictures(out) == pictures(finished)
     assert results(out) == results(finished)
     # The last bits of a picture depend on how many are drawn with it, so batches are drawn whole.
-    units = [[shared[0] for _, shared in unit.pictures] for unit in run._all_units()]
+    whole = [units(run.stage, scene) for scene in run.stage.scenes]
+    prompts = [[shared[0] for _, shared in unit.pictures] for scene in whole for unit in scene]
     assert batches
-    assert all(batch in units for batch in batches)
+    assert all(batch in prompts for batch in batches)
 
 
 def test_other_numbers_of_processes_give_the_same_files(
@@ -291,10 +296,8 @@ def test_other_numbers_of_processes_give_the_same_files(
     # The costs are those of the first fit, so both have to start from it.
     shutil.copytree(finished / "patches", tmp_path / "patches")
     second, first = (start(tmp_path, share=Share(rank, 2)) for rank in (1, 0))
-    half = second.share.split(second._all_units())[0]
-    for unit in half:
-        with unit.scene.place():
-            second._do(unit, lambda count: None)
+    with pytest.raises(InterruptedError):
+        second.judging.work(killed_after(second.judging.left()))
     assert 0 < len(pictures(tmp_path)) < len(pictures(finished))
     # The first does its own share, and the rest if the second never comes back.
     complete(first)
@@ -303,34 +306,12 @@ def test_other_numbers_of_processes_give_the_same_files(
     assert len(list((tmp_path / "verdicts").rglob("*.jsonl"))) == 2
 
 
-def test_shares_cover_everything_once() -> None:
-    items = list(range(11))
-    for world in (1, 2, 3, 20):
-        parts = [Share(rank, world).split(items) for rank in range(world)]
-        assert sorted(item for mine, _ in parts for item in mine) == items
-        assert all(sorted(mine + others) == items for mine, others in parts)
-    assert Share(0, 2).split(items)[1][0] == 9
-
-
-def test_the_environment_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert Share.of_environment() == Share(0, 1)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "3")
-    assert Share.of_environment() == Share(3, 4)
-    for wrong in ("4", "-1", "x", ""):
-        monkeypatch.setenv("RANK", wrong)
-        with pytest.raises(ValueError, match="expected RANK below WORLD_SIZE"):
-            Share.of_environment()
-
-
 @pytest.mark.usefixtures("nothing_is_drawn")
 def test_counting_what_is_missing_fits_and_draws_nothing(start: Callable[..., Run], tmp_path: Path) -> None:
     run = start(tmp_path)
     unique = {(s.text, s.seed) for case in TASK.named_cases for s in TASK.draws(case)}
-    assert run.missing() == {"unedited": len(unique), "reference": 5, "uce": 15}
-    assert run.lacking == ["star+ring"]
+    assert run.judging.missing() == {"unedited": len(unique), "reference": 5, "uce": 15}
+    assert run.stage.lacking == ["star+ring"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -372,11 +353,13 @@ def test_every_setting_has_pictures_of_its_own(start: Callable[..., Run], tmp_pa
     keys = []
     for task in tasks:
         run = start(tmp_path, task, [])
-        keys.append({key for scene in run.scenes for unit in run.units(scene) for key, _ in unit.pictures})
+        keys.append({key for scene in run.stage.scenes for unit in units(run.stage, scene) for key, _ in unit.pictures})
     assert len(set.union(*keys)) == sum(map(len, keys))
     # How many are drawn together is not a setting.
     batched = start(tmp_path, replace(TASK, sampling=replace(sampling, batch=1)), [])
-    assert {k for scene in batched.scenes for unit in batched.units(scene) for k, _ in unit.pictures} == keys[0]
+    assert {
+        k for scene in batched.stage.scenes for unit in units(batched.stage, scene) for k, _ in unit.pictures
+    } == keys[0]
 
 
 def test_writing_before_everything_is_judged_is_refused(start: Callable[..., Run], tmp_path: Path) -> None:
@@ -384,4 +367,4 @@ def test_writing_before_everything_is_judged_is_refused(start: Callable[..., Run
     with pytest.raises(ValueError, match="a verdict on every picture, got none on"):
         run.write()
     with pytest.raises(ValueError, match="fit comes first"):
-        start(tmp_path).work()
+        start(tmp_path).judging.work()

@@ -14,6 +14,7 @@ from erasers.attacks.relearning import Relearning, low_rank_patch
 from erasers.diffusion.low_rank import fresh_factors
 from erasers.evaluation.leaderboard.views import ranks
 from erasers.evaluation.run.run import Run
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Row
 from erasers.evaluation.scores.results import Result, read_result
 from erasers.evaluation.scores.scoring import compare
@@ -50,8 +51,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     uce = get_eraser("uce").fit(pipe, list(TASK.concepts("star")), progress=False)
     patches = {"null": made_up(pipe, 0.0), "uce": uce, "destructive": made_up(pipe, 1.0)}
     some = [Row(name, "patch", name, patch=patch) for name, patch in patches.items()]
-    run = Run(TASK, pipe, Oracle(), tmp_path_factory.mktemp("apart"), some)
-    run.work()
+    run = Run(Stage(TASK, pipe, Oracle(), tmp_path_factory.mktemp("apart"), some))
+    run.judging.work()
     return {path.stem: read_result(path) for path in run.write()}
 
 

@@ -18,6 +18,7 @@ from erasers.attacks import get_attack, list_attacks
 from erasers.cli import input as cli_input
 from erasers.cli.app import run
 from erasers.evaluation.run.run import Run
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.scores.results import read_result
 from erasers.evaluation.scores.scoring import differences, unedited
 from erasers.evaluation.tasks import files as prompt_files
@@ -119,9 +120,9 @@ def test_a_dry_run_says_hours_a_row_without_the_model(
 @pytest.mark.parametrize("name", TASKS)
 def test_the_attacks_of_a_task_run_from_end_to_end(name: str, pipe: Any, tmp_path: Path) -> None:
     task = cut(name)
-    job = Run(task, pipe, Dice(), tmp_path)
-    job.work()
-    job.attacking.work(lambda count: None)
+    job = Run(Stage(task, pipe, Dice(), tmp_path))
+    job.judging.work()
+    job.attacking.work()
     (path,) = job.write()
     (case,) = json.loads(path.read_text())["cases"].values()
     assert {label: len(outcomes) for label, outcomes in case["attacks"].items()} == dict.fromkeys(task.attacks, 2)

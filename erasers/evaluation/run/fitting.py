@@ -1,0 +1,51 @@
+"""The stage of a task in which the patches of its methods are fitted, each once, by whichever process."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from erasers.concept import as_concepts
+from erasers.evaluation.run.stage import Advance, Stage
+from erasers.evaluation.run.states import Row, kept_patch
+
+
+class Fitting:
+    """The patches of a task on its way.
+
+    Args:
+        stage: With the rows.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def left(self) -> int:
+        """Patches of this process's share that are to be fitted."""
+        mine, _ = self.stage.share.split(self._jobs())
+        return sum(self.stage.scene(row, case) is None for row, case in mine)
+
+    def work(self, advance: Advance = lambda count: None) -> None:
+        """Fit this process's share of what the store has no patch of, then what others have not fitted yet."""
+        for row, case in (job for jobs in self.stage.share.split(self._jobs()) for job in jobs):
+            if self.stage.scene(row, case) is None:
+                self._fit(row, case)
+                advance(1)
+
+    def _jobs(self) -> list[tuple[Row, str]]:
+        return [(row, case) for row in self.stage.rows if row.eraser for case in self.stage.cases(row)]
+
+    def _fit(self, row: Row, case: str) -> None:
+        stage = self.stage
+        if row.eraser is None:
+            return
+        concepts, started = as_concepts(stage.task.concepts(case)), time.perf_counter()
+        if kept := kept_patch(stage.task.places(stage.task.patches), row.method, row.eraser, case, concepts):
+            kept.base_weights(stage.pipe)
+            stage.store.add_patch(stage.patch_key(row, case), kept, None)
+            return
+        more: dict[str, Any] = {"memory": stage.memory} if row.eraser.trains else {}
+        patch = row.eraser.fit(stage.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False, **more)
+        stage.store.add_patch(stage.patch_key(row, case), patch, round(time.perf_counter() - started, 4))
