@@ -32,21 +32,36 @@ if TYPE_CHECKING:
     from erasers.worlds.judge import JudgeNetwork
 
 Cases = Mapping[str, Mapping[str, Any]]
-"""Case -> what a result file has of it; its `samples` get their numbers here."""
+"""Case -> what a result file has of it."""
 Figures = dict[str, list[dict[str, Any]]]
 """Case or `ALL` -> figures of its sets of pictures."""
+_Where = tuple[str, str, int]
+"""Row, case and number of a sample."""
 
 _LEAST, _AT_ONCE = 4, 100
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A number of a sample: its name there, its key in the journal, and how it is measured."""
+    """A number of a sample: where that is, its name there, its key in the journal, and how it is measured."""
 
-    sample: dict[str, Any]
+    where: _Where
     name: str
     key: str
     measure: Callable[[], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Rows with what was measured in their pictures.
+
+    Args:
+        cases: Row -> cases, whose samples have their numbers.
+        figures: Row -> figures.
+    """
+
+    cases: Mapping[str, Cases]
+    figures: Mapping[str, Figures]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +118,8 @@ class Measures:
         lacking, sets = self._lacking(self._jobs(rows)), self._open_sets(self._sets(rows))
         return len(lacking) + sum(len(one.edited) for one in sets)
 
-    def add(self, rows: Mapping[str, Cases], advance: Callable[[int], None] = lambda count: None) -> dict[str, Figures]:
-        """Measure what is missing and write it into the samples.
+    def measure(self, rows: Mapping[str, Cases], advance: Callable[[int], None] = lambda count: None) -> Measured:
+        """Measure what is missing; the rows stay as they are, and copies of their samples get the numbers.
 
         A sample gets `drift` (distance from the unedited row's picture of the same prompt and seed; absent in that
         row), `gold` and `agrees` (distance from the reference row's picture, and whether the verdicts are the same;
@@ -113,29 +128,36 @@ class Measures:
         Args:
             rows: Name -> cases; the unedited row is among them.
             advance: Called with how many of `left` are done.
-
-        Returns:
-            Row -> figures.
         """
         jobs, sets = list(self._jobs(rows)), list(self._sets(rows))
         lacking = self._lacking(jobs)
         for start in range(0, len(lacking), _AT_ONCE):
-            some = lacking[start : start + _AT_ONCE]
-            self.journal.add([(job.key, job.measure()) for job in some])
-            advance(len(some))
+            batch = lacking[start : start + _AT_ONCE]
+            self.journal.add([(job.key, job.measure()) for job in batch])
+            advance(len(batch))
+        for pictures in self._open_sets(sets):
+            self.journal.add([(pictures.key, self._figures(pictures))])
+            advance(len(pictures.edited))
+        figures: dict[str, Figures] = {}
+        for row, name, pictures in sets:
+            figures.setdefault(row, {}).setdefault(name, []).extend(self.journal.get(pictures.key) or ())
+        return Measured(self._with_numbers(rows, jobs), figures)
+
+    def _with_numbers(self, rows: Mapping[str, Cases], jobs: Iterable[_Job]) -> dict[str, Cases]:
+        """The rows, copies of whose samples have what the journal knows of them."""
+        numbers: dict[_Where, dict[str, Any]] = {where: {} for where, _ in _samples(rows)}
         for job in jobs:
             if (value := self.journal.get(job.key)) is not None:
-                job.sample[job.name] = value
-        for sample, gold in _pairs(rows, REFERENCE):
+                numbers[job.where][job.name] = value
+        for where, sample, gold in _pairs(rows, REFERENCE):
             both = (sample["value"], gold["value"])
-            sample["agrees"] = None if None in both else both[0] == both[1]
-        for one in self._open_sets(sets):
-            self.journal.add([(one.key, self._figures(one))])
-            advance(len(one.edited))
-        found: dict[str, Figures] = {}
-        for row, name, one in sets:
-            found.setdefault(row, {}).setdefault(name, []).extend(self.journal.get(one.key) or ())
-        return found
+            numbers[where]["agrees"] = None if None in both else both[0] == both[1]
+
+        def copied(row: str, case: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+            samples = [sample | numbers[row, case, place] for place, sample in enumerate(facts["samples"])]
+            return {**facts, "samples": samples}
+
+        return {row: {case: copied(row, case, facts) for case, facts in cases.items()} for row, cases in rows.items()}
 
     def _lacking(self, jobs: Iterable[_Job]) -> list[_Job]:
         """What is not in the journal and can be measured; each number once."""
@@ -145,21 +167,20 @@ class Measures:
     def _jobs(self, rows: Mapping[str, Cases]) -> Iterator[_Job]:
         """The numbers of all samples."""
         for name, other in (("drift", UNEDITED), ("gold", REFERENCE)) if self._world else ():
-            for sample, before in _pairs(rows, other):
+            for where, sample, before in _pairs(rows, other):
                 pair = (before["image"], sample["image"])
                 key = key_of({"measure": "feature drift", "extractor": self._digests["judge"], "pictures": pair})
-                yield _Job(sample, name, key, partial(self._distance, *pair))
+                yield _Job(where, name, key, partial(self._distance, *pair))
         fits = (*KEPT_SPLITS, UTILITY) if isinstance(self._folder, Path) else ()
-        samples = (sample for row in rows.values() for facts in row.values() for sample in facts["samples"])
-        for sample in (sample for sample in samples if sample["split"] in fits):
+        for where, sample in ((where, sample) for where, sample in _samples(rows) if sample["split"] in fits):
             facts = {"measure": "clip score", "extractor": self._digests["clip"], "text": sample["text"]}
             key = key_of(facts | {"picture": sample["image"]})
-            yield _Job(sample, "clip", key, partial(self._fit, sample["image"], sample["text"]))
+            yield _Job(where, "clip", key, partial(self._fit, sample["image"], sample["text"]))
 
     def _open_sets(self, sets: Iterable[tuple[str, str, _Set]]) -> list[_Set]:
         """The sets whose figures are not in the journal and can be measured, each once."""
-        some = {one.key: one for _, _, one in sets if self.journal.get(one.key) is None}
-        return [one for one in some.values() if one.extractor != "clip" or self._clip]
+        unknown = {pictures.key: pictures for _, _, pictures in sets if self.journal.get(pictures.key) is None}
+        return [pictures for pictures in unknown.values() if pictures.extractor != "clip" or self._clip]
 
     def _sets(self, rows: Mapping[str, Cases]) -> Iterator[tuple[str, str, _Set]]:
         """Row, case or `ALL`, and set: the pictures of both kept splits together, for both have to stay as they are.
@@ -266,13 +287,21 @@ def _kept(cases: Cases, names: Sequence[str]) -> list[dict[str, Any]]:
     return [sample for case in names for sample in cases[case]["samples"] if sample["split"] in KEPT_SPLITS]
 
 
-def _pairs(rows: Mapping[str, Cases], other: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _samples(rows: Mapping[str, Cases]) -> Iterator[tuple[_Where, dict[str, Any]]]:
+    """All samples, each with where it is."""
+    for row, cases in rows.items():
+        for case, facts in cases.items():
+            for place, sample in enumerate(facts["samples"]):
+                yield (row, case, place), sample
+
+
+def _pairs(rows: Mapping[str, Cases], other: str) -> Iterator[tuple[_Where, dict[str, Any], dict[str, Any]]]:
     """The samples of all rows but one, each with that row's of the same case, split, prompt and seed if it has one."""
-    index = {(case, *_ask(one)): one for case, facts in rows.get(other, {}).items() for one in facts["samples"]}
-    for cases in (rows[name] for name in rows if name != other):
-        for case, sample in ((name, one) for name, facts in cases.items() for one in facts["samples"]):
-            if found := index.get((case, *_ask(sample))):
-                yield sample, found
+    index = {(case, *_ask(sample)): sample for (row, case, _), sample in _samples(rows) if row == other}
+    for where, sample in _samples({row: cases for row, cases in rows.items() if row != other}):
+        _, case, _ = where
+        if counterpart := index.get((case, *_ask(sample))):
+            yield where, sample, counterpart
 
 
 def _paired(cases: Cases, unedited: Cases, names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from erasers.evaluation.pictures.measures import Measures
+from erasers.evaluation.pictures.measures import Cases, Figures, Measures
 from erasers.evaluation.run.attacking import Attacking
 from erasers.evaluation.run.fitting import Fitting
 from erasers.evaluation.run.judging import Judging
@@ -54,9 +54,10 @@ class Run:
         """
         cases = self._finished()
         with progress(self.measures.left(cases)) as advance:
-            return self._write(cases, self.measures.add(cases, advance))
+            measured = self.measures.measure(cases, advance)
+        return self._write(measured.cases, measured.figures)
 
-    def _write(self, cases: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Path]:
+    def _write(self, cases: Mapping[str, Cases], figures: Mapping[str, Figures]) -> list[Path]:
         head, paths = self._head(), []
         plans, calibration = head["task"].get("attacks"), head["judge"].get("calibration")
         for row in (row for row in self.stage.all_rows if row.name in cases):

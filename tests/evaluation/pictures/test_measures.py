@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from erasers import worlds
 from erasers.evaluation.pictures import measures
 from erasers.evaluation.pictures.distances import cmmd, feature_drift, fid, kid, kid_rise
 from erasers.evaluation.pictures.features import JudgeFeatures, judge_layers
-from erasers.evaluation.pictures.measures import Measures
+from erasers.evaluation.pictures.measures import Measured, Measures
 from erasers.evaluation.store import Store, key_of
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.judge import load_judge
@@ -64,12 +65,12 @@ def row(store: Store, images: Sequence[Image.Image], values: Sequence[Any] = ())
     return {"star": {"samples": samples}}
 
 
-def measured(store: Store, rows: dict[str, Any], model: str = "shapes") -> Any:
-    return Measures(store, model, {"star": ["star"]}).add(rows)
+def measured(store: Store, rows: dict[str, Any], model: str = "shapes") -> Measured:
+    return Measures(store, model, {"star": ["star"]}).measure(rows)
 
 
-def of(rows: dict[str, Any], name: str, number: str) -> list[Any]:
-    return [sample.get(number) for sample in rows[name]["star"]["samples"]]
+def of(found: Measured, name: str, number: str) -> list[Any]:
+    return [sample.get(number) for sample in found.cases[name]["star"]["samples"]]
 
 
 BEFORE, AFTER, GOLD = pictures(12, 1), pictures(12, 2), pictures(12, 3)
@@ -81,15 +82,15 @@ def test_drift_and_gold_are_distances_of_pairs(tmp_path: Path) -> None:
     values = [True, False, None] * 4
     rows = {"unedited": row(store, BEFORE), "reference": row(store, GOLD, values), "uce": row(store, AFTER)}
     rows["same"] = row(store, BEFORE)
-    measured(store, rows)
+    found = measured(store, rows)
     layers = judge_layers(load_judge())
-    assert of(rows, "uce", "drift") == pytest.approx(feature_drift(BEFORE, AFTER, layers).tolist(), abs=1e-6)
-    assert of(rows, "uce", "gold") == pytest.approx(feature_drift(GOLD, AFTER, layers).tolist(), abs=1e-6)
-    assert of(rows, "same", "drift") == [0.0] * 12
-    assert of(rows, "uce", "agrees") == [True, False, None] * 4
+    assert of(found, "uce", "drift") == pytest.approx(feature_drift(BEFORE, AFTER, layers).tolist(), abs=1e-6)
+    assert of(found, "uce", "gold") == pytest.approx(feature_drift(GOLD, AFTER, layers).tolist(), abs=1e-6)
+    assert of(found, "same", "drift") == [0.0] * 12
+    assert of(found, "uce", "agrees") == [True, False, None] * 4
     for name, numbers in (("unedited", ("drift",)), ("reference", ("gold", "agrees"))):
-        assert not any(number in sample for number in numbers for sample in rows[name]["star"]["samples"])
-    assert of(rows, "unedited", "gold") == pytest.approx(feature_drift(GOLD, BEFORE, layers).tolist(), abs=1e-6)
+        assert not any(number in sample for number in numbers for sample in found.cases[name]["star"]["samples"])
+    assert of(found, "unedited", "gold") == pytest.approx(feature_drift(GOLD, BEFORE, layers).tolist(), abs=1e-6)
 
 
 @pytest.mark.usefixtures("no_clip")
@@ -106,9 +107,12 @@ def test_figures_are_those_of_the_kept_pictures_against_drawn_ones(tmp_path: Pat
         kid(mine, reference, extractor=name),
         kid_rise(mine, base, reference, extractor=name),
     ]
-    assert found["uce"] == {"star": [one.to_json() for one in expected], "all": [one.to_json() for one in expected]}
-    assert (found["unedited"]["all"][2]["value"], found["unedited"]["all"][2]["error"]) == (0.0, 0.0)
-    assert found["uce"]["all"][2]["value"] != 0
+    assert found.figures["uce"] == {
+        "star": [one.to_json() for one in expected],
+        "all": [one.to_json() for one in expected],
+    }
+    assert (found.figures["unedited"]["all"][2]["value"], found.figures["unedited"]["all"][2]["error"]) == (0.0, 0.0)
+    assert found.figures["uce"]["all"][2]["value"] != 0
 
 
 @pytest.mark.usefixtures("clip")
@@ -116,10 +120,10 @@ def test_clip_scores_kept_pictures_with_their_prompts(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rows = {"unedited": row(store, BEFORE), "uce": row(store, AFTER)}
     found = measured(store, rows)
-    assert of(rows, "uce", "clip") == [None] * 4 + [len(ask.text) / 100 for ask in ASKS[KEPT]]
+    assert of(found, "uce", "clip") == [None] * 4 + [len(ask.text) / 100 for ask in ASKS[KEPT]]
     drawn = worlds.get("shapes").draw([(ask.text, ask.wants) for ask in ASKS[KEPT]], ["star"])
     expected = cmmd(Clip()(AFTER[KEPT]), Clip()(drawn), extractor="colours")
-    assert found["uce"]["all"][3] == expected.to_json()
+    assert found.figures["uce"]["all"][3] == expected.to_json()
 
 
 def test_what_cannot_be_measured_is_absent_and_said(
@@ -128,13 +132,13 @@ def test_what_cannot_be_measured_is_absent_and_said(
     store = Store(tmp_path)
     rows = {"unedited": row(store, BEFORE), "uce": row(store, AFTER)}
     found = measured(store, rows)
-    assert not any("clip" in sample for sample in rows["uce"]["star"]["samples"])
-    assert [one["metric"].split(" (")[0] for one in found["uce"]["all"]] == ["fid", "kid", "kid rise"]
+    assert not any("clip" in sample for sample in found.cases["uce"]["star"]["samples"])
+    assert [one["metric"].split(" (")[0] for one in found.figures["uce"]["all"]] == ["fid", "kid", "kid rise"]
     monkeypatch.setattr(measures, "find_spec", lambda name: None)
     assert "extra [clip]" in Measures(store, "shapes", {}).lacking[0]
     other = {"unedited": row(store, BEFORE), "uce": row(store, AFTER)}
-    assert measured(store, other, "some/model") == {}
-    assert other["uce"] == row(store, AFTER)
+    nothing = measured(store, other, "some/model")
+    assert (nothing.cases, nothing.figures) == (other, {})
     assert "only pictures of shapes" in Measures(store, "some/model", {}).lacking[0]
 
 
@@ -144,8 +148,9 @@ def test_too_few_pictures_have_no_figures(tmp_path: Path) -> None:
     rows = {"unedited": row(store, BEFORE), "uce": row(store, AFTER)}
     for cases in rows.values():
         cases["star"]["samples"] = cases["star"]["samples"][:7]
-    assert measured(store, rows) == {}
-    assert of(rows, "uce", "drift")[6] > 0
+    found = measured(store, rows)
+    assert found.figures == {}
+    assert of(found, "uce", "drift")[6] > 0
 
 
 def test_every_number_is_measured_once(tmp_path: Path, clip: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +159,9 @@ def test_every_number_is_measured_once(tmp_path: Path, clip: None, monkeypatch: 
     first, done = Measures(store, "shapes", {"star": ["star"]}), []
     # Drifts of two rows, scores of two sets of kept pictures, and twice two sets of figures.
     assert first.left(rows) == 2 * 12 + 2 * 8 + 4 * 8
-    found = first.add(rows, done.append)
+    before = deepcopy(rows)
+    found = first.measure(rows, done.append)
+    assert rows == before
     assert sum(done) == 2 * 12 + 2 * 8 + 4 * 8
 
     def refuse(*arguments: Any) -> Any:
@@ -165,8 +172,8 @@ def test_every_number_is_measured_once(tmp_path: Path, clip: None, monkeypatch: 
     again = {"unedited": row(store, BEFORE), "uce": row(store, AFTER), "same": row(store, BEFORE)}
     later = Measures(store, "shapes", {"star": ["star"]})
     assert later.left(again) == 0
-    assert later.add(again) == found
-    assert again == rows
+    repeated = later.measure(again)
+    assert (repeated.cases, repeated.figures) == (found.cases, found.figures)
 
 
 def test_references_show_what_is_asked_and_never_what_was_erased() -> None:
