@@ -22,10 +22,9 @@ from erasers.diffusion.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_fo
 from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import tokenise
 from erasers.files.hashing import tensor_hashes
-from erasers.files.tensors import FORMAT
 from erasers.models.components import component, find_parameter
 from erasers.patch import Patch
-from erasers.version import library_version
+from erasers.patch.build import patch_meta
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -194,16 +193,6 @@ def low_rank_patch(attack: Relearning, pipe: Any, factors: Mapping[str, Factors]
         for name, pair in factors.items()
         for part, value in zip("AB", pair, strict=True)
     }
-    meta = {
-        "format": FORMAT,
-        "library": library_version(),
-        "method": attack.name,
-        "config": attack.config(),
-        "concepts": [],
-        "groups": {},
-        "base": tensor_hashes(
-            {name: parameter.data for name, parameter in live.items()}, owner=component(pipe, "unet")
-        ),
-        "base_dtype": str(next(iter(live.values())).dtype).removeprefix("torch."),
-    }
-    return Patch(tensors, meta)
+    base = tensor_hashes({name: parameter.data for name, parameter in live.items()}, owner=component(pipe, "unet"))
+    dtype = next(iter(live.values())).dtype
+    return Patch(tensors, patch_meta(attack.name, attack.config(), [], base, dtype))

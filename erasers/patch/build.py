@@ -1,4 +1,4 @@
-"""What a method needs to write its patch: the edit in its smallest form, with metadata that says where it belongs."""
+"""What a method needs to write its patch: metadata that says where it belongs, and a transform in its smallest form."""
 
 from __future__ import annotations
 
@@ -44,19 +44,56 @@ def transform_patch(
     tensors: dict[str, torch.Tensor] = {}
     for group, a, b in edits:
         tensors |= {f"transform/{group.name}/{part}": tensor for part, tensor in _smallest(group, a, b).items()}
-    ports = [port for group, _, _ in edits for port in group.ports]
+    weights = {port.parameter: port.module.weight for group, _, _ in edits for port in group.ports}
+    meta = patch_meta(
+        method,
+        config,
+        concepts,
+        {name: hashes[name] for name in weights},
+        edits[0][0].ports[0].module.weight.dtype,
+        groups={group.name: [port.name for port in group.ports] for group, _, _ in edits},
+        weights=weights,
+        readers=readers,
+    )
+    return Patch(tensors, meta)
+
+
+def patch_meta(
+    method: str,
+    config: Mapping[str, Any],
+    concepts: Sequence[Concept],
+    base: Mapping[str, str],
+    dtype: torch.dtype,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    readers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a patch.
+
+    Args:
+        method: Name of what made it.
+        config: Its hyper-parameters.
+        concepts: What was erased.
+        base: Fingerprint of each weight that it was fitted on, by parameter name.
+        dtype: Theirs.
+        groups: Names of the ports of each `transform/` by its group.
+        weights: Those weights, for the sketches by which they are known in bfloat16; None: they are known exactly.
+        readers: What read the text, as `text_readers` gives it; None where that does not matter.
+    """
     meta = {
         "format": FORMAT,
         "library": library_version(),
         "method": method,
         "config": dict(config),
         "concepts": [concept_meta(concept) for concept in concepts],
-        "groups": {group.name: [port.name for port in group.ports] for group, _, _ in edits},
-        "base": {port.parameter: hashes[port.parameter] for port in ports},
-        "sketches": sketches({port.parameter: port.module.weight for port in ports}),
-        "base_dtype": str(ports[0].module.weight.dtype).removeprefix("torch."),
+        "groups": {name: list(ports) for name, ports in (groups or {}).items()},
+        "base": dict(base),
+        "base_dtype": str(dtype).removeprefix("torch."),
     }
-    return Patch(tensors, meta if readers is None else meta | {"readers": dict(readers)})
+    if weights is not None:
+        meta["sketches"] = sketches(weights)
+    return meta if readers is None else meta | {"readers": dict(readers)}
 
 
 def _smallest(group: Group, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:

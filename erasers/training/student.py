@@ -13,14 +13,11 @@ from erasers.concept import Concept
 from erasers.diffusion.gradients import LossScale, unmixed
 from erasers.diffusion.needs import Summands
 from erasers.files.hashing import tensor_hashes
-from erasers.files.tensors import FORMAT
 from erasers.models.components import below_adapters, component, find_parameter, submodule
 from erasers.models.readers import text_readers
 from erasers.patch import Patch
-from erasers.patch.build import concept_meta
-from erasers.patch.sketch import sketches
+from erasers.patch.build import patch_meta
 from erasers.processes import anywhere
-from erasers.version import library_version
 
 if TYPE_CHECKING:
     from erasers.eraser import Eraser
@@ -116,18 +113,9 @@ class Student:
         if not tensors:
             raise ValueError("expected training to change the weights, got none that moved; raise lr or iterations")
         base = self._hashes(edited)
-        meta = {
-            "format": FORMAT,
-            "library": library_version(),
-            "method": eraser.name,
-            "config": eraser.config(),
-            "concepts": [concept_meta(concept) for concept in concepts],
-            "groups": {},
-            "base": base,
-            "readers": text_readers(self._pipe),
-            "sketches": sketches({name: self._base(name).data for name in base}),
-            "base_dtype": str(self._base(edited[0]).dtype).removeprefix("torch."),
-        }
+        weights = {name: self._base(name).data for name in base}
+        dtype, readers = weights[edited[0]].dtype, text_readers(self._pipe)
+        meta = patch_meta(eraser.name, eraser.config(), concepts, base, dtype, weights=weights, readers=readers)
         return Patch(tensors, meta)
 
     def fingerprints(self) -> dict[str, str]:

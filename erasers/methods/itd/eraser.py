@@ -18,20 +18,17 @@ from erasers.diffusion.latent_bank import Way
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.reading import at_home
-from erasers.files.tensors import FORMAT
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
 from erasers.models.components import find_parameter
 from erasers.models.readers import text_readers
 from erasers.patch import Patch
-from erasers.patch.build import concept_meta
+from erasers.patch.build import patch_meta
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
-from erasers.patch.sketch import sketches
 from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
 from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks
 from erasers.text.contexts import Templates, contexts, kept_prompts
 from erasers.training.loop import bar
-from erasers.version import library_version
 
 _PROMPTS_A_BATCH = 32
 # The same prompt in another batch differs in its last bits.
@@ -141,20 +138,10 @@ class ItD(Eraser):
             tensors |= {f"hook/{block.target}/{kind}/{part}": tensor for part, tensor in parts.items()}
             base |= block.fingerprints()
             digests[block.target] = digest
-        meta = {
-            "format": FORMAT,
-            "library": library_version(),
-            "method": self.name,
-            "config": self.config(),
-            "concepts": [concept_meta(concept) for concept in concepts],
-            "groups": {},
-            "base": base,
-            "readers": text_readers(pipe),
-            "sketches": sketches({name: find_parameter(pipe, name, linear=False, edit=False) for name in base}),
-            "base_dtype": str(pipe.text_encoder.dtype).removeprefix("torch."),
-            "sae": digests,
-        }
-        return Patch(tensors, meta)
+        weights = {name: find_parameter(pipe, name, linear=False, edit=False) for name in base}
+        dtype, readers = pipe.text_encoder.dtype, text_readers(pipe)
+        meta = patch_meta(self.name, self.config(), concepts, base, dtype, weights=weights, readers=readers)
+        return Patch(tensors, meta | {"sae": digests})
 
     def parts(self, block: Block, sae: SAE, concepts: Sequence[Concept]) -> dict[str, torch.Tensor]:
         """The parts of the hook of one block."""
