@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from erasers.asks import Ask
 from erasers.concept import Concept
 from erasers.worlds.shapes.drawn import UNRECORDED
+from erasers.worlds.shapes.paths import CLIP_DIR, HOME, JUDGE_FILE, MODEL_DIR, SAE_DIR
 from erasers.worlds.shapes.prompts import PRESERVED, clip_texts, concept_for, kind_of, split_prompts
 from erasers.worlds.shapes.world import KINDS, SYNONYMS, VOCABULARY
 from erasers.worlds.world import Clip, World
@@ -18,17 +19,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from erasers.worlds.judge import JudgeNetwork
-
-_HERE = Path(__file__).parent
-
-MODEL_DIR = _HERE / "model"
-"""The embedded model, a plain diffusers folder."""
-
-CLIP_DIR = _HERE / "clip"
-"""A small open_clip model of the same world: `open_clip.create_model_and_transforms(f"local-dir:{CLIP_DIR}")`."""
-
-JUDGE_FILE = _HERE / "judge.safetensors"
-"""Weights of the judge."""
 
 
 class Shapes(World):
@@ -42,9 +32,9 @@ class Shapes(World):
     judge_file = JUDGE_FILE
     vocabulary = VOCABULARY
     words = tuple(text for names in KINDS.values() for name in names for text in (name, *SYNONYMS.get(name, ())))
-    sae = _HERE / "sae"
+    sae = SAE_DIR
     denoiser_block = "up_blocks.0.attentions.1"
-    root = _HERE.parents[2]
+    root = HOME.parents[2]
     unrecorded = UNRECORDED
 
     def concept(self, word: str) -> Concept:

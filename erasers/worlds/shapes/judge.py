@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erasers.worlds.judge import JudgeNetwork
-from erasers.worlds.shapes import JUDGE_FILE
+from erasers.worlds.shapes.paths import JUDGE_FILE
 from erasers.worlds.shapes.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 NONE = "none"
