@@ -46,7 +46,9 @@ def find(model: str | Path) -> World | None:
 
 @cache
 def _places() -> dict[str, str]:
-    return {entry.name: entry.value for entry in entry_points(group=GROUP)} | _TABLE
+    """Name -> class; a name of the package stays what it is."""
+    registered = {entry.name: entry.value for entry in entry_points(group=GROUP)}
+    return _TABLE | registered | _TABLE
 
 
 @cache
