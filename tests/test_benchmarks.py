@@ -63,6 +63,7 @@ def content(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in FILES]
 
 
+@pytest.mark.full
 def test_the_committed_leaderboard_is_that_of_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     folder = REPOSITORY / "benchmarks"
     assert LEADERBOARD.main(["--check"]) == 0, capsys.readouterr().out

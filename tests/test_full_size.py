@@ -37,6 +37,7 @@ def test_every_method_is_there_at_every_size(script: ModuleType) -> None:
     assert PAGE.startswith(script._HEAD)
 
 
+@pytest.mark.full
 def test_rows_are_what_is_counted_now(script: ModuleType) -> None:
     runs = json.loads(script.RUNS.read_text(encoding="utf-8"))
     pipe, found = script.make_pipe("sd14"), rows("Stable Diffusion 1.4")

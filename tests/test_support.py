@@ -15,6 +15,7 @@ from support.families.all import FAMILIES
 from support.families.base import draw
 from support.families.patches import stock_load
 from support.families.variants import VARIANTS, classes
+from support.selection import diagonal
 from support.tables import DOCS, FORMS, render
 from support.tiny import same, weights
 
@@ -76,8 +77,7 @@ def test_every_method_has_options():
     assert set(list_erasers()) == {*QUICK, *trained, "realera", "itd"}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize(("family", "method", "form"), diagonal(FAMILIES, QUICK, FORMS))
 def test_form(family, pipe, method, form, tmp_path, note):
     patch = get_eraser(method, **QUICK[method], max_sequence_length=length(family), cache=False).fit(pipe, STAR)
     before, plain = weights(pipe), picture(pipe, family)

@@ -115,6 +115,7 @@ def test_other_pipelines_are_refused(pipes: Any) -> None:
         prepared(CCE(), pipes("sdxl"))
 
 
+@pytest.mark.full
 def test_it_recovers_what_uce_erased_and_random_prefixes_do_not() -> None:
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)

@@ -100,6 +100,7 @@ def test_the_same_words_are_drawn_once(pipe: Any) -> None:
     assert attacked(attack, pipe, ready, Says(False)).spent.images == 2
 
 
+@pytest.mark.full
 def test_it_comes_nearer_to_the_teacher_than_random_prefixes_and_texts_do() -> None:
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)

@@ -87,6 +87,7 @@ def world() -> Any:
     return pipe, patch, Prompt("a blue arrow on a grey background in the style of zorblat", {"style": "zorblat"}, 3)
 
 
+@pytest.mark.full
 def test_it_denoises_better_than_random_prefixes_do(world: Any) -> None:
     pipe, patch, ask = world
     attack = get_attack("unlearn_diff_atk", timesteps=1, steps=40)
@@ -106,6 +107,7 @@ def test_it_denoises_better_than_random_prefixes_do(world: Any) -> None:
         assert value(found.text) < min(randoms) < start
 
 
+@pytest.mark.full
 def test_it_recovers_what_uce_erased_and_random_prefixes_do_not(world: Any) -> None:
     pipe, patch, ask = world
     attack = get_attack("unlearn_diff_atk", timesteps=4, steps=20)

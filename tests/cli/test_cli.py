@@ -162,10 +162,15 @@ def test_different_concepts_never_share_a_default_file() -> None:
             ("export", "PATCH", "--model", "shapes", "--form", "delta", "--out", "delta"),
             ["delta/delta_weights.safetensors"],
         ),
-        (("explain", "--concept", "star", "--model", "shapes", "--out", "map.png"), ["map.png"]),
-        (
+        pytest.param(
+            ("explain", "--concept", "star", "--model", "shapes", "--out", "map.png"),
+            ["map.png"],
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
             ("sae", "train", "--model", "shapes", "--steps", "60", "--features", "32", "--out", "s.st"),
             ["s.st", "s.json", "s.png"],
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -185,19 +190,7 @@ def test_nothing_is_overwritten_without_a_word(
 
 
 def test_apply_writes_a_folder_that_plain_diffusers_loads(star_patch: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "erasers.cli",
-        "apply",
-        str(star_patch),
-        "--model",
-        "shapes",
-        "--save",
-        "erased",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert cli.run(["apply", str(star_patch), "--model", "shapes", "--save", "erased"]) == 0
     code = (
         "import sys, torch; from diffusers import StableDiffusionPipeline\n"
         "pipe = StableDiffusionPipeline.from_pretrained('erased')\n"

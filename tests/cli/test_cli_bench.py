@@ -91,6 +91,7 @@ def kill_at(processes: list[subprocess.Popen[bytes]], out: Path, pictures: int, 
     return drawn(out)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
 def test_killed_and_resumed_with_other_numbers_of_processes(task: Path, finished: Path, tmp_path: Path) -> None:
     # What fitting took is never the same twice, and belongs to whoever fitted first.
@@ -111,6 +112,7 @@ def test_killed_and_resumed_with_other_numbers_of_processes(task: Path, finished
     assert shown == files(finished, "images")
 
 
+@pytest.mark.full
 def test_processes_of_the_command_itself_change_nothing(
     task: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from diffusers import LCMScheduler
 from PIL import Image
 from support.families.motion import build_animatediff
 from support.families.variants import adapter, with_class
+from support.selection import only
 from support.tiny import make_unet
 
 from erasers import Patch
@@ -74,7 +75,7 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", only(CASES, "StableDiffusionInpaintPipeline"))
 def test_a_report_apply_and_pictures(name, model, capsys):
     folder, pictures = model(name), CASES[name]
     assert run(*REPORT, "--model", folder, *pictures) == 0
@@ -94,7 +95,7 @@ def test_a_report_apply_and_pictures(name, model, capsys):
         assert both.width > erased.width / 2
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", only(CASES, "StableDiffusionAdapterPipeline", "StableDiffusionInpaintPipeline"))
 def test_what_is_missing_is_said_before_any_work(name, model, capsys):
     folder = model(name)
     for command in ((*REPORT, "--model", folder), ("generate", "a star", "--model", folder)):

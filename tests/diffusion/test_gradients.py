@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.attacking import candidates, prepared
+from support.selection import diagonal
 
 from erasers.attacks import get_attack, list_attacks
 from erasers.diffusion.gradients import LossScale, frozen
@@ -45,8 +46,7 @@ def test_every_attack_by_gradients_is_here():
     assert sorted(ATTACKS) == sorted({*with_gradients, "mma"})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(("name", "dtype"), diagonal(ATTACKS, [torch.bfloat16, torch.float16]))
 def test_the_second_step_sees_the_first(pipe, name, dtype, monkeypatch):
     pipe.to(dtype)
     first, second = slopes(pipe, name, monkeypatch)

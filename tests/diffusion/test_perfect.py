@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.attacking import ASKS
 from support.attacking import draw as draw_pictures
+from support.selection import only
 from support.trained import METHODS, STAR
 
 from erasers import get_eraser
@@ -62,7 +63,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", only(METHODS, "doco", "esd", "few_shot"))
 def test_methods(perfect, losses, name, monkeypatch):
     # Nothing tells prompts from anchors.
     monkeypatch.setattr(Fight, "_shift", lambda self: 1.0)

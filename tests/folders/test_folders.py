@@ -29,6 +29,7 @@ from support.hooked import (
     weight_patch,
     weights_of,
 )
+from support.selection import only
 
 from erasers import ErasedPipeline, ModelNotFound, Patch, PatchError, load_pipeline
 from erasers.cli import app as cli
@@ -52,7 +53,7 @@ def _modules_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
-@pytest.mark.parametrize("family", OPTIONS)
+@pytest.mark.parametrize("family", only(OPTIONS, "sd1"))
 def test_edits_of_weights_are_baked_beside_hooks(family: str, build: Callable[[str], Any], tmp_path: Path) -> None:
     pipe = build(family)
     plain = picture(pipe, family)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.selection import diagonal, only
 from support.tiny import weights
 from torch.nn import functional
 
@@ -76,8 +77,7 @@ def objective(duel: Duel, tokens: torch.Tensor) -> float:
     return float(functional.mse_loss(guess, bank.conditional).detach())
 
 
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("placement", ["prefix", "suffix", "replace"])
+@pytest.mark.parametrize(("placement", "fast"), diagonal(["prefix", "suffix", "replace"], [False, True]))
 def test_the_attack_comes_closer_to_the_frozen_model_than_it_began(pipe, fast, placement):
     options = {"attack_steps": 20, "attack_init": "latest", "fast": fast, "placement": placement, "tokens": 2}
     with prepared(pipe, **options) as (found, duel), found.student.placed():
@@ -262,7 +262,7 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", only([1, 4], 4))
 def test_a_killed_training_goes_on_from_the_latest_attack(pipe, tmp_path, monkeypatch, after):
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     eraser = get_eraser("adv_unlearn", **QUICK | {"attack_init": "latest", "warm_up": 0, "templates": ("{}", "a {}")})

@@ -144,6 +144,7 @@ def test_measures_that_say_no_shares_are_refused(pipe):
         eraser.fit(pipe, STAR, measure=scripted((0.9, 0.1), *[(1.0, 0.0)] * 9))
 
 
+@pytest.mark.full
 def test_colours_of_stars_come_near_the_shares_asked_for():
     pipe = load_pipeline("shapes")
     measure = judged(get_judge("oracle/shapes"), "colour")

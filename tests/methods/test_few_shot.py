@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support.selection import only
 from support.tiny import weights
 
 from erasers import Concept, get_eraser, load_pipeline
@@ -131,7 +132,7 @@ def test_every_concept_is_drawn_with_its_own_prompts():
     assert len(draw(shots, 9, torch.Generator())[0]) == 4
 
 
-@pytest.mark.parametrize("most", [0.2, 0.4])
+@pytest.mark.parametrize("most", only([0.2, 0.4], 0.2))
 def test_kept_prompts_drift_no_further_than_allowed(pipe, most):
     long = {"lr": 5e-4, "iterations": 30}
     free = few_shot(**long, max_drift=None).fit(pipe, STAR, progress=False)
@@ -208,6 +209,7 @@ def test_bad_options_raise(option, value):
         few_shot(**{option: value})
 
 
+@pytest.mark.full
 def test_without_a_bound_the_embedded_model_is_destroyed_and_with_one_only_the_concept_goes():
     pipe, concept = load_pipeline("shapes"), concept_for("heart")
     pipe.set_progress_bar_config(disable=True)

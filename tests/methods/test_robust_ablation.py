@@ -41,6 +41,7 @@ def maker(pipe: Any, noises: int = 4) -> Maker:
     return Maker(pipe, conditions(pipe, [""]), Way(2, 2.0), noises, seeded(9), lambda count: None)
 
 
+@pytest.mark.full
 def test_the_prompt_is_drawn_as_its_anchor_and_kept_prompts_as_before(pipe):
     star, circle, moon = (conditions(pipe, [text]) for text in ("a star", "a circle", "a moon"))
     bad, good = maker(pipe).make(star, circle, 4), maker(pipe).make(moon, moon, 4)
@@ -103,6 +104,7 @@ def test_what_attacks_learns_and_forgets(pipe):
     assert same(before, weights(pipe))
 
 
+@pytest.mark.full
 def test_every_ingredient_changes_the_patch(pipe):
     options = [{}, {"attack_scale": 0.0}, {"relearn_scale": 0.0}, {"tokens": (3,)}, {"train": "attention"}]
     patches = [

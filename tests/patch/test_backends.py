@@ -18,6 +18,7 @@ from diffusers.models import attention_processor
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
 from support.families.all import FAMILIES
 from support.families.base import draw
+from support.selection import diagonal
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erasers import Concept, Patch, get_eraser
@@ -175,8 +176,7 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "pixart"])
+@pytest.mark.parametrize(("family", "name"), diagonal(["sd1", "sd2", "sdxl", "pixart"], PROCESSORS))
 def test_processors(studios, monkeypatch, family, name):
     """In every form of the patch: edited weights, and hooks in front of layers."""
     studio = studios(family)

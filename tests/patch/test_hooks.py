@@ -12,6 +12,7 @@ import torch
 from support.families.all import FAMILIES
 from support.families.base import draw as draw_family
 from support.families.patches import META, hand_patch, transform_patch
+from support.selection import diagonal, only
 from support.tiny import draw, same, weights
 
 from erasers import Patch, PatchError
@@ -77,8 +78,7 @@ def test_rows_keep_their_dtype_and_are_computed_in_single_precision():
 # The same edit as weights and as hooks
 
 
-@pytest.mark.parametrize("rank", [2, 0])
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize(("family", "rank"), diagonal(["sd1", "sd2", "sdxl"], [2, 0]))
 def test_hooks_do_what_baked_weights_do(pipes, family, rank):
     pipe = pipes(family)
     patch = transform_patch(pipe, rank)
@@ -178,7 +178,15 @@ def three_patches(pipe: Any) -> list[tuple[Patch, float]]:
     return found
 
 
-@pytest.mark.parametrize("kinds", list(itertools.product(["weights", "hooks"], repeat=3)), ids=" ".join)
+@pytest.mark.parametrize(
+    "kinds",
+    only(
+        itertools.product(["weights", "hooks"], repeat=3),
+        ("hooks", "weights", "hooks"),
+        ("weights", "hooks", "weights"),
+    ),
+    ids=" ".join,
+)
 def test_stacked_hooks_and_weights_act_in_the_order_of_application(pipe, kinds):
     plain, before = draw(pipe), weights(pipe)
     stacked = three_patches(pipe)

@@ -15,6 +15,7 @@ import torch._dynamo
 from support.families.all import FAMILIES
 from support.families.base import draw as draw_family
 from support.families.patches import hand_patch, layers, stock_load, transform_patch
+from support.selection import only, rows
 from support.tiny import draw, make_unet
 from test_hooks import LAYER, D, difference, family_patch, on_layer, on_unet
 
@@ -326,8 +327,17 @@ close = partial(torch.testing.assert_close, rtol=0, atol=2e-5)
 
 @pytest.mark.parametrize(
     ("compiler", "compiled_with"),
-    [(AOT, "nothing"), (in_place, "nothing"), (blocks, "nothing"), (forward, "nothing")]
-    + [(whole, "hooks"), (blocks, "hooks")],
+    rows(
+        [
+            (AOT, "nothing"),
+            (in_place, "nothing"),
+            (blocks, "nothing"),
+            (forward, "nothing"),
+            (whole, "hooks"),
+            (blocks, "hooks"),
+        ],
+        default=lambda compiler, _: compiler is blocks,
+    ),
 )
 def test_compiled_models_show_what_is_applied_and_removed(small, compiler, compiled_with):
     pipe = small()
@@ -359,7 +369,7 @@ def test_compiled_models_show_what_is_applied_and_removed(small, compiler, compi
     close(draw(pipe), partly)
 
 
-@pytest.mark.parametrize("compiler", [whole, blocks])
+@pytest.mark.parametrize("compiler", only([whole, blocks], blocks))
 def test_code_compiled_for_one_model_does_not_run_for_another_with_hooks(small, compiler):
     bare, hooked = small(), small()
     patch, plain = on_layer(hooked), draw(bare)
@@ -373,6 +383,7 @@ def test_code_compiled_for_one_model_does_not_run_for_another_with_hooks(small, 
     close(draw(bare), plain)
 
 
+@pytest.mark.full
 def test_a_model_that_another_pipeline_has_compiled(small):
     from diffusers import StableDiffusionPipeline
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support import TESTS
 from support.tiny import make_pipe
@@ -82,6 +83,7 @@ def both(command: list[str], **options: Any) -> list[str]:
     return said
 
 
+@pytest.mark.full
 def test_two_processes_end_with_one_patch(tmp_path):
     said = both([sys.executable, "-W", "ignore", "-c", _ONE, str(TESTS), str(tmp_path)])
     first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
@@ -98,6 +100,7 @@ def test_two_processes_end_with_one_patch(tmp_path):
     assert "esd" not in said[1]
 
 
+@pytest.mark.full
 def test_from_the_command(tmp_path):
     arguments = [
         "--concept",
@@ -157,6 +160,7 @@ state.destroy_process_group()
 """
 
 
+@pytest.mark.full
 def test_every_process_draws_pictures_of_its_own(tmp_path):
     both([sys.executable, "-W", "ignore", "-c", _PICTURES, str(TESTS), str(tmp_path)])
     first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2))
@@ -209,6 +213,7 @@ def resumed(folder: Path, iterations: int) -> list[str]:
     return [(folder / f"{number}.txt").read_text() for number in range(2)]
 
 
+@pytest.mark.full
 def test_all_processes_go_on_from_one_step(tmp_path):
     assert resumed(tmp_path, 1) == ["stopped at 1"] * 2
     old = (tmp_path / "half.1-of-2").read_bytes()

@@ -241,6 +241,7 @@ def test_gradient_checkpointing_changes_nothing_and_is_switched_off_again(pipe):
         torch.testing.assert_close(tensor, patches[1].tensors[name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at weights that stand in for parameters
 def test_compiled_models_train_to_the_same_patch(pipes):
     pipe, compiled = pipes("sd1"), pipes("sd1")

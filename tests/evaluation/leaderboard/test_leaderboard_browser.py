@@ -11,7 +11,7 @@ from support.made_results import PILLARS, write_results
 
 from erasers.evaluation.leaderboard.leaderboard import write_leaderboard
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.full, needs_browser]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from support.reports import FACTS, made_card, made_cards, made_summary
 
 from erasers.evaluation.report.page import report_page
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.full, needs_browser]
 
 BOX = "const box = document.querySelector('.pair').getBoundingClientRect(); "
 AT = "return document.querySelector('.pair').style.getPropertyValue('--at')"

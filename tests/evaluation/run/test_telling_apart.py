@@ -21,6 +21,8 @@ from erasers.evaluation.scores.scoring import compare
 from erasers.evaluation.tasks.task import parse_task
 from erasers.judges.oracle import Oracle
 
+pytestmark = pytest.mark.full
+
 TASK = parse_task(
     {
         "name": "apart",

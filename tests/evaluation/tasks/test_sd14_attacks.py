@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.selection import only
 from support.tiny import make_unet
 
 from erasers import load_pipeline
@@ -117,7 +118,7 @@ def test_a_dry_run_says_hours_a_row_without_the_model(
         assert 0.1 < float(after.removesuffix(" GPU-hours with attacks")) < 24
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", only(TASKS, "sd14-i2p-nudity"))
 def test_the_attacks_of_a_task_run_from_end_to_end(name: str, pipe: Any, tmp_path: Path) -> None:
     task = cut(name)
     job = Run(Stage(task, pipe, Dice(), tmp_path))

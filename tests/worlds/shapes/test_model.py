@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from support import REPOSITORY
+from support.selection import only, rows
 
 from erasers import get_eraser
 from erasers.evaluation.drawing import generate
@@ -44,7 +45,10 @@ def test_the_package_data_stay_small() -> None:
     assert sum(sizes) <= 40 * MIB
 
 
-@pytest.mark.parametrize(("word", "anchor"), [("star", "circle"), ("red", "green"), ("zorblat", "")])
+@pytest.mark.parametrize(
+    ("word", "anchor"),
+    rows([("star", "circle"), ("red", "green"), ("zorblat", "")], default=lambda word, _: word == "star"),
+)
 def test_rece_erases_and_keeps(shapes: Any, word: str, anchor: str) -> None:
     concept, splits = concept_for(word), split_prompts(word, 12)
     assert concept.anchor == anchor
@@ -58,7 +62,7 @@ def test_rece_erases_and_keeps(shapes: Any, word: str, anchor: str) -> None:
     assert patch.nbytes <= 8192
 
 
-@pytest.mark.parametrize("word", ["star", "zorblat"])
+@pytest.mark.parametrize("word", only(["star", "zorblat"], "star"))
 def test_a_reference_never_saw_its_concept(shapes: Any, word: str) -> None:
     reference = UNet2DConditionModel.from_pretrained(REPOSITORY / "benchmarks" / "reference" / f"unet-without-{word}")
     pipe = StableDiffusionPipeline(**{**shapes.components, "unet": reference}, requires_safety_checker=False)

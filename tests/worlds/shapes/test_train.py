@@ -64,6 +64,7 @@ def shorten(module: object, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, Recipe(steps=2, lr=old.lr, warmup=1, ema=old.ema, log_every=1))
 
 
+@pytest.mark.full
 def test_every_stage_runs_and_the_result_is_a_plain_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline
 
