@@ -25,6 +25,8 @@ def test_a_diagonal_has_every_value_of_every_axis_and_the_rest_is_full():
 
 def test_chosen_values_run_by_default():
     assert by_default(only(["a", "b", "c"], "b")) == [("b",)]
+    with pytest.raises(ValueError, match="expected chosen values among"):
+        only(["a", "b"], "a", "d")
     with pytest.raises(ValueError, match="expected a default case"):
-        only(["a", "b"], "d")
+        cases(["a", "b"], default=lambda letter: letter == "d")
     assert by_default(cases("ab", [1, 2], default=lambda letter, number: number == 2)) == [("a", 2), ("b", 2)]

@@ -35,4 +35,8 @@ def diagonal(*axes: Iterable[Any]) -> list[Any]:
 
 def only(axis: Iterable[Any], *chosen: Any) -> list[Any]:
     """The values of an axis, of which the chosen ones run by default."""
-    return cases(axis, default=lambda value: value in chosen)
+    values = list(axis)
+    missing = [value for value in chosen if value not in values]
+    if missing:
+        raise ValueError(f"expected chosen values among {values}, got {missing}")
+    return cases(values, default=lambda value: value in chosen)
