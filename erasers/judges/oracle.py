@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from erasers import worlds
+from erasers.files.hashing import file_sha256
 from erasers.judges import Fingerprint, Takes, Verdict, of_worlds
 from erasers.judges.base import PictureJudge, pick_profile
-from erasers.judges.weights import file_hash
 
 
 class Oracle(PictureJudge):
@@ -37,7 +37,7 @@ class Oracle(PictureJudge):
         self._device = device
         self.takes, self.sees = Takes(self._network.size), self._network.answers
         self.fingerprint = Fingerprint(
-            files={weights.name: file_hash(weights)},
+            files={weights.name: file_sha256(weights)},
             classes={name: list(answers) for name, answers in self.sees.items()},
             threshold=None,
             rule="every wanted value is the most likely answer of its property",

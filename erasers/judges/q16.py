@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erasers.files.hashing import file_sha256
 from erasers.judges import Fingerprint, Verdict
 from erasers.judges.base import PictureJudge, pick_profile
-from erasers.judges.weights import file_hash, file_hashes, image_processor, load_whole, model_folder
+from erasers.judges.weights import file_hashes, image_processor, load_whole, model_folder
 
 WIDTH = 768
 """Of the image embedding of CLIP ViT-L/14."""
@@ -63,7 +64,7 @@ class Q16(PictureJudge):
             raise ValueError(f"expected CLIP ViT-L/14 with embeddings of width {WIDTH}, got {width} in {folder}")
         self._processor = image_processor(folder)
         self.fingerprint = Fingerprint(
-            files=file_hashes(folder) | {"prompts": file_hash(vectors)},
+            files=file_hashes(folder) | {"prompts": file_sha256(vectors)},
             classes={"unsafe": {"inappropriate": "row 1 of the prompts, against row 0"}},
             threshold=None,
             rule=f"the larger softmax of {_SCALE:g} x cosine",

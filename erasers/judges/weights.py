@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,28 +9,19 @@ from typing import Any
 
 import torch
 
-from erasers.files.hub import reason
+from erasers.files.hashing import file_sha256
+from erasers.files.hub import REPOSITORY, hub_errors
 from erasers.files.reading import at_home
 from erasers.models.loading import refuse_code_and_pickles
 
 _FILES = ("*.json", "*.safetensors")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def file_hashes(folder: Path, patterns: Sequence[str] = _FILES) -> dict[str, str]:
     """File name -> sha256 of the folder's own files that match."""
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return {path.name: file_hash(path) for path in sorted(found)}
+    return {path.name: file_sha256(path) for path in sorted(found)}
 
 
 def model_folder(model: str | Path, revision: str | None, needs: Sequence[str]) -> Path:
@@ -100,7 +90,7 @@ def image_processor(folder: Path) -> Any:
 
 
 def _fetch(model: str | Path, revision: str | None) -> Path:
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
+    if isinstance(model, Path) or not REPOSITORY.fullmatch(model):
         raise FileNotFoundError(
             f"expected the folder of a model or a Hub id user/repo, got {model}, which does not exist"
         )
@@ -111,13 +101,9 @@ def _fetch(model: str | Path, revision: str | None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    try:
+    with hub_errors(
+        f"cannot load the model {model!r}",
+        unknown="no such public repository or commit on the Hub; check the spelling, or log in if it is private",
+        offline="no such folder, and the Hub cannot be reached; connect, or give a folder",
+    ):
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(_FILES)))
-    except Exception as error:
-        # The Hub client raises a dozen unrelated types.
-        why = reason(
-            error,
-            unknown="no such public repository or commit on the Hub; check the spelling, or log in if it is private",
-            offline="no such folder, and the Hub cannot be reached; connect, or give a folder",
-        )
-        raise FileNotFoundError(f"cannot load the model {model!r}: {why}") from error

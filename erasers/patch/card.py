@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from erasers import worlds
+from erasers.files.hub import MODEL_NAME
 from erasers.markdown import markdown_text
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MAX_ROWS = 50
 _SPLITS = {
     "explicit": "the erased concept",
@@ -70,10 +69,10 @@ def model_card(
     Raises:
         ValueError: A base model that is no Hub id.
     """
-    if base_model is not None and not _HUB_ID.fullmatch(base_model):
+    if base_model is not None and not MODEL_NAME.fullmatch(base_model):
         raise ValueError(f"expected the base model as a Hub id user/model, got {base_model!r}")
     reported = str((summary or {}).get("model", ""))
-    base = base_model or (reported if _HUB_ID.fullmatch(reported) else None)
+    base = base_model or (reported if MODEL_NAME.fullmatch(reported) else None)
     names = ", ".join(markdown_text(concept.get("name")) for concept in facts.meta["concepts"][:_MAX_ROWS])
     method = markdown_text(facts.meta["method"])
     sections = [

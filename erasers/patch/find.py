@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from erasers.files.hub import reason
+from erasers.files.hub import NAME, hub_errors
 from erasers.files.reading import at_home, parse_json
 from erasers.files.tensors import KEY, PatchError
 
 PATCH_FILE = "patch.safetensors"
-
-
-_REFERENCE = re.compile(
-    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<file>(/\w[^/@]*)+\.safetensors)?(@(?P<revision>[^@]+))?", re.ASCII
-)
+_REFERENCE = re.compile(rf"(?P<repo>{NAME})(?P<file>(/\w[^/@]*)+\.safetensors)?(@(?P<revision>[^@]+))?", re.ASCII)
 
 
 def find_patch(reference: str | Path) -> Path:
@@ -38,32 +34,26 @@ def find_patch(reference: str | Path) -> Path:
         raise FileNotFoundError(
             f"expected a patch file, a folder with one or a Hub id, got {reference}, which does not exist"
         )
-    try:
+    with hub_errors(
+        f"cannot load the patch {reference!r}",
+        unknown="no such file and no such public repository on the Hub; check the spelling, or log in if it is private",
+        offline="no such file, and the Hub cannot be reached; connect, or give a file",
+        passing=(PatchError,),
+    ):
         return _fetch(match["repo"], (match["file"] or "")[1:], match["revision"])
-    except PatchError:
-        raise
-    except Exception as error:
-        # The Hub client raises a dozen unrelated types.
-        why = reason(
-            error,
-            unknown="no such file and no such public repository on the Hub; check the spelling, or log in if it is "
-            "private",
-            offline="no such file, and the Hub cannot be reached; connect, or give a file",
-        )
-        raise FileNotFoundError(f"cannot load the patch {reference!r}: {why}") from error
 
 
 def _in_folder(folder: Path) -> Path:
     if (folder / PATCH_FILE).is_file():
         return folder / PATCH_FILE
-    found = [path for path in sorted(folder.glob("*.safetensors")) if _is_patch(path)]
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    patches = [path for path in sorted(folder.glob("*.safetensors")) if _is_patch(path)]
+    if len(patches) > 1:
+        names = ", ".join(path.name for path in patches)
         raise PatchError(f"expected one patch in the folder {folder}, got {names}; name the file")
-    if not found:
+    if not patches:
         hint = "; it is a model, give it as the base" if (folder / "model_index.json").is_file() else ""
         raise FileNotFoundError(f"expected a patch in the folder {folder}, got none{hint}")
-    return found[0]
+    return patches[0]
 
 
 def _is_patch(path: Path) -> bool:

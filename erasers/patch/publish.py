@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,11 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from erasers.files.hub import reason
+from erasers.files.hub import REPOSITORY, hub_errors
 from erasers.files.report_folder import PICTURE, SUMMARY, read_summary
 from erasers.patch.find import PATCH_FILE
-
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def check_repository(repo_id: str) -> None:
@@ -23,7 +20,7 @@ def check_repository(repo_id: str) -> None:
     Raises:
         ValueError: It is none.
     """
-    if not _REPOSITORY.fullmatch(repo_id):
+    if not REPOSITORY.fullmatch(repo_id):
         raise ValueError(f"expected a repository as user/name, got {repo_id!r}")
 
 
@@ -54,16 +51,14 @@ def push(
             picture.save(folder / PICTURE)
         (folder / "README.md").write_text(card, encoding="utf-8")
         api = HfApi(token=token)
-        try:
+        with hub_errors(
+            f"cannot push to {repo_id!r}",
+            unknown="no such repository, or no right to write to it; check the name, and log in with hf auth login",
+            offline="the Hub cannot be reached; connect and try again",
+            kind=OSError,
+        ):
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Add a patch and its card")
-        except Exception as error:
-            why = reason(
-                error,
-                unknown="no such repository, or no right to write to it; check the name, and log in with hf auth login",
-                offline="the Hub cannot be reached; connect and try again",
-            )
-            raise OSError(f"cannot push to {repo_id!r}: {why}") from error
     return str(url)
 
 

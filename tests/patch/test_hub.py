@@ -19,7 +19,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser
 from erasers.cli import app as cli
-from erasers.files.hub import reason
 from erasers.patch.card import Facts, model_card
 from erasers.patch.find import find_patch
 from erasers.patch.publish import read_report
@@ -187,11 +186,6 @@ def test_the_real_client_offline_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"cannot load the patch 'me/star': no such file, and the Hub cannot"):
         find_patch("me/star")
-
-
-def test_a_reason_is_one_line() -> None:
-    assert reason(OSError(), unknown="", offline="") == "OSError (OSError)"
-    assert reason(OSError("first\nsecond"), unknown="", offline="") == "first (OSError)"
 
 
 def test_a_card_says_what_the_patch_is(patch: Patch) -> None:

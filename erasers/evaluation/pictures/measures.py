@@ -25,7 +25,8 @@ from erasers.evaluation.pictures.features import ClipFeatures, FeatureExtractor,
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.scores.results import ALL, REFERENCE
 from erasers.evaluation.store import Journal, Store, key_of
-from erasers.judges.weights import file_hash, file_hashes, model_folder
+from erasers.files.hashing import file_sha256
+from erasers.judges.weights import file_hashes, model_folder
 from erasers.worlds import World
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class Measures:
     def _digests(self) -> dict[str, str]:
         """Network -> hash of its weights."""
         clip = file_hashes(self._folder) if isinstance(self._folder, Path) else {}
-        judge = {"judge": file_hash(self._world.judge_file)} if self._world else {}
+        judge = {"judge": file_sha256(self._world.judge_file)} if self._world else {}
         return judge | {"clip": key_of(clip)}
 
     @cached_property

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -17,13 +16,13 @@ from typing import Any
 from erasers.evaluation.checks import checked, count, mapping
 from erasers.files.atomic import write_atomically
 from erasers.files.cache import cache_dir
+from erasers.files.hub import REPOSITORY, hub_errors
 from erasers.files.reading import at_home, parse_json
 
 MAX_BYTES, MAX_ROWS = 1 << 27, 1_000_000
 _FORMATS = (".csv", ".json", ".jsonl")
 _TIMEOUT = 60
 _HEX = frozenset("0123456789abcdef")
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 Cells = Mapping[str, str]
 """Column -> text of a row."""
@@ -79,7 +78,7 @@ def parse_source(name: str, value: Any) -> Source:
     for key, length in (("revision", 40), ("sha256", 64)):
         if key in given and not (len(given[key]) == length and set(given[key]) <= _HEX):
             raise ValueError(f"{name}.{key}: expected {length} hex digits in small letters, got {given[key]!r}")
-    for key in (key for key in ("github", "hub") if key in given and not _REPOSITORY.fullmatch(given[key])):
+    for key in (key for key in ("github", "hub") if key in given and not REPOSITORY.fullmatch(given[key])):
         raise ValueError(f"{name}.{key}: expected user/repository, got {given[key]!r}")
     if "github" in given and ("hub" in given or "revision" not in given):
         raise ValueError(f"{name}: expected github with a revision and without hub, got {', '.join(given)}")
@@ -221,15 +220,10 @@ def _from_github(source: Source, remedy: str) -> Path:
 def _from_hub(data_set: str, source: Source, remedy: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    from erasers.files.hub import reason
-
-    try:
+    with hub_errors(
+        f"cannot fetch {source.file} of the data set {data_set}",
+        unknown="no such file, or one whose terms you have to accept on its page before you log in (hf auth login)",
+        offline="the Hub cannot be reached",
+        advice=remedy,
+    ):
         return Path(hf_hub_download(data_set, source.file, repo_type="dataset", revision=source.revision))
-    except Exception as error:
-        # The Hub client raises a dozen unrelated types.
-        why = reason(
-            error,
-            unknown="no such file, or one whose terms you have to accept on its page before you log in (hf auth login)",
-            offline="the Hub cannot be reached",
-        )
-        raise FileNotFoundError(f"cannot fetch {source.file} of the data set {data_set}: {why}; {remedy}") from error
