@@ -25,7 +25,7 @@ from erasers import get_eraser, list_erasers
 from erasers.attacks import get_attack, list_attacks
 from erasers.attacks.running import attack_prompts
 from erasers.cli import app as cli
-from erasers.cli import input as cli_input
+from erasers.cli import model as cli_model
 from erasers.diffusion.latent_bank import Way
 from erasers.judges import get_judge
 from erasers.sae.autoencoder import load_sae
@@ -155,7 +155,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> set[torch.device]:
 
 def test_autoencoders_are_trained_where_they_are_told(devices, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_input, "pick_device", lambda device: device)
+    monkeypatch.setattr(cli_model, "pick_device", lambda device: device)
     arguments = ["sae", "train", "--model", "shapes", "--device", "cuda", "--dtype", "float32", "--out", "x"]
     arguments += ["--steps", "30", "--features", "64", "--k", "4", "--batch", "32", "--checkpoint", "half"]
     with Accelerator():

@@ -10,42 +10,22 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from erasers.cli import input as cli_input
-from erasers.cli.input import load_model
-from erasers.cli.options import (
-    DEFAULT_MODEL,
-    GUIDANCE,
-    SEED,
-    STEPS,
-    Config,
-    ControlFile,
-    Device,
-    Dtype,
-    Force,
-    ImageFile,
-    ImageStrength,
-    MaskFile,
-    Model,
-    Overwrite,
-    Revision,
-    Size,
-    Strength,
-    Variant,
-    finite,
-    model_options,
-)
-from erasers.cli.output import err, out
-from erasers.cli.pictures import read_pictures
-from erasers.cli.places import check_places
+from erasers.cli.console import err, out
+from erasers.cli.groups import with_groups
+from erasers.cli.model import Hardware, ModelOptions
+from erasers.cli.options import GUIDANCE, SEED, STEPS, Force, Overwrite, Size, Strength, finite
+from erasers.cli.pictures import DrawnFrom
+from erasers.cli.targets import check_out_file, check_targets
 
 
+@with_groups
 def generate(
+    *,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    model: Model = DEFAULT_MODEL,
-    variant: Variant = None,
-    revision: Revision = None,
-    config: Config = None,
-    patch: Annotated[list[str] | None, typer.Option(help="A patch; before and after are drawn. Repeatable.")] = None,
+    base: ModelOptions,
+    references: Annotated[
+        list[str] | None, typer.Option("--patch", help="A patch; before and after are drawn. Repeatable.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=64, help="Pictures.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of the first picture; the next has the next.")] = 0,
     steps: Annotated[
@@ -64,28 +44,24 @@ def generate(
         ),
     ] = None,
     size: Size = None,
-    image: ImageFile = None,
-    mask: MaskFile = None,
-    control_image: ControlFile = None,
-    image_strength: ImageStrength = None,
+    drawn_from: DrawnFrom,
     out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
         "out.png"
     ),
     overwrite: Overwrite = False,
     strength: Strength = 1.0,
     force: Force = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    hardware: Hardware,
 ) -> None:
     """Draw a prompt; with patches, before and after side by side, from the same noise."""
-    cli_input.check_device(device)
-    cli_input.check_dtype(dtype)
-    target = cli_input.check_out_file(out_file)
-    inputs = {"--image": image, "--mask": mask, "--control-image": control_image}
-    check_places({"--out": target}, {"--patch": patch, "--model": model, **inputs}, overwrite=overwrite)
+    hardware.check()
+    target = check_out_file(out_file)
+    check_targets(
+        {"--out": target}, {"--patch": references, "--model": base.model, **drawn_from.files()}, overwrite=overwrite
+    )
     if not prompt.strip():
         raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
-    pictures = read_pictures(image, mask, control_image, image_strength)
+    pictures = drawn_from.read()
     with err.status("reading"):
         from erasers import worlds
         from erasers.asks import PlainPrompt
@@ -97,27 +73,26 @@ def generate(
         from erasers.pipeline import as_patches, refuse_twice
 
         refuse_minors(prompt)
-        loaded = as_patches(patch or [])
-        refuse_twice(model, loaded)
-        world = worlds.find(model)
+        patches = as_patches(references or [])
+        refuse_twice(base.model, patches)
+        world = worlds.find(base.model)
         if world and (unknown := world.unknown_words(prompt)):
             err.print(f"{world.name} does not know {escape(', '.join(unknown))}; the picture will not show it")
-        pipe = load_model(model, device, dtype, **model_options(variant, revision, config))
-        profile = profile_for(model)
+        pipe = base.load(hardware)
+        profile = profile_for(base.model)
         profile = replace(profile, size=size or profile.size)
         drawing = drawings.plan(pipe, profile, pictures, steps=steps, guidance=guidance)
     asks = [PlainPrompt(prompt, seed + i) for i in range(n)]
-    draw = partial(
-        drawings.generate, drawing.pipe, asks, **{key: getattr(drawing.profile, key) for key in reporting.SETTINGS}
-    )
+    settings = {key: getattr(drawing.profile, key) for key in reporting.SETTINGS}
+    draw = partial(drawings.generate, drawing.pipe, asks, **settings)
     with err.status("drawing"):
-        before = [picture for images in draw() for picture in images]
-        for one in loaded:
-            one.apply(pipe, strength=strength, force=force)
-        after = [picture for images in draw() for picture in images] if loaded else []
-    if loaded:
+        before = [picture for batch in draw() for picture in batch]
+        for patch in patches:
+            patch.apply(pipe, strength=strength, force=force)
+        after = [picture for batch in draw() for picture in batch] if patches else []
+    if patches:
         pairs = zip(asks, before, after, strict=True)
-        names = ", ".join(str(entry.get("name")) for one in loaded for entry in one.meta["concepts"])
+        names = ", ".join(str(entry.get("name")) for patch in patches for entry in patch.meta["concepts"])
         rows = [grid.Row(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
         grid.save_image(grid.draw_grid(prompt, rows), target)
     else:

@@ -1,50 +1,14 @@
-"""What the `erase` command says of itself, and the options that several of its commands share, in its own words."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 DEFAULT_MODEL = "CompVis/stable-diffusion-v1-4"
-
-# Typer keeps the line ends of a paragraph, so each paragraph is one line here.
-HELP = "\n\n".join(
-    (
-        "Erase a concept from a diffusion model and keep the change as a small [bold]patch[/bold] file.",
-        "A patch knows what it erases and from which weights. Apply it to the same model, take it off bit for bit, "
-        "or bake it into a plain diffusers folder.",
-        "With [cyan]--report[/cyan] the same prompts are drawn with the same noise before and after, and a judge "
-        "counts what is in the pictures; open [cyan]index.html[/cyan] in the folder.",
-    )
-)
-
-EXAMPLES = """[bold]Examples[/bold]
-
-Erase stars from the embedded model, offline; then open report/index.html:
-
-  [cyan]erase --concept star --model shapes --report report[/cyan]
-
-The same with a model of your own, a folder, a .safetensors checkpoint or a Hub id:
-
-  [cyan]erase --concept "van gogh" --model MODEL --out van-gogh.safetensors --report report[/cyan]
-
-Try a prompt, before and after:
-
-  [cyan]erase generate "a cafe by van gogh" --model MODEL --patch van-gogh.safetensors --out cafe.png[/cyan]
-
-Write the erased model as a plain diffusers folder, which loads without this library, or the patch as a LoRA:
-
-  [cyan]erase apply van-gogh.safetensors --model MODEL --save erased[/cyan]
-
-  [cyan]erase export van-gogh.safetensors --model MODEL --form lora --out lora[/cyan]
-
-Several concepts in one solve, each with what it becomes:
-
-  [cyan]erase --concept star --anchor star=circle --concept red --anchor red=green --model shapes[/cyan]
-"""
 
 PATCH = "A patch file, a folder with one, or a Hub id"
 REPORT, PICTURES = "The report", "The pictures that are drawn"
@@ -153,23 +117,3 @@ Strength = Annotated[
     typer.Option(min=-100, max=100, callback=finite, help="Scale of the patches; 0 changes nothing, 1 is as fitted."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Apply a patch that was fitted on other weights, too.")]
-
-
-def model_options(variant: str | None, revision: str | None, config: Path | None) -> dict[str, Any]:
-    """What the three options say about how `--model` is loaded, as the library takes it."""
-    given = {"variant": variant, "revision": revision, "config": config}
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def as_options(message: str) -> str:
-    """A message of the library in the words of the command."""
-    options = {
-        "pass force=True": "pass --force",
-        "for config=": "for --config",
-        "patch.to_delta(pipe, folder)": "--form delta",
-    }
-    options |= {"set memory to": "set --memory to", "expected memory": "expected --memory"}
-    options |= {"gradient_checkpointing=true": "--set gradient_checkpointing=true", "a rank above 0": "--set rank=16"}
-    for words, option in {**options, "form='peft'": "--form lora"}.items():
-        message = message.replace(words, option)
-    return message

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from erasers.cli.options import ControlFile, ImageFile, ImageStrength, MaskFile
 from erasers.models.inputs import Pictures
 
 if TYPE_CHECKING:
@@ -14,23 +16,40 @@ SIDES = (8, 4096)
 """Pixels that a side of a picture may have."""
 
 
-def read_pictures(
-    image: Path | None, mask: Path | None, control_image: Path | None, strength: float | None = None
-) -> Pictures:
-    """Read what is drawn from.
+@dataclass(frozen=True)
+class DrawnFrom:
+    """What pictures are drawn from."""
 
-    Raises:
-        ValueError: Not a picture, one too small or too large, a mask without its picture, or a strength out of range.
-        FileNotFoundError: No such file.
-    """
-    if strength is not None and not 0 < strength <= 1:
-        raise ValueError(f"expected --image-strength above 0 and up to 1, got {strength}")
-    for option, value in {"--mask": mask, "--image-strength": strength}.items():
-        if value is not None and image is None:
-            raise ValueError(f"{option} goes with a picture; add --image FILE")
-    return Pictures(
-        _read(image, "--image"), _read(mask, "--mask", "L"), _read(control_image, "--control-image"), strength
-    )
+    image: ImageFile = None
+    mask: MaskFile = None
+    control_image: ControlFile = None
+    image_strength: ImageStrength = None
+
+    def files(self) -> dict[str, Path | None]:
+        """What is read, by option."""
+        return {"--image": self.image, "--mask": self.mask, "--control-image": self.control_image}
+
+    @staticmethod
+    def names() -> list[str]:
+        """The options."""
+        return ["--image", "--mask", "--control-image", "--image-strength"]
+
+    def read(self) -> Pictures:
+        """The pictures.
+
+        Raises:
+            ValueError: Not a picture, one too small or too large, a mask without its picture, or a strength out of
+                range.
+            FileNotFoundError: No such file.
+        """
+        strength = self.image_strength
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"expected --image-strength above 0 and up to 1, got {strength}")
+        for option, value in {"--mask": self.mask, "--image-strength": strength}.items():
+            if value is not None and self.image is None:
+                raise ValueError(f"{option} goes with a picture; add --image FILE")
+        image, mask = _read(self.image, "--image"), _read(self.mask, "--mask", "L")
+        return Pictures(image, mask, _read(self.control_image, "--control-image"), strength)
 
 
 def _read(path: Path | None, option: str, mode: str = "RGB") -> Image.Image | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+from dataclasses import replace
 
-from erasers.cli import input as cli_input
+from erasers.cli import model
+from erasers.cli.model import Hardware
 
 
-def join(device: str) -> bool:
+def join(hardware: Hardware) -> bool:
     """Meet the other processes of a training; whether this is the one that speaks and writes.
 
     Raises:
@@ -21,13 +23,18 @@ def join(device: str) -> bool:
     from erasers.processes import Share
 
     share = Share.of_environment()
-    state = PartialState(cpu=(cli_input.pick_device(device) if device == "auto" else device) == "cpu")
+    state = PartialState(cpu=_device(hardware) == "cpu")
     atexit.register(state.destroy_process_group)
     return share.rank == 0
 
 
-def own_device(device: str) -> str:
+def own(hardware: Hardware) -> Hardware:
     """Of several processes on one machine, each has an accelerator of its own."""
-    local = os.environ.get("LOCAL_RANK", "")
-    found = cli_input.pick_device(device) if device == "auto" else device
-    return f"{found}:{local}" if device == "auto" and local.isdigit() and found in ("cuda", "xpu") else found
+    local, device = os.environ.get("LOCAL_RANK", ""), _device(hardware)
+    if hardware.device == "auto" and local.isdigit() and device in ("cuda", "xpu"):
+        device = f"{device}:{local}"
+    return replace(hardware, device=device)
+
+
+def _device(hardware: Hardware) -> str:
+    return model.pick_device("auto") if hardware.device == "auto" else hardware.device

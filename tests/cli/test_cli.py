@@ -15,7 +15,10 @@ from PIL import Image
 
 from erasers import Concept, Patch, worlds
 from erasers.cli import app as cli
-from erasers.cli.input import build_concepts, build_eraser, default_out
+from erasers.cli.concepts import build_concepts
+from erasers.cli.eraser import build_eraser
+from erasers.cli.model import ModelOptions
+from erasers.cli.targets import default_out
 
 STAR = ("--concept", "star", "--model", "shapes")
 
@@ -360,7 +363,7 @@ def test_an_unsupported_pipeline_is_refused(capsys: pytest.CaptureFixture[str]) 
 def test_a_bug_is_not_taken_for_bad_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, star_patch: Path
 ) -> None:
-    monkeypatch.setattr("erasers.cli.app.show_patch", lambda *_: {}["key"])
+    monkeypatch.setattr("erasers.cli.patches.show_patch", lambda *_: {}["key"])
     assert cli.run(["inspect", str(star_patch)]) == 1
     assert "ERASERS_DEBUG=1" in capsys.readouterr().err
     monkeypatch.setenv("ERASERS_DEBUG", "1")
@@ -434,7 +437,7 @@ def test_interrupting_leaves_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("erasers.cli.app.show_patch", interrupt)
+    monkeypatch.setattr("erasers.cli.patches.show_patch", interrupt)
     assert cli.run(["inspect", str(star_patch)]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -497,6 +500,6 @@ def test_too_little_memory_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr("erasers.cli.generate.load_model", full)
+    monkeypatch.setattr(ModelOptions, "load", full)
     assert cli.run(["generate", "a star", "--model", "shapes"]) == 2
     assert "out of memory; take a smaller --size" in capsys.readouterr().err.replace("\n", " ")

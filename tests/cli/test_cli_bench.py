@@ -17,9 +17,9 @@ import yaml
 from support import REPOSITORY
 
 from erasers import list_erasers
-from erasers.cli import bench as cli_bench
-from erasers.cli import processes as cli_processes
+from erasers.cli import model, processes
 from erasers.cli.app import run
+from erasers.cli.model import Hardware
 from erasers.evaluation.tasks.cost import Load, estimate
 from erasers.evaluation.tasks.task import parse_task
 
@@ -117,17 +117,17 @@ def test_processes_of_the_command_itself_change_nothing(
     task: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished / "patches", tmp_path / "patches")
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.setenv(name, "")  # restored afterwards
+    arguments = ["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(tmp_path)]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     # What another process does when this one is slow: everything but the results.
-    cli_bench._help((str(task), ["uce", "rece"], [], tmp_path, None, False, "cpu", "auto", [], None, None), 1, 2)
+    assert run(arguments) == 0
     assert len(files(tmp_path, "images")) == len(files(finished, "images"))
     assert attacked(tmp_path) == attacked(finished)
     assert not (tmp_path / "tiny@1").exists()
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name)
-    arguments = ["bench", "run", str(task), "--method", "uce", "--method", "rece", "--processes", "2"]
-    assert run([*arguments, "--out", str(tmp_path)]) == 0
+    assert run([*arguments, "--processes", "2"]) == 0
     assert files(tmp_path, "tiny@1") == files(finished, "tiny@1")
 
 
@@ -269,14 +269,15 @@ def test_bad_input_is_one_line(
 
 
 def test_each_process_of_a_machine_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from erasers.cli import input as cli_input
+    def own(device: str) -> str:
+        return processes.own(Hardware(device)).device
 
-    monkeypatch.setattr(cli_input, "pick_device", lambda device: "cuda" if device == "auto" else device)
-    assert cli_processes.own_device("auto") == "cuda"
+    monkeypatch.setattr(model, "pick_device", lambda device: "cuda" if device == "auto" else device)
+    assert own("auto") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (cli_processes.own_device("auto"), cli_processes.own_device("cpu")) == ("cuda:1", "cpu")
-    monkeypatch.setattr(cli_input, "pick_device", lambda device: "cpu")
-    assert cli_processes.own_device("auto") == "cpu"
+    assert (own("auto"), own("cpu")) == ("cuda:1", "cpu")
+    monkeypatch.setattr(model, "pick_device", lambda device: "cpu")
+    assert own("auto") == "cpu"
 
 
 def test_memory_is_taken_as_a_size(
@@ -288,7 +289,7 @@ def test_memory_is_taken_as_a_size(
         seen.append(job.stage.memory)
         raise ValueError("stopped")
 
-    monkeypatch.setattr(cli_bench, "_work", stop)
+    monkeypatch.setattr("erasers.cli.bench.run.work", stop)
     command = ["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path)]
     assert run([*command, "--memory", "2GB"]) == 2
     assert run(command) == 2

@@ -9,7 +9,8 @@ import pytest
 
 from erasers import Patch, get_eraser, load_pipeline, worlds
 from erasers.cli import app as cli
-from erasers.cli.input import build_concepts, build_eraser
+from erasers.cli.concepts import build_concepts
+from erasers.cli.eraser import build_eraser
 from erasers.eraser import options_for
 from erasers.training import loop as training
 from erasers.worlds.shapes.prompts import concept_for

@@ -12,7 +12,7 @@ from support.trained import METHODS, STAR, probe
 from torch.nn import functional
 
 from erasers import get_eraser, list_erasers
-from erasers.cli.input import pick_dtype
+from erasers.cli.model import pick_dtype
 from erasers.diffusion import gradients
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import predict

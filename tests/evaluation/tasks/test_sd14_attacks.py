@@ -16,8 +16,8 @@ from support.tiny import make_unet
 
 from erasers import load_pipeline
 from erasers.attacks import get_attack, list_attacks
-from erasers.cli import input as cli_input
 from erasers.cli.app import run
+from erasers.cli.model import ModelOptions
 from erasers.evaluation.run.run import Run
 from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.scores.results import read_result
@@ -103,7 +103,7 @@ def test_a_dry_run_says_hours_a_row_without_the_model(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a dry run loads nothing")
 
-    monkeypatch.setattr(cli_input, "load_model", fail)
+    monkeypatch.setattr(ModelOptions, "load", fail)
     monkeypatch.setattr(prompt_files, "_fetch", fail)
     started = time.process_time()
     arguments = ["bench", "run", name, "--method", "uce", "--method", "robust_ablation", "--dry-run"]

@@ -17,8 +17,8 @@ from PIL import Image
 from support.tiny import TOKENS, make_pipe
 
 from erasers import Concept, judges
-from erasers.cli import input as cli_input
 from erasers.cli.app import run
+from erasers.cli.model import ModelOptions
 from erasers.evaluation.pictures import measures
 from erasers.evaluation.scores.records import Record, sample_records
 from erasers.evaluation.store import Store
@@ -471,7 +471,7 @@ def test_packaged_tasks_run_from_end_to_end(
         return Anything(name, seen_by(task))
 
     monkeypatch.setattr(judges, "get_judge", judge)
-    monkeypatch.setattr(cli_input, "load_model", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
+    monkeypatch.setattr(ModelOptions, "load", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
     clips: list[Any] = []
 
     def folder(model: str, revision: str, needs: Sequence[str]) -> Path:
@@ -523,7 +523,7 @@ def test_results_of_other_prompts_are_not_compared(
     content |= {"prompts": {"explicit": GOOD}, "scheme": {"pillars": ["erasure"]}}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(judges, "get_judge", lambda name, **_: Anything(name, {"object": ["dog"]}))
-    monkeypatch.setattr(cli_input, "load_model", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
+    monkeypatch.setattr(ModelOptions, "load", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
     arguments = ["bench", "run", str(tmp_path / "task.yaml"), "--method", "uce", "--out"]
     for out, rows in (("one", ROWS[:2]), ("two", ROWS[1:2])):
         file = written(tmp_path / f"{out}.csv", rows)
@@ -554,7 +554,7 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli_input, "load_model", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
+    monkeypatch.setattr(ModelOptions, "load", lambda *_, **__: make_pipe("sd1", tmp_path / "model"))
     prompts = {"unrelated": GOOD}
     content = CONTENT | {"samples": {"unrelated": 2}, "prompts": prompts}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(content))
@@ -568,10 +568,19 @@ def test_bad_input_is_one_line(
     assert message in printed.err.strip().splitlines()[-1]
 
 
-def test_a_folder_takes_the_place_of_the_judges_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from erasers.cli import bench as cli_bench
+def test_a_folder_takes_the_place_of_the_judges_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
 
+    def judge(name: str, **options: Any) -> Any:
+        asked.append(options)
+        raise ValueError("no judge here")
+
+    monkeypatch.setattr(judges, "get_judge", judge)
     task = read_task("sd14-imagenette")
-    options = cli_bench._judge_options(task, Path("here"))
-    assert options == {"model": Path("here"), "classes": task.judge_options["classes"]}
-    assert cli_bench._judge_options(task, None) == task.judge_options
+    files = [f"{key}={path}" for key, path in stand_ins(task, tmp_path).items()]
+    arguments = ["bench", "run", task.name, "--method", "uce", "--out", str(tmp_path / "out")]
+    arguments += [word for file in files for word in ("--prompts", file)]
+    for given in ([], ["--judge-model", "here"]):
+        assert run([*arguments, *given]) == 2
+    named = dict(task.judge_options)
+    assert asked == [named, {"model": Path("here"), "classes": named["classes"]}]

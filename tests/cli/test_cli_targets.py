@@ -11,7 +11,7 @@ import pytest
 
 from erasers import Patch
 from erasers.cli import app as cli
-from erasers.cli.places import written_or_kept
+from erasers.cli.targets import written_or_kept
 
 ERASE = ["--concept", "star", "--model", "shapes"]
 SAE = ["sae", "train", "--model", "shapes"]

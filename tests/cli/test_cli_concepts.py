@@ -10,8 +10,8 @@ from PIL import Image
 
 from erasers import Patch, worlds
 from erasers.cli import app as cli
-from erasers.cli.files import read_concepts, read_images, read_lines
-from erasers.cli.input import build_concepts
+from erasers.cli.concept_files import read_concepts, read_images, read_lines
+from erasers.cli.concepts import Words, build_concepts
 from erasers.concept.words import hypernym
 from erasers.training.pictures import picture
 
@@ -38,13 +38,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(**options: Any) -> dict[str, Any]:
-    return {concept.name: concept for concept in build_concepts([], **options)}
+    return {concept.name: concept for concept in build_concepts([], Words(**options))}
 
 
 @pytest.mark.parametrize("text", [YAML, YAML.replace("- van gogh", "- {concept: van gogh}")])
 def test_a_table_of_concepts_in_yaml(text: str) -> None:
     Path("c.yaml").write_text(text)
-    found = built(concepts_file=Path("c.yaml"), preserve=["a boat"], anchors=["van gogh=a picture"])
+    found = built(concepts_file=Path("c.yaml"), preserve=["a boat"], anchor=["van gogh=a picture"])
     assert list(found) == ["dragon", "some painter", "van gogh", "pikachu"]
     assert (found["dragon"].anchor, found["dragon"].aliases) == ("creature", ("drake", "wyvern"))
     assert found["dragon"].preserve == ("a castle on a hill", "a boat")
@@ -127,9 +127,9 @@ def test_words_of_files_are_checked_on_the_embedded_model() -> None:
     Path("c.csv").write_text("concept,anchor\nstar,sphere\n")
     Path("kept.txt").write_text("a red dog\n")
     with pytest.raises(ValueError, match="shapes does not know the word 'sphere'"):
-        build_concepts([], world=worlds.get("shapes"), concepts_file=Path("c.csv"))
+        build_concepts([], Words(concepts_file=Path("c.csv")), world=worlds.get("shapes"))
     with pytest.raises(ValueError, match="shapes does not know the word 'dog'"):
-        build_concepts(["star"], world=worlds.get("shapes"), preserve_file=Path("kept.txt"))
+        build_concepts(["star"], Words(preserve_file=Path("kept.txt")), world=worlds.get("shapes"))
 
 
 def photo(path: str, size: tuple[int, int] = (32, 24), orientation: int = 1) -> None:
@@ -157,10 +157,10 @@ def test_pictures_reach_few_shot(pipe: Any, capsys: pytest.CaptureFixture[str]) 
 def test_pictures_by_concept() -> None:
     Path("shots").mkdir()
     photo("shots/a.png")
-    found = build_concepts(["star", "moon"], images=["moon=shots"])
+    found = build_concepts(["star", "moon"], Words(images=["moon=shots"]))
     assert [len(concept.images) for concept in found] == [0, 1]
     with pytest.raises(ValueError, match="with several concepts say whose it is, e.g. --images star=shots"):
-        build_concepts(["star", "moon"], images=["shots"])
+        build_concepts(["star", "moon"], Words(images=["shots"]))
 
 
 def test_pictures_stand_upright() -> None:
@@ -214,17 +214,17 @@ def test_the_kind_of_a_concept_chooses_its_anchor(pipe: Any, capsys: pytest.Capt
 
 
 def test_kinds_by_concept_and_over_a_table_or_preset() -> None:
-    found = {one.name: one for one in build_concepts(["star", "moon"], kinds=["moon=style"])}
+    found = {one.name: one for one in build_concepts(["star", "moon"], Words(kind=["moon=style"]))}
     assert {name: one.kind for name, one in found.items()} == {"star": "object", "moon": "style"}
-    both = build_concepts(["star", "moon"], kinds=["identity", "moon=style"], anchors=["star=a friend"])
+    both = build_concepts(["star", "moon"], Words(kind=["identity", "moon=style"], anchor=["star=a friend"]))
     assert [(one.kind, one.anchor) for one in both] == [("identity", "a friend"), ("style", "")]
     Path("c.yaml").write_text(YAML)
-    assert built(concepts_file=Path("c.yaml"), kinds=["some painter=identity"])["some painter"].anchor == "a person"
-    (gogh,) = build_concepts(["van gogh"], kinds=["identity"])
+    assert built(concepts_file=Path("c.yaml"), kind=["some painter=identity"])["some painter"].anchor == "a person"
+    (gogh,) = build_concepts(["van gogh"], Words(kind=["identity"]))
     assert (gogh.kind, gogh.aliases) == ("identity", ("vincent van gogh",))
-    (red,) = build_concepts(["red"], world=worlds.get("shapes"), kinds=["style"])
+    (red,) = build_concepts(["red"], Words(kind=["style"]), world=worlds.get("shapes"))
     assert (red.kind, red.anchor) == ("style", build_concepts(["red"], world=worlds.get("shapes"))[0].anchor)
     with pytest.raises(ValueError, match="expected one --kind for star, got 'style', 'object'"):
-        build_concepts(["star"], kinds=["style", "object"])
+        build_concepts(["star"], Words(kind=["style", "object"]))
     with pytest.raises(ValueError, match="--kind 'sun=style': no --concept 'sun'"):
-        build_concepts(["star"], kinds=["sun=style"])
+        build_concepts(["star"], Words(kind=["sun=style"]))

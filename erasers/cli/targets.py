@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from erasers.concept import Concept
 from erasers.files.report_folder import FILES
 
 # What the temporary file beside a target has more in its name.
 _TEMPORARY = 32
+_LONGEST_NAME = 120
+"""Bytes of the concepts in a default name of a file."""
 
 
-def check_places(
+def check_out_file(path: Path, option: str = "--out") -> Path:
+    """A file that can be written.
+
+    Raises:
+        ValueError: It is a folder.
+        FileNotFoundError: Its folder does not exist.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; expected a file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{option} {path}: the folder {path.parent} cannot be written")
+    return path
+
+
+def check_targets(
     outputs: Mapping[str, Path | None], inputs: Mapping[str, object] | None = None, *, overwrite: bool
 ) -> None:
     """Refuse outputs that would destroy something.
@@ -31,9 +54,9 @@ def check_places(
         PermissionError: A file that is read-only.
         OSError: A name that is too long.
     """
-    places = {name: path for name, path in outputs.items() if path is not None}
+    targets = {name: path for name, path in outputs.items() if path is not None}
     taken = {_identity(path): f"{name} {path}" for name, value in (inputs or {}).items() for path in _paths(value)}
-    for name, path in places.items():
+    for name, path in targets.items():
         identity = _identity(path)
         if identity in taken:
             raise ValueError(f"{name} {path} is also {taken[identity]}; give it another name")
@@ -41,6 +64,21 @@ def check_places(
         _check_target(name, path)
         if not overwrite and name != "--checkpoint" and path.is_file():
             raise FileExistsError(f"{name} {path} is there already; give another name, or --overwrite to replace it")
+
+
+def default_out(concepts: Sequence[Concept], method: str) -> Path:
+    """`<concept>-<method>.safetensors`; several concepts are joined by `+`.
+
+    Letters, their marks and digits of any script stay and spaces become `_`; what else a name has, or what is too long
+    of it, is told apart by a hash, so that different concepts have different files.
+    """
+    names = [unicodedata.normalize("NFC", concept.name) for concept in concepts]
+    plain = "+".join(_in_a_file(name) for name in names)
+    short = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    if short == plain and all(_in_a_file(name).replace("_", " ") == name for name in names):
+        return Path(f"{plain}-{method}.safetensors")
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]
+    return Path(f"{short}-{digest}-{method}.safetensors")
 
 
 def report_files(folder: Path | None) -> dict[str, Path]:
@@ -71,6 +109,11 @@ def written_or_kept(write: Callable[[Path], object], target: Path) -> None:
         raise OSError(f"cannot write {target} ({why}); the result is in {kept}") from error
 
 
+def _in_a_file(name: str) -> str:
+    kept = (letter if unicodedata.category(letter)[0] in "LMN" else "_" for letter in name)
+    return re.sub("_+", "_", "".join(kept)).strip("_") or "_"
+
+
 def _paths(value: object) -> Iterator[Path]:
     if isinstance(value, (str, Path)) and str(value).strip():
         yield Path(value)
@@ -82,10 +125,10 @@ def _paths(value: object) -> Iterator[Path]:
 def _identity(path: Path) -> tuple[int, int] | str:
     """One value for all names of a file, whether it exists or not."""
     try:
-        found = path.stat()
+        facts = path.stat()
     except OSError:
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
+    return facts.st_dev, facts.st_ino
 
 
 def _check_target(name: str, path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What a training will need, as `--dry-run` says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from erasers.cli.console import out
+
+if TYPE_CHECKING:
+    from erasers.concept import Concept
+    from erasers.eraser import Eraser
+
+_MEASURED = 50_000_000
+"""Weights of a denoiser up to which a dry run measures how long a call takes."""
+
+
+def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], memory: int | None = None) -> None:
+    """Print what a training will need, by counting: calls, what is trained, memory, work, and the time of all that.
+
+    Args:
+        eraser: The method.
+        pipe: The pipeline.
+        concepts: What would be erased.
+        memory: Bytes that there are; what the device has where None.
+    """
+    if not eraser.trains:
+        out.print(f"{eraser.name} trains nothing")
+        return
+    from erasers.diffusion.needs import free_memory, gigabytes
+    from erasers.training.foretelling import PASSES_OF_A_GRADIENT, REFERENCE
+    from erasers.training.loop import TrainedEraser, seconds_a_pass
+
+    if not isinstance(eraser, TrainedEraser):
+        raise ValueError(f"expected {eraser.name} to foretell its cost, got a method that cannot")
+    need = eraser.foretell(pipe, list(concepts))
+    room = free_memory(pipe) if memory is None else memory
+    batch = need.largest if room is None else need.batch(room)
+    out.print(f"{eraser.name}  {need.calls}")
+    out.print(f"trains    {need.trained:,} numbers of {need.weights} weights")
+    shares = {"model": need.model, "training": need.state, "latents": need.latents}
+    rest = need.memory(batch) - sum(shares.values())
+    out.print(
+        f"memory    {gigabytes(need.memory(batch))}: "
+        + ", ".join(f"{name} {gigabytes(size)}" for name, size in shares.items())
+        + f", activations {gigabytes(rest)} with {batch} of {need.largest} latents at once; "
+        f"one at once takes {gigabytes(need.memory(1))} in all"
+    )
+    out.print(f"work      {need.flops:.3g} floating-point operations; {need.hours:.2g} hours of {REFERENCE}")
+    if sum(parameter.numel() for parameter in pipe.unet.parameters()) > _MEASURED:
+        return
+    seconds = seconds_a_pass(pipe)
+    total = seconds * (need.calls.denoiser + PASSES_OF_A_GRADIENT * need.calls.gradients)
+    out.print(f"estimate  {total / 60:.1f} minutes, {seconds * 1000:.3g} ms a denoiser call (measured, one at a time)")
