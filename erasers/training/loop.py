@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from erasers.concept import Concept, Concepts
 from erasers.diffusion.conditions import conditions
@@ -38,6 +38,7 @@ from erasers.processes import (
     same_start,
     shared_gradients,
 )
+from erasers.progress import progress as bar
 from erasers.training.foretelling import Demand, Foretold, foretell
 from erasers.training.pictures import pixels_hash
 from erasers.training.recomputing import checkpointed
@@ -207,7 +208,7 @@ class TrainedEraser(Eraser, ABC):
             memory_told(),
         ):
             own_draws(generator)
-            training = self.prepare(pipe, found, generator, lambda title, total: bar(console, title, total))
+            training = self.prepare(pipe, found, generator, partial(bar, console))
             same_start(training.student.parameters)
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
             saved = None
@@ -229,7 +230,7 @@ class TrainedEraser(Eraser, ABC):
         losses: list[float] = []
         if saved is not None:
             losses = saved.load(training, generator)
-        with bar(console, self.name, self.iterations, loss=True) as advance:
+        with bar(console, self.name, self.iterations) as advance:
             advance(len(losses))
             while len(losses) < self.iterations:
                 shown = training.step(len(losses))
@@ -325,20 +326,6 @@ def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
                 number, _, what = rest.removeprefix(f"{name}/").partition("/")
                 state.setdefault(int(number), {})[what] = tensors[key]
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-@contextmanager
-def bar(console: Console | None, title: str, total: int, *, loss: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar with the time left, and the losses of the last iteration."""
-    if console is None:
-        yield lambda count, text="": None
-        return
-    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    if loss:
-        columns.append(TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task("", total=total)
-        yield lambda count, text="": shown.update(task, advance=count, description=text)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from erasers.cli.options import GUIDANCE, SEED, STEPS, Overwrite, finite
 from erasers.cli.sae.blocks import TEXT_ENCODER, Block, Component, find_block, read_prompts
 from erasers.cli.targets import beside, check_out_file, check_targets
 from erasers.files.atomic import write_atomically
+from erasers.progress import progress
 
 if TYPE_CHECKING:
     from erasers.diffusion.latent_bank import Way
@@ -195,25 +196,10 @@ def _rows(pipe: Any, asked: Asked, texts: Sequence[str], training: SAETraining, 
 
 
 def _train(rows: Rows, training: SAETraining, checkpoint: Path | None) -> Trained:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from erasers.sae.training import train_sae
 
-    columns = [
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    ]
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=training.steps)
-        return train_sae(
-            rows,
-            training,
-            checkpoint=checkpoint,
-            tell=lambda count, text: bar.update(task, advance=count, description=text),
-        )
+    with progress(err, "training", training.steps) as advance:
+        return train_sae(rows, training, checkpoint=checkpoint, tell=advance)
 
 
 def _write(path: Path, rows: Rows, trained: Trained, facts: dict[str, Any]) -> None:

@@ -24,11 +24,11 @@ from erasers.models.readers import text_readers
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
+from erasers.progress import progress as bar
 from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
 from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks
 from erasers.text.contexts import Templates, contexts, kept_prompts
-from erasers.training.loop import bar
 
 _PROMPTS_A_BATCH = 32
 # The same prompt in another batch differs in its last bits.
