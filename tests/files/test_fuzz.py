@@ -20,7 +20,7 @@ from support.patch_files import make_seeds
 from support.selection import only
 
 from erasers import Patch, PatchError
-from erasers.cli import output as cli_output
+from erasers.cli import patches as cli_patches
 from erasers.files.hashing import raw_bytes
 
 MANY, FEW = 300, 40
@@ -109,8 +109,8 @@ def check_report(path: Path, patch: Patch) -> None:
     """`erase inspect` prints the patch, and nothing that a terminal would obey."""
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as change:
-        change.setattr(cli_output, "out", Console(file=screen, width=100))
-        cli_output.show_patch(path, patch)
+        change.setattr(cli_patches, "out", Console(file=screen, width=100))
+        cli_patches.show_patch(path, patch)
     assert screen.getvalue().replace("\n", "").isprintable()
 
 
