@@ -19,62 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from architectures import CLIP_G, CLIP_L, SD14_UNET, SDXL_UNET, T5_XXL, VAE
 
 from erasers import Concept, get_eraser, load_pipeline
 from erasers.diffusion.needs import gigabytes
 from erasers.files.atomic import write_atomically
 from erasers.models.families import UnsupportedPipeline
-from erasers.models.ports import _groups, find_family
+from erasers.models.ports import find_family, groups_of
 from erasers.training.foretelling import REFERENCE
 from erasers.training.loop import TrainedEraser
 
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
-CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-    "vocab_size": 49408,
-}
-CLIP_G = CLIP_L | {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-T5_XXL = {
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "vocab_size": 32128,
-    "feed_forward_proj": "gated-gelu",
-}
-SD14_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-SDXL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
 METHODS = ("uce", "rece", "realera", "itd", "few_shot", "esd", "adv_unlearn", "doco", "robust_ablation")
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "flux": "FLUX.1-dev"}
 _HEAD = f"""# What methods need at full size
@@ -171,10 +127,10 @@ def count(method: str, pipe: Any) -> dict[str, Any]:
     eraser, concepts = get_eraser(method), [Concept.of(CONCEPT)]
     try:
         if isinstance(eraser, TrainedEraser):
-            found = eraser.foretell(pipe, concepts)
-            memory = {"all at once": found.memory(found.largest), "one at a time": found.memory(1)}
-            calls = {"denoiser": found.calls.denoiser, "gradients": found.calls.gradients}
-            return {"trained": found.trained, "memory": memory, **calls, "minutes": 60 * found.hours}
+            plan = eraser.foretell(pipe, concepts)
+            memory = {"all at once": plan.memory(plan.largest), "one at a time": plan.memory(1)}
+            calls = {"denoiser": plan.calls.denoiser, "gradients": plan.calls.gradients}
+            return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours}
         if method == "itd":
             from erasers.sae.text_blocks import find_blocks
 
@@ -190,7 +146,7 @@ def _edited(pipe: Any) -> int:
     """Numbers of the weights that closed forms edit; on the meta device, where no port may be edited."""
     family, denoisers = find_family(pipe)
     kinds = ("text",) if family.kind == "cross" else ("text", "pooled")
-    groups = [group for name, part in denoisers for kind in kinds for group in _groups(family, name, part, kind, "")]
+    groups = [group for name, part in denoisers for kind in kinds for group in groups_of(family, name, part, kind)]
     return sum(port.module.weight.numel() for group in groups for port in group.ports)
 
 
@@ -225,14 +181,14 @@ def lines_of(size: str, runs: Mapping[str, Any]) -> list[str]:
     return [_line(method, count(method, pipe), runs.get(method) if size == "sd14" else None) for method in METHODS]
 
 
-def _line(method: str, found: Mapping[str, Any], ran: Mapping[str, Any] | None) -> str:
-    if "refused" in found:
-        return f"| `{method}` | refused: {found['refused']} | | | | | |"
-    memory = found["memory"]
+def _line(method: str, row: Mapping[str, Any], ran: Mapping[str, Any] | None) -> str:
+    if "refused" in row:
+        return f"| `{method}` | refused: {row['refused']} | | | | | |"
+    memory = row["memory"]
     shown = "model " + gigabytes(memory["model"]) if "model" in memory else " / ".join(map(gigabytes, memory.values()))
-    what = f"{found['trained']:,}" if found.get("trained") else f"none; edits {found.get('edited', 0):,}"
-    minutes = _minutes(found["minutes"]) if "minutes" in found else "none"
-    cells = [f"`{method}`", what, shown, f"{found['denoiser']:,}", f"{found['gradients']:,}", minutes, _ran(ran)]
+    what = f"{row['trained']:,}" if row.get("trained") else f"none; edits {row.get('edited', 0):,}"
+    minutes = _minutes(row["minutes"]) if "minutes" in row else "none"
+    cells = [f"`{method}`", what, shown, f"{row['denoiser']:,}", f"{row['gradients']:,}", minutes, _ran(ran)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from architectures import SD14_UNET
 from diffusers import UNet2DConditionModel
 
 from erasers.patch.feature_hooks import gated
 from erasers.sae.autoencoder import SAE
 
 OUT = Path(__file__).parent / "results" / "gate-speed.json"
-TOKENS, WIDTH, FEATURES, K, STEPS = 77, 768, 2**16, 64, 50
+TOKENS, WIDTH, FEATURES, K, STEPS = 77, SD14_UNET["cross_attention_dim"], 2**16, 64, 50
 
 
 def seconds(work: Callable[[], object], rounds: int, device: str) -> float:
@@ -61,7 +62,7 @@ def measure(device: str, dtype: torch.dtype, selected: int, rounds: int) -> dict
     parts = parts_of(sae, selected)
     gate = seconds(lambda: gated(rows, parts, 1.0), max(20, rounds), device)
     whole = seconds(lambda: sae(rows.float().flatten(0, 1)), rounds, device)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH, attention_head_dim=8).to(device, dtype)
+    unet = UNet2DConditionModel(**SD14_UNET).to(device, dtype)
     latents = torch.randn(2, 4, 64, 64, device=device, dtype=dtype)
     step = seconds(lambda: unet(latents, 500, rows), rounds, device)
     return {

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from architectures import CLIP_L, SD14_UNET
 from torch import nn
 from torch.nn import functional
 
@@ -28,7 +29,7 @@ from erasers.diffusion.conditions import Condition, conditions, encode
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen
 from erasers.diffusion.latent_bank import Way, draw_pictures
-from erasers.diffusion.noise import noised
+from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.rates import Rate, token_rate
 from erasers.diffusion.tokens import tokenise
 from erasers.methods import adv_unlearn, esd
@@ -90,42 +91,27 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_pipe(widths: Sequence[int], text: Mapping[str, int], *, layers: int, latents: int, seed: int = 0) -> Any:
+def random_pipe(unet: Mapping[str, Any], text: Mapping[str, Any], *, seed: int = 0) -> Any:
     """A Stable Diffusion 1 pipeline of random weights, with the embedded model's tokenizer and VAE.
 
     Args:
-        widths: Of the denoiser's blocks.
-        text: `hidden_size`, `num_hidden_layers` and `vocab_size` of the text encoder.
-        layers: Of each block.
-        latents: Side of the latents.
+        unet: Options of the denoiser.
+        text: Options of the text encoder.
         seed: Of the weights.
     """
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     own = load_pipeline("shapes")
-    tokenizer, width = own.tokenizer, text["hidden_size"]
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    places = {"max_position_embeddings": tokenizer.model_max_length}
-    heads = {"intermediate_size": 4 * width, "num_attention_heads": max(1, width // 64)}
-    kinds = {
-        "down_block_types": ("CrossAttnDownBlock2D",) * (len(widths) - 1) + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(widths) - 1),
-    }
+    ids = {name: getattr(own.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        sample_size=latents,
-        block_out_channels=tuple(widths),
-        layers_per_block=layers,
-        cross_attention_dim=width,
-        attention_head_dim=8,
-        **kinds,
-    )
+    denoiser = UNet2DConditionModel(**unet)
+    config = CLIPTextConfig(**text, **ids, max_position_embeddings=own.tokenizer.model_max_length)
     return StableDiffusionPipeline(
         vae=own.vae,
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text, **ids, **places, **heads)).eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
+        text_encoder=CLIPTextModel(config).eval(),
+        tokenizer=own.tokenizer,
+        unet=denoiser.eval(),
         scheduler=own.scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -140,8 +126,7 @@ def scene(size: str) -> Scene:
         asked, empty = conditions(pipe, [PROMPT, PROMPT]), conditions(pipe, [""])
         pictures = draw_pictures(pipe, asked, empty, Way(20, 4.0), seeded())
     else:
-        text = {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 49408}
-        pipe = random_pipe((320, 640, 1280, 1280), text, layers=2, latents=16)
+        pipe = random_pipe(SD14_UNET | {"sample_size": 16}, CLIP_L)
         asked, pictures = conditions(pipe, [PROMPT, PROMPT]), torch.randn(2, 4, 16, 16, generator=seeded())
     return scene_of(pipe, pictures, asked)
 
@@ -149,8 +134,8 @@ def scene(size: str) -> Scene:
 @torch.no_grad()
 def scene_of(pipe: Any, pictures: torch.Tensor, asked: Condition) -> Scene:
     """Pictures `[n, c, h, w]`, noised at times that are spread evenly."""
-    count, total = len(pictures), pipe.scheduler.config.num_train_timesteps
-    times = torch.tensor([(2 * row + 1) * total // (2 * count) for row in range(count)])
+    count = len(pictures)
+    times = torch.tensor(middle_times(pipe, count))
     noise = torch.randn(pictures.shape, generator=seeded(1))
     noisy = noised(pipe, pictures, times, noise)
     anchor = Condition(conditions(pipe, [ANCHOR]).states.expand(count, -1, -1))
@@ -269,11 +254,11 @@ def rows(here: Scene, size: str) -> Iterator[Row]:
         yield dense(here, "student of esd (u)", "unet", esd.selector("u"), 3e-4 if shapes else 1e-5)
 
 
-def table(found: Mapping[str, Sequence[Row]]) -> str:
+def table(results: Mapping[str, Sequence[Row]]) -> str:
     """Markdown: a line for each row of a size; the text column is empty where the text states stay."""
     lines = ["| size | what | rate | steps | prediction | text states |", "|---|---|---|---|---|---|"]
-    for size, some in found.items():
-        for row in some:
+    for size, own in results.items():
+        for row in own:
             rate = f"auto: {row.used:.2g}" if row.rate == "auto" else f"{row.used:g}"
             text = "" if row.text is None else f"{row.text:.1%}"
             lines.append(f"| {size} | {row.what} | {rate} | {row.steps} | {row.output:.1%} | {text} |")
@@ -290,12 +275,12 @@ def main(say: Callable[[str], Any] = print) -> None:
         files = {size: RESULTS / f"rates-{size}.json" for size in ("shapes", "sd14")}
         say(table({size: [Row(**row) for row in json.loads(file.read_text())["rows"]] for size, file in files.items()}))
         return
-    found = []
+    made = []
     for row in rows(scene(given.size), given.size):
-        found.append(row)
+        made.append(row)
         say(f"{row.what}, {row.rate}: {row.steps} steps, {row.output:.3f}, {row.text}")
     if given.out:
-        given.out.write_text(json.dumps({"size": given.size, "rows": [asdict(row) for row in found]}, indent=1) + "\n")
+        given.out.write_text(json.dumps({"size": given.size, "rows": [asdict(row) for row in made]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

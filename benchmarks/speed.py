@@ -22,44 +22,32 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from architectures import CLIP_G, CLIP_L, SD14_UNET, SDXL_UNET
 
-from erasers import Concept, get_eraser
+from erasers import Concept, Patch, get_eraser
 from erasers.closed_form import algebra as closed_form
 from erasers.closed_form.preserved import port_gram
-from erasers.files.hashing import _MEMO
+from erasers.files.hashing import forget_hashes
 from erasers.methods.uce import port_hashes
-from erasers.models.ports import port_groups, text_ports
+from erasers.models.ports import Port, port_groups, text_ports
 from erasers.patch.build import transform_patch
 from erasers.pipeline import load_pipeline
 from erasers.text.encoding import Reader
 from erasers.text.rows import whole
 from erasers.worlds.shapes.prompts import concept_for
 
-SDXL_UNET = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_UNET = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64, "attention_head_dim": 4}
 SIZES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "tiny": (SMALL_UNET, [TINY]),
-    "sd14": ({"cross_attention_dim": 768}, [CLIP_L]),
+    "sd14": (SD14_UNET, [CLIP_L]),
     "sdxl": (SDXL_UNET, [CLIP_L, CLIP_G]),
 }
 
@@ -137,36 +125,40 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
+def against_floor(
+    pipe: Any, ports: Sequence[Port], edit: Callable[[], Patch], repeat: int
+) -> tuple[list[dict[str, float]], int]:
+    """What an edit took, `repeat` times, each right after the floor, and the bytes of its patch."""
+    runs = []
+    for _ in range(repeat + 1):
+        floor, clones = measure(lambda: [port.module.weight.data.clone() for port in ports])
+        del clones
+        figures, patch = measure(edit)
+        cpu_ratio = figures["cpu_seconds"] / max(floor["cpu_seconds"], 1e-9)
+        ratio = figures["seconds"] / floor["seconds"]
+        runs.append({"floor": floor["seconds"], **figures, "ratio": ratio, "cpu_ratio": cpu_ratio})
+        patch.remove(pipe)
+    return runs[1:], patch.nbytes  # the first run warms up memory and threads
+
+
 def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, gram_cached: bool) -> dict[str, Any]:
     """One method on one task, `repeat` times, each right after the floor."""
     (group,) = port_groups(pipe)
     ports = group.ports
     encoding, (task,) = measure(lambda: eraser.gather(pipe, concepts, [group]))
-    pipe.unet.__dict__.pop(_MEMO, None)
+    forget_hashes(pipe.unet)
     hashing, hashes = measure(lambda: port_hashes(pipe, [group]))
-    rounds = getattr(eraser, "rounds", None)
+    solver = replace(eraser, cache=gram_cached)
     if gram_cached:
         port_gram(ports, hashes, cache=True)
 
     def edit() -> Any:
-        a, b = eraser.solve(task.erase, task.anchor, task.preserve)
-        if rounds:
-            gram = port_gram(ports, hashes, cache=gram_cached)
-            *_, (_, a, b) = eraser.iterate(task, (a, b), gram)
+        a, b = solver.edit(task, hashes)
         patch = transform_patch(eraser.name, eraser.config(), concepts, [(group, a, b)], hashes)
         patch.apply(pipe)
         return patch
 
-    runs = []
-    for _ in range(repeat + 1):
-        floor, clones = measure(lambda: [port.module.weight.data.clone() for port in ports])
-        del clones
-        found, patch = measure(edit)
-        cpu_ratio = found["cpu_seconds"] / max(floor["cpu_seconds"], 1e-9)
-        ratio = found["seconds"] / floor["seconds"]
-        runs.append({"floor": floor["seconds"], **found, "ratio": ratio, "cpu_ratio": cpu_ratio})
-        patch.remove(pipe)
-    runs = runs[1:]  # the first run warms up memory and threads
+    runs, nbytes = against_floor(pipe, ports, edit, repeat)
     return {
         "eraser": repr(eraser),
         "erased": len(concepts),
@@ -182,7 +174,7 @@ def edit_case(pipe: Any, eraser: Any, concepts: list[Concept], repeat: int, *, g
         "encode_seconds": encoding["seconds"],
         "encode_cpu_seconds": encoding["cpu_seconds"],
         "hash_seconds": hashing["seconds"],
-        "patch_bytes": patch.nbytes,
+        "patch_bytes": nbytes,
         **total(pipe, eraser, concepts),
     }
 
@@ -199,11 +191,12 @@ def total(pipe: Any, eraser: Any, concepts: list[Concept]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as empty:
         os.environ["ERASERS_CACHE"] = empty
         for module in vars(pipe).values():
-            getattr(module, "__dict__", {}).pop(_MEMO, None)
-        found, patch = measure(cold)
+            if isinstance(module, torch.nn.Module):
+                forget_hashes(module)
+        figures, patch = measure(cold)
     os.environ["ERASERS_CACHE"] = kept
     patch.remove(pipe)
-    return {f"total_{key}": value for key, value in found.items()}
+    return {f"total_{key}": value for key, value in figures.items()}
 
 
 def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
@@ -220,16 +213,9 @@ def rows_case(pipe: Any, repeat: int) -> dict[str, Any]:
         patch.apply(pipe)
         return patch
 
-    runs = []
-    for _ in range(repeat + 1):
-        floor = measure(lambda: [port.module.weight.data.clone() for port in ports])[0]
-        found, patch = measure(edit)
-        ratios = {
-            f"edit_{key}ratio": found[f"{key}seconds"] / max(floor[f"{key}seconds"], 1e-9) for key in ("", "cpu_")
-        }
-        runs.append({"edit_seconds": found["seconds"], "floor_seconds": floor["seconds"], **ratios})
-        patch.remove(pipe)
-    return {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
+    runs, _ = against_floor(pipe, ports, edit, repeat)
+    keys = {"edit_seconds": "seconds", "floor_seconds": "floor", "edit_ratio": "ratio", "edit_cpu_ratio": "cpu_ratio"}
+    return {name: statistics.median(run[key] for run in runs) for name, key in keys.items()}
 
 
 def encoding_case(pipe: Any, batches: int) -> dict[str, Any]:

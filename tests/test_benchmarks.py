@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from PIL import Image  # noqa: E402
+from PIL import Image
 from support import REPOSITORY
-from support.made_results import PILLARS, write_results  # noqa: E402
+from support.made_results import PILLARS, write_results
+from support.scripts import benchmark
 
-from erasers import load_pipeline  # noqa: E402
-from erasers.eraser import get_eraser, options_for  # noqa: E402
-from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard  # noqa: E402
-from erasers.evaluation.scores.scoring import compare as compare_rows  # noqa: E402
-from erasers.evaluation.scores.statistics import holm  # noqa: E402
+from erasers import Concept, load_pipeline
+from erasers.eraser import get_eraser, options_for
+from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard
+from erasers.evaluation.scores.scoring import compare as compare_rows
+from erasers.evaluation.scores.statistics import holm
+from erasers.methods.rece import RECE
 
 FILES = ("leaderboard.md", "leaderboard.html")
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", REPOSITORY / "benchmarks" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-LEADERBOARD, COMPARE, METHODS = script("leaderboard"), script("compare"), script("method_table")
-ABLATION, REVERSAL = script("ablation"), script("reversal")
+LEADERBOARD, COMPARE, METHODS = benchmark("leaderboard"), benchmark("compare"), benchmark("method_table")
+ABLATION, REVERSAL, SPEED = benchmark("ablation"), benchmark("reversal"), benchmark("speed")
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +338,20 @@ def test_the_table_of_ablations_has_every_interval_and_says_what_is_missing() ->
     assert cells[1] == ["unedited", "0.25 (0.10 to 0.46)", *["-"] * (len(ABLATION.SCORES) - 1)]
     assert cells[2][0] == "dense (`rank=0`)"
     assert cells[2][cells[0].index("CCE")] == "-"
+
+
+@pytest.mark.parametrize("gram_cached", [False, True])
+def test_the_edit_that_is_timed_is_that_of_the_method(gram_cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits: list[bool] = []
+    edit = RECE.edit
+
+    def watched(self: RECE, *given: Any) -> Any:
+        edits.append(self.cache)
+        return edit(self, *given)
+
+    monkeypatch.setattr(RECE, "edit", watched)
+    pipe, concept = SPEED.make_pipe("tiny"), Concept("van gogh", anchor="art")
+    case = SPEED.edit_case(pipe, RECE(rounds=1, reg=0.1), [concept], 2, gram_cached=gram_cached)
+    # One to warm up and two that count; then the whole fit, which remembers what it may.
+    assert edits == [gram_cached] * 3 + [True]
+    assert len(case["ratio_of_each_run"]) == 2

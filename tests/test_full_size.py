@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from types import ModuleType
 
 import pytest
 from support import REPOSITORY
+from support.scripts import benchmark
 
 from erasers import list_erasers
 
@@ -16,12 +16,7 @@ PAGE = (REPOSITORY / "docs" / "full-size.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("full_size", REPOSITORY / "benchmarks" / "full_size.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("full_size")
 
 
 def rows(title: str) -> dict[str, str]:

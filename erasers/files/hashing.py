@@ -57,6 +57,11 @@ def tensor_hashes(tensors: Mapping[str, torch.Tensor], owner: nn.Module | None =
     return {name: fresh[name] if name in fresh else memo[name][1] for name in tensors}
 
 
+def forget_hashes(owner: nn.Module) -> None:
+    """Forget the fingerprints that are remembered on a module."""
+    owner.__dict__.pop(_MEMO, None)
+
+
 def module_hash(module: nn.Module) -> str:
     """One fingerprint for all parameters and buffers of a module."""
     tensors = dict(module.state_dict(keep_vars=True))

@@ -91,7 +91,7 @@ def port_groups(pipe: Any, kinds: Sequence[Kind] | Literal["auto"] = "auto") -> 
     for component_name, denoiser in denoisers:
         suffix = "" if component_name == family.components[0] else f"-{component_name}"
         for kind in published if kinds == "auto" else kinds:
-            found = list(_groups(family, component_name, denoiser, kind, suffix))
+            found = list(groups_of(family, component_name, denoiser, kind, suffix))
             if not found and kinds != "auto":
                 raise ValueError(f"expected ports among those of {family.title}, got {kind!r}, which it does not have")
             groups += found
@@ -178,7 +178,14 @@ def warn_of_other_readers(pipe: Any) -> None:
             )
 
 
-def _groups(family: Family, component_name: str, denoiser: nn.Module, kind: Kind, suffix: str) -> Iterator[Group]:
+def groups_of(
+    family: Family, component_name: str, denoiser: nn.Module, kind: Kind, suffix: str = ""
+) -> Iterator[Group]:
+    """The ports of one denoiser by what they read, whether or not their weights can be edited.
+
+    Raises:
+        ValueError: Attention whose projections are fused, or weights that are wrapped or quantised.
+    """
     pattern, through = _pattern(family, kind)
     layers: dict[tuple[str, ...], list[Port]] = {}
     for path, layer in denoiser.named_modules():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from support import REPOSITORY
+from support.scripts import benchmark
 
 from erasers import Concept, get_eraser
 from erasers.attacks import get_attack
@@ -25,19 +23,19 @@ from erasers.evaluation.tasks.task import list_tasks, read_task
 from erasers.methods import few_shot
 from erasers.methods.few_shot import DRIFT, Bound, apart
 
-_SPEC = importlib.util.spec_from_file_location("rates", REPOSITORY / "benchmarks" / "rates.py")
-assert _SPEC
-assert _SPEC.loader
-RATES = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = RATES
-_SPEC.loader.exec_module(RATES)
+RATES = benchmark("rates")
 TEXTS = ["a red star", "a blue circle on a white background", "two yellow hearts", ""]
 STAR = Concept("star", anchor="circle", preserve=("a blue moon",), neighbours=("ring",))
 
 
 def scene_of_width(width: int) -> Any:
-    text = {"hidden_size": width, "num_hidden_layers": 2, "vocab_size": 730}
-    pipe = RATES.random_pipe((width, width), text, layers=1, latents=8)
+    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "vocab_size": 730}
+    unet = {"block_out_channels": (width, width), "layers_per_block": 1, "sample_size": 8, "cross_attention_dim": width}
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    pipe = RATES.random_pipe(unet | blocks, text | {"num_attention_heads": max(1, width // 64)})
     pictures = torch.randn(2, 4, 8, 8, generator=RATES.seeded())
     return RATES.scene_of(pipe, pictures, conditions(pipe, [RATES.PROMPT] * 2))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from typing import Any
 
 import pytest
 import torch
-from support import REPOSITORY
+from support.scripts import benchmark
 from support.selection import cases, only
 from support.trained import METHODS, STAR
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,15 +26,10 @@ from erasers.diffusion.tokens import tokenise
 from erasers.training.foretelling import Demand, Foretold, foretell
 from erasers.training.student import Student, names_of
 
-SCRIPT = REPOSITORY / "benchmarks" / "full_size.py"
-
 
 @pytest.fixture(scope="module")
 def full_size() -> Any:
-    spec = importlib.util.spec_from_file_location("full_size", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("full_size")
 
 
 @pytest.fixture(scope="module")
