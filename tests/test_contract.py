@@ -14,11 +14,11 @@ import pytest
 import torch
 from support.selection import cases, diagonal
 from support.tiny import FAMILIES, draw, make_pipe, same, weights
+from support.trained import NOW, killed_after
 
 from erasers import Concept, Patch, PatchError, get_eraser, list_erasers
 from erasers.diffusion.counting import Counter
 from erasers.eraser import eraser_class
-from erasers.training import loop as training
 
 # Every registered method must have a row: options that make it quick, and its variants.
 # Few dimensions have no room for many rows.
@@ -267,30 +267,15 @@ def test_cost_is_what_training_spends(pipe, trained):
     assert trained.cost(pipe, [STAR, Concept("art")]) == counter.calls
 
 
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
 @pytest.mark.parametrize(
     ("trained", "after"),
     cases(rows_of(TRAINED), [1, 3], default=lambda row, after: first(row) and after == 1),
     indirect=["trained"],
 )
-def test_a_killed_training_goes_on_to_the_same_patch(pipe, trained, after, fitted, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    path = tmp_path / "checkpoint"
-    save = training._Checkpoint.save
-
-    def killed(*arguments: Any) -> None:
-        save(*arguments)
-        if len(arguments[3]) == after:
-            raise Killed
-
-    before = weights(pipe)
-    with monkeypatch.context() as patched:
-        patched.setattr(training._Checkpoint, "save", killed)
-        with pytest.raises(Killed):
-            trained.fit(pipe, STAR, progress=False, checkpoint=path)
+def test_a_killed_training_goes_on_to_the_same_patch(pipe, trained, after, fitted, tmp_path):
+    path, before = tmp_path / "checkpoint", weights(pipe)
+    with killed_after(after):
+        trained.fit(pipe, STAR, checkpoint=path, **NOW)
     assert same(before, weights(pipe))
     resumed = trained.fit(pipe, STAR, progress=False, checkpoint=path)
     assert resumed.digest == fitted(trained).digest

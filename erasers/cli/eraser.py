@@ -48,9 +48,9 @@ class Fitting:
     def forget(self) -> None:
         """Remove the checkpoint: the patch is there."""
         if self.checkpoint:
-            from erasers.processes import own_file
+            from erasers.training.loop import discard_checkpoint
 
-            own_file(self.checkpoint).unlink(missing_ok=True)
+            discard_checkpoint(self.checkpoint)
 
 
 def check_method(method: str) -> None:

@@ -16,6 +16,8 @@ import torch
 from erasers.files.atomic import write_atomically
 from erasers.files.tensors import KEY
 
+SECONDS = 10.0
+"""Between two writes, unless another time is asked for."""
 _SECONDS_A_WRITE = 0.5
 """A write that takes longer is done less often in proportion."""
 _BYTES_A_SECOND = 200e6
@@ -41,33 +43,28 @@ class CheckpointFile:
     Args:
         path: Its path.
         identity: Digest of all that the training depends on.
+        seconds: Between two writes that take up to half a second each, and so at most a twentieth of the time; slower
+            ones keep to that share.
 
     Raises:
         FileNotFoundError: No such folder.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
+    def __init__(self, path: Path, identity: str, seconds: float = SECONDS) -> None:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"expected an existing folder for {path.name}, got {path.parent}; create it first")
-        self.path, self.identity = path, identity
+        self.path, self.identity, self.seconds = path, identity, seconds
         self._last, self._speed = time.monotonic(), _BYTES_A_SECOND
 
-    def save(
-        self,
-        state: Callable[[], Mapping[str, torch.Tensor]],
-        least: float,
-        agree: Callable[[bool], bool] = bool,
-    ) -> None:
+    def save(self, state: Callable[[], Mapping[str, torch.Tensor]], agree: Callable[[bool], bool] = bool) -> None:
         """Write the state, unless that was done not long ago.
 
         Args:
             state: Names the tensors; they are read where they are.
-            least: Seconds between two writes that take up to half a second each, and so at most a twentieth of the
-                time; slower ones keep to that share.
             agree: (whether it is time to write here) -> whether all processes write now.
         """
-        tensors = state() if time.monotonic() - self._last >= least else {}
-        if not agree(bool(tensors) and self._rested(tensors, least)):
+        tensors = state() if time.monotonic() - self._last >= self.seconds else {}
+        if not agree(bool(tensors) and self._rested(tensors)):
             return
         tensors = tensors or state()
         nbytes, started = sum(value.nbytes for value in tensors.values()), time.monotonic()
@@ -75,10 +72,10 @@ class CheckpointFile:
         self._last = time.monotonic()
         self._speed = nbytes / max(self._last - started, 1e-6)
 
-    def _rested(self, tensors: Mapping[str, torch.Tensor], least: float) -> bool:
+    def _rested(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Whether the last write is so long ago that one of these keeps to its share of the time."""
         seconds = sum(value.nbytes for value in tensors.values()) / self._speed
-        return time.monotonic() - self._last >= least * max(1.0, seconds / _SECONDS_A_WRITE)
+        return time.monotonic() - self._last >= self.seconds * max(1.0, seconds / _SECONDS_A_WRITE)
 
     @contextmanager
     def read(self, of: str) -> Iterator[Mapping[str, torch.Tensor]]:
@@ -125,6 +122,25 @@ class _Lazy(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
+    """What an optimizer remembers, as `<prefix>/<parameter's number>/<name>`."""
+    return {
+        f"{prefix}/{number}/{name}": torch.as_tensor(value)
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], prefix: str) -> None:
+    """Let an optimizer remember what `optimizer_tensors` gave, among other tensors."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key in tensors:
+        if key.startswith(f"{prefix}/"):
+            number, _, name = key.removeprefix(f"{prefix}/").partition("/")
+            state.setdefault(int(number), {})[name] = tensors[key]
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def write_streamed(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> None:

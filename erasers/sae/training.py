@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from erasers.files.atomic import write_atomically
-from erasers.files.checkpoint import CheckpointFile
+from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
 from erasers.options import check_fields
 from erasers.sae.autoencoder import (
     ACTIVATIONS,
@@ -27,7 +27,6 @@ from erasers.sae.autoencoder import (
 from erasers.sae.rows import Rows
 
 Told = Callable[[int, str], None]
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +112,7 @@ def train_sae(
     training: SAETraining,
     *,
     checkpoint: Path | None = None,
+    seconds_between_checkpoints: float = SECONDS,
     tell: Told = lambda count, text: None,
 ) -> Trained:
     """Train an autoencoder on rows, which are made step by step, where the model is that makes them.
@@ -121,6 +121,7 @@ def train_sae(
         rows: Where they come from.
         training: How.
         checkpoint: A file written now and then; a training that finds it goes on from it, on a CPU bit for bit.
+        seconds_between_checkpoints: At least so many; more where writing is slow.
         tell: Called with the steps that were done and what to show.
 
     Raises:
@@ -134,17 +135,19 @@ def train_sae(
             f"expected dead_after below the rows of the training, about {count}, got {training.dead_after}"
         )
     run, where = _Run(training, width, rows.device), rows.device
-    saved = None if checkpoint is None else _Checkpoint(checkpoint, _identity(rows, training))
-    if saved is None or not saved.load(run):
+    saved = None
+    if checkpoint is not None:
+        saved = CheckpointFile(checkpoint, _identity(rows, training), seconds_between_checkpoints)
+    if saved is None or not _resumed(run, saved):
         run.sae.b_pre.data.copy_(geometric_median(rows.first().to(where)))
     tell(run.done, "")
     while run.done < training.steps:
         tell(1, run.step(rows.step(run.done).to(where)))
         if saved is not None:
-            saved.save(run)
+            saved.save(run.state)
     for parameter in run.sae.parameters():
         parameter.requires_grad_(False)
-    measured = quality(run.sae, (some.to(where) for some in rows.held()))
+    measured = quality(run.sae, (batch.to(where) for batch in rows.held()))
     return Trained(run.sae.cpu(), measured, run.curves)
 
 
@@ -205,48 +208,28 @@ class _Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that a training goes on from."""
-        found = {f"sae/{name}": value.detach() for name, value in self.sae.state_dict().items()}
-        for number, values in self.adam.state_dict()["state"].items():
-            found |= {f"adam/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
+        weights = {f"sae/{name}": value.detach() for name, value in self.sae.state_dict().items()}
         curves = {f"curves/{name}": torch.tensor(values, dtype=torch.float64) for name, values in self.curves.items()}
-        return {**found, **curves, "silent": self.silent}
+        return {**weights, **optimizer_tensors(self.adam, "adam"), **curves, "silent": self.silent}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on from such a state."""
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
-            parts.setdefault(kind, {})[rest] = value
-        self.sae.load_state_dict(parts["sae"])
-        adam: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in parts["adam"].items():
-            number, _, what = key.partition("/")
-            adam.setdefault(int(number), {})[what] = value
-        self.adam.load_state_dict({"state": adam, "param_groups": self.adam.state_dict()["param_groups"]})
-        self.curves = {name: values.tolist() for name, values in parts["curves"].items()}
+        self.sae.load_state_dict({name: tensors[f"sae/{name}"] for name in self.sae.state_dict()})
+        restore_optimizer(self.adam, tensors, "adam")
+        self.curves = {name: tensors[f"curves/{name}"].tolist() for name in self.curves}
         self.silent = tensors["silent"].to(self.silent.device)
 
 
-class _Checkpoint:
-    """A file with a training on its way."""
+def _resumed(run: _Run, file: CheckpointFile) -> bool:
+    """Set a training to what its checkpoint says; whether there was one.
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self._file = CheckpointFile(path, identity)
-
-    def save(self, run: _Run) -> None:
-        """Write everything, unless that was done not long ago."""
-        self._file.save(run.state, _SECONDS_BETWEEN_CHECKPOINTS)
-
-    def load(self, run: _Run) -> bool:
-        """Set a training to what the file says; whether there was one.
-
-        Raises:
-            ValueError: A damaged file, or one of another training.
-        """
-        with self._file.read("another model, option or set of prompts") as tensors:
-            if tensors:
-                run.restore(tensors)
-            return bool(tensors)
+    Raises:
+        ValueError: A damaged file, or one of another training.
+    """
+    with file.read("another model, option or set of prompts") as tensors:
+        if tensors:
+            run.restore(tensors)
+        return bool(tensors)
 
 
 def _identity(rows: Rows, training: SAETraining) -> str:

@@ -25,7 +25,7 @@ from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import at_most, free_memory, memory_told
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
-from erasers.files.checkpoint import CheckpointFile
+from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
 from erasers.processes import (
@@ -44,11 +44,9 @@ from erasers.training.pictures import pixels_hash
 from erasers.training.recomputing import checkpointed
 from erasers.training.student import Student
 
-Advance = Callable[[int], None]
 Stage = Callable[[str, int], Any]
 """(title, total) -> a context with a function that is told of what was done."""
 
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0
 _BETTER = 0.99
 
 
@@ -165,6 +163,7 @@ class TrainedEraser(Eraser, ABC):
         generator: torch.Generator | None = None,
         progress: bool = True,
         checkpoint: str | Path | None = None,
+        seconds_between_checkpoints: float = SECONDS,
         memory: int | None = None,
     ) -> Patch:
         """Train a patch; see `Eraser.fit`.
@@ -179,7 +178,8 @@ class TrainedEraser(Eraser, ABC):
             progress: Show bars on stderr, and what was spent in the end.
             checkpoint: A file that is written now and then, in at most a twentieth of the time. If it is there, and of
                 the same training, that goes on from it; on a CPU the patch is then bit for bit that of an unbroken
-                training.
+                training. It stays there until `discard_checkpoint`.
+            seconds_between_checkpoints: At least so many; more where writing is slow.
             memory: Bytes that there are, by which batches are split where gradients are taken; None: what the device
                 has, and on a CPU as much as it takes. Gradients are the same but for rounding.
 
@@ -188,14 +188,14 @@ class TrainedEraser(Eraser, ABC):
         """
         self.check_pipe(pipe)
         check_clip_skip(pipe, self.clip_skip)
-        found = self.prepared(pipe, concepts)
-        together = self.together(pipe, found, memory)
+        concepts = self.prepared(pipe, concepts)
+        together = self.together(pipe, concepts, memory)
         generator = generator or torch.Generator().manual_seed(0)
         identity: dict[str, Any] = {
             "seed": _digest({"": generator.get_state()}),
-            "concepts": [concept_meta(one) for one in found],
-            "templates": [one.templates for one in found],
-            "images": [pixels_hash(image) for one in found for image in one.images] if self.sees else [],
+            "concepts": [concept_meta(concept) for concept in concepts],
+            "templates": [concept.templates for concept in concepts],
+            "images": [pixels_hash(image) for concept in concepts for image in concept.images] if self.sees else [],
         }
         console = Console(stderr=True) if progress and rank_and_world()[0] == 0 else None
         with (
@@ -208,16 +208,17 @@ class TrainedEraser(Eraser, ABC):
             memory_told(),
         ):
             own_draws(generator)
-            training = self.prepare(pipe, found, generator, partial(bar, console))
+            training = self.prepare(pipe, concepts, generator, partial(bar, console))
             same_start(training.student.parameters)
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
             saved = None
             if checkpoint is not None:
                 # Every process has draws, attacks and optimizers of its own.
-                saved = _Checkpoint(own_file(checkpoint), json.dumps(identity, sort_keys=True))
+                digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+                saved = _Checkpoint(CheckpointFile(own_file(checkpoint), digest, seconds_between_checkpoints))
             with shared_gradients(list(training.optimizers.values()), training.student.parameters):
                 why = self._run(training, generator, saved, console)
-            patch = training.student.patch(self, found)
+            patch = training.student.patch(self, concepts)
         if console is not None:
             skipped = training.student.scale.skipped
             lost = f"; {skipped} steps left out, whose gradients float16 had no room for" if skipped else ""
@@ -251,11 +252,16 @@ class TrainedEraser(Eraser, ABC):
         return f"the loss fell by less than 1 % in {count}" if last >= before * _BETTER else ""
 
 
+def discard_checkpoint(path: str | Path) -> None:
+    """Remove the checkpoint of this process, once the patch of the training is safe."""
+    own_file(path).unlink(missing_ok=True)
+
+
 class _Checkpoint:
     """A file with all that a training goes on from."""
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self._file = CheckpointFile(path, hashlib.sha256(identity.encode()).hexdigest())
+    def __init__(self, file: CheckpointFile) -> None:
+        self._file = file
 
     def save(self, training: Training, generator: torch.Generator, losses: Sequence[float]) -> None:
         """Write everything that changes, unless that was done not long ago; all processes do it at the same step."""
@@ -265,7 +271,7 @@ class _Checkpoint:
             return _state(training) | facts
 
         device = training.student.parameters[0].device
-        self._file.save(state, _SECONDS_BETWEEN_CHECKPOINTS, lambda due: anywhere(due, device))
+        self._file.save(state, lambda due: anywhere(due, device))
 
     def load(self, training: Training, generator: torch.Generator) -> list[float]:
         """Set everything to what the file says; the losses so far, none without a file.
@@ -300,18 +306,17 @@ class _Checkpoint:
 
 def _in_place(training: Training) -> dict[str, torch.Tensor]:
     """What changes in place, by name."""
-    found = {f"student/{name}": value for name, value in training.student.tensors().items()}
-    found |= {f"tensors/{name}": value for name, value in training.tensors.items()}
-    return found | {"scale": training.student.scale.state}
+    tensors = {f"student/{name}": value for name, value in training.student.tensors().items()}
+    tensors |= {f"tensors/{name}": value for name, value in training.tensors.items()}
+    return tensors | {"scale": training.student.scale.state}
 
 
 def _state(training: Training) -> dict[str, torch.Tensor]:
     """All that changes in training, by name."""
-    found = _in_place(training)
+    tensors = _in_place(training)
     for name, optimizer in training.optimizers.items():
-        for number, values in optimizer.state_dict()["state"].items():
-            found |= {f"optimizers/{name}/{number}/{key}": torch.as_tensor(value) for key, value in values.items()}
-    return found
+        tensors |= optimizer_tensors(optimizer, f"optimizers/{name}")
+    return tensors
 
 
 @torch.no_grad()
@@ -319,13 +324,7 @@ def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, value in _in_place(training).items():
         value.copy_(tensors[name])
     for name, optimizer in training.optimizers.items():
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key in tensors:
-            kind, _, rest = key.partition("/")
-            if kind == "optimizers" and rest.startswith(f"{name}/"):
-                number, _, what = rest.removeprefix(f"{name}/").partition("/")
-                state.setdefault(int(number), {})[what] = tensors[key]
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        restore_optimizer(optimizer, tensors, f"optimizers/{name}")
 
 
 @contextmanager

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.trained import killed_after
 
 from erasers import Patch, get_eraser, load_pipeline, worlds
 from erasers.cli import app as cli
 from erasers.cli.concepts import build_concepts
 from erasers.cli.eraser import build_eraser
 from erasers.eraser import options_for
-from erasers.training import loop as training
+from erasers.files.checkpoint import CheckpointFile
 from erasers.worlds.shapes.prompts import concept_for
 
 STAR = ("--concept", "star", "--model", "shapes")
@@ -49,23 +49,12 @@ def test_a_dry_run_says_what_training_costs_and_trains_nothing(capsys: pytest.Ca
     assert "uce trains nothing" in capsys.readouterr().out
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_a_stopped_training_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    opened = CheckpointFile.__init__
+    monkeypatch.setattr(CheckpointFile, "__init__", lambda file, path, identity, _: opened(file, path, identity, 0.0))
     command = [*STAR, "--method", "esd", *QUICK, "--checkpoint", "half", "--out", "star.safetensors"]
-    save = training._Checkpoint.save
-
-    def killed(*arguments: Any) -> None:
-        save(*arguments)
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training._Checkpoint, "save", killed)
-        with pytest.raises(Killed):
-            cli.run(command)
+    with killed_after(1):
+        cli.run(command)
     assert [path.name for path in Path().iterdir()] == ["half"]
     assert cli.run(command) == 0
     assert [path.name for path in Path().iterdir()] == ["star.safetensors"]

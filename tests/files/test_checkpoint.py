@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.trained import NOW
 
 from erasers import Concept, get_eraser
 from erasers.files import checkpoint
 from erasers.files.checkpoint import CheckpointFile, write_streamed
-from erasers.training import loop as training
 
 KINDS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -59,10 +59,10 @@ def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch, se
         clock[0] += seconds
 
     monkeypatch.setattr(checkpoint, "write_streamed", write)
-    file, state = CheckpointFile(tmp_path / "state", "id"), {"all": SimpleNamespace(nbytes=int(nbytes))}
+    file, state = CheckpointFile(tmp_path / "state", "id", 10.0), {"all": SimpleNamespace(nbytes=int(nbytes))}
     while clock[0] < 4 * 3600:
         clock[0] += 0.7
-        file.save(lambda: state, 10.0)
+        file.save(lambda: state)
     assert len(writes) > 2
     # A disk that is slower than is taken for granted costs more the first time.
     assert len(writes[1:]) * seconds <= 0.05 * (clock[0] - writes[0])
@@ -71,13 +71,12 @@ def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch, se
         assert writes[1] - writes[0] < 12
 
 
-def test_only_what_changes_is_written(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def test_only_what_changes_is_written(pipe, tmp_path):
     names = {}
     for drawn_by in ("frozen", "student"):
         path = tmp_path / drawn_by
         eraser = get_eraser("esd", iterations=2, steps=2, pictures=2, drawn_by=drawn_by, train_method="x-strict")
-        eraser.fit(pipe, Concept("star", anchor="circle"), checkpoint=path, progress=False)
+        eraser.fit(pipe, Concept("star", anchor="circle"), checkpoint=path, **NOW)
         names[drawn_by] = set(load_file(path))
     bank = {name for name in names["student"] if name.startswith("tensors/")}
     # What the frozen model drew is drawn again.
@@ -86,13 +85,12 @@ def test_only_what_changes_is_written(pipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["nothing", "a pixel", "their order", "the file format", "templates"])
-def test_a_checkpoint_is_of_the_pictures_that_it_was_trained_on(pipe, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def test_a_checkpoint_is_of_the_pictures_that_it_was_trained_on(pipe, tmp_path, change):
     eraser = get_eraser("few_shot", iterations=2, max_drift=None)
     red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     red.save(tmp_path / "red.png")
     star = Concept("star", anchor="circle", templates=("a {}",), images=[red, blue])
-    eraser.fit(pipe, star, checkpoint=tmp_path / "half", progress=False)
+    eraser.fit(pipe, star, checkpoint=tmp_path / "half", **NOW)
     other = blue.copy()
     other.putpixel((3, 3), (0, 0, 254))
     changed = {
@@ -102,17 +100,17 @@ def test_a_checkpoint_is_of_the_pictures_that_it_was_trained_on(pipe, tmp_path, 
         "templates": {"templates": ("the {}",)},
     }.get(change, {})
     if change in ("nothing", "the file format"):
-        eraser.fit(pipe, replace(star, **changed), checkpoint=tmp_path / "half", progress=False)
+        eraser.fit(pipe, replace(star, **changed), checkpoint=tmp_path / "half", **NOW)
         return
     with pytest.raises(ValueError, match="expected a checkpoint of this training"):
-        eraser.fit(pipe, replace(star, **changed), checkpoint=tmp_path / "half", progress=False)
+        eraser.fit(pipe, replace(star, **changed), checkpoint=tmp_path / "half", **NOW)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
     path = tmp_path / "state"
     with CheckpointFile(path, "one").read("another") as tensors:
         assert not tensors
-    CheckpointFile(path, "one").save(lambda: {"x": torch.ones(3)}, 0.0)
+    CheckpointFile(path, "one", 0.0).save(lambda: {"x": torch.ones(3)})
     with CheckpointFile(path, "one").read("another") as tensors:
         assert list(tensors) == ["x"]
         assert torch.equal(tensors["x"], torch.ones(3))
@@ -132,8 +130,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path):
 def test_a_checkpoint_that_was_changed_is_refused(tmp_path, change):
     path = tmp_path / "state"
     tensors = {"student/weight": torch.ones(300), "optimizers/adam/0/exp_avg": torch.ones(300)}
-    file = CheckpointFile(path, "id")
-    file.save(lambda: tensors, 0.0)
+    file = CheckpointFile(path, "id", 0.0)
+    file.save(lambda: tensors)
     with file.read("another") as found:
         assert torch.equal(found["student/weight"], tensors["student/weight"])
     with safe_open(path, "pt") as saved:
@@ -155,8 +153,8 @@ def test_processes_write_together(tmp_path):
         asked.append(due)
         return True
 
-    file = CheckpointFile(tmp_path / "state", "id")
-    file.save(lambda: {"a": torch.ones(1)}, 1000.0, agree)
+    CheckpointFile(tmp_path / "state", "id", 1000.0).save(lambda: {"a": torch.ones(1)}, agree)
     assert (asked, (tmp_path / "state").is_file()) == ([False], True)
-    file.save(lambda: {"a": torch.ones(1)}, 0.0, lambda due: asked.append(due) or False)
+    file = CheckpointFile(tmp_path / "state", "id", 0.0)
+    file.save(lambda: {"a": torch.ones(1)}, lambda due: asked.append(due) or False)
     assert asked == [False, True]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.selection import diagonal, only
 from support.tiny import weights
+from support.trained import NOW, killed_after
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
@@ -258,25 +259,12 @@ def test_upstream_changes_the_patch(pipe):
     assert len(digests) == 2
 
 
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
 @pytest.mark.parametrize("after", only([1, 4], 4))
-def test_a_killed_training_goes_on_from_the_latest_attack(pipe, tmp_path, monkeypatch, after):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def test_a_killed_training_goes_on_from_the_latest_attack(pipe, tmp_path, after):
     eraser = get_eraser("adv_unlearn", **QUICK | {"attack_init": "latest", "warm_up": 0, "templates": ("{}", "a {}")})
-    whole, path, save = eraser.fit(pipe, STAR, progress=False), tmp_path / "checkpoint", training._Checkpoint.save
-
-    def killed(*arguments: Any) -> None:
-        save(*arguments)
-        if len(arguments[-1]) == after:
-            raise Killed
-
-    monkeypatch.setattr(training._Checkpoint, "save", killed)
-    with pytest.raises(Killed):
-        eraser.fit(pipe, STAR, progress=False, checkpoint=path)
-    monkeypatch.setattr(training._Checkpoint, "save", save)
+    whole, path = eraser.fit(pipe, STAR, progress=False), tmp_path / "checkpoint"
+    with killed_after(after):
+        eraser.fit(pipe, STAR, checkpoint=path, **NOW)
     assert eraser.fit(pipe, STAR, progress=False, checkpoint=path).digest == whole.digest
 
 

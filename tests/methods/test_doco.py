@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.selection import only
 from support.tiny import weights
+from support.trained import NOW, killed_after
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
@@ -21,7 +22,6 @@ from erasers.methods.doco import eraser as doco
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.methods.doco.eraser import Contest, Scenes, corrected, start_token_held
 from erasers.methods.esd import selector
-from erasers.training import loop as training
 from erasers.training.student import Student, names_of
 
 STAR = Concept("star", anchor="circle", preserve=["moon", "a red circle"], neighbours=["ring"])
@@ -243,10 +243,9 @@ def test_cost_is_what_training_spends(pipe, options):
     assert eraser.cost(pipe, concepts) == counter.calls
 
 
-def test_a_checkpoint_holds_the_discriminator(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def test_a_checkpoint_holds_the_discriminator(pipe, tmp_path):
     eraser, path = get_eraser("doco", **QUICK), tmp_path / "checkpoint"
-    patch = eraser.fit(pipe, STAR, progress=False, checkpoint=path)
+    patch = eraser.fit(pipe, STAR, checkpoint=path, **NOW)
     names = set(load_file(path))
     judge = {name for name, _ in Discriminator(latent_shape(pipe), 8, seeded()).named_parameters()}
     assert {f"tensors/{name}" for name in judge} <= names
@@ -257,20 +256,11 @@ def test_a_checkpoint_holds_the_discriminator(pipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("after", only([1, 3], 1))
-def test_what_goes_on_from_a_checkpoint_ends_in_the_same_patch(pipe, tmp_path, monkeypatch, after):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    eraser, path, step = get_eraser("doco", **QUICK | {"kept": 2}), tmp_path / "checkpoint", Contest.step
+def test_what_goes_on_from_a_checkpoint_ends_in_the_same_patch(pipe, tmp_path, after):
+    eraser, path = get_eraser("doco", **QUICK | {"kept": 2}), tmp_path / "checkpoint"
     whole = eraser.fit(pipe, STAR, progress=False)
-
-    def killed(one: Contest, number: int) -> dict[str, float]:
-        if number == after:
-            raise KeyboardInterrupt
-        return step(one, number)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Contest, "step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            eraser.fit(pipe, STAR, progress=False, checkpoint=path)
+    with killed_after(after):
+        eraser.fit(pipe, STAR, checkpoint=path, **NOW)
     assert eraser.fit(pipe, STAR, progress=False, checkpoint=path).digest == whole.digest
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from support.selection import only
 from support.tiny import weights
+from support.trained import NOW, killed_after
 
 from erasers import Concept, get_eraser, load_pipeline
 from erasers.diffusion.conditions import encode
@@ -19,7 +20,6 @@ from erasers.diffusion.tokens import tokenise
 from erasers.evaluation.drawing import generate
 from erasers.judges import get_judge
 from erasers.methods.few_shot import Bound, Shots, ascent_loss, draw, trained_names
-from erasers.training import loop as training
 from erasers.training.pictures import picture
 from erasers.training.student import Student
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
@@ -183,20 +183,11 @@ def test_a_correction_brings_kept_prompts_back(pipe):
     assert all(torch.equal(part, value) for part, value in zip(student.parameters, start, strict=True))
 
 
-def test_goes_on_from_a_checkpoint_amid_corrections(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def test_goes_on_from_a_checkpoint_amid_corrections(pipe, tmp_path):
     eraser = few_shot(lr=5e-4, iterations=8, max_drift=0.2)
-    whole, path, save = eraser.fit(pipe, STAR, progress=False), tmp_path / "checkpoint", training._Checkpoint.save
-
-    def killed(*arguments: Any) -> None:
-        save(*arguments)
-        if len(arguments[-1]) == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training._Checkpoint, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        eraser.fit(pipe, STAR, progress=False, checkpoint=path)
-    monkeypatch.setattr(training._Checkpoint, "save", save)
+    whole, path = eraser.fit(pipe, STAR, progress=False), tmp_path / "checkpoint"
+    with killed_after(5):
+        eraser.fit(pipe, STAR, checkpoint=path, **NOW)
     assert eraser.fit(pipe, STAR, progress=False, checkpoint=path).digest == whole.digest
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 from erasers import Concept
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import predict
+from erasers.files.checkpoint import CheckpointFile
 from erasers.training.student import Student
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
@@ -19,6 +23,29 @@ METHODS: dict[str, dict[str, Any]] = {
     "few_shot": {"steps": 2, "pictures": 2, "kept": 4, "max_drift": 10.0},
     "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
 }
+
+NOW: dict[str, Any] = {"progress": False, "seconds_between_checkpoints": 0.0}
+"""A checkpoint after every iteration."""
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+@contextmanager
+def killed_after(iterations: int) -> Iterator[None]:
+    """Inside, a training ends as a killed process does, once its checkpoint has so many iterations."""
+    save = CheckpointFile.save
+
+    def killed(file: CheckpointFile, state: Callable[[], Any], *agree: Any) -> None:
+        save(file, state, *agree)
+        if len(state()["losses"]) == iterations:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(CheckpointFile, "save", killed)
+        with pytest.raises(Killed):
+            yield
 
 
 @torch.no_grad()

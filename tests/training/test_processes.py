@@ -182,19 +182,19 @@ state = PartialState(cpu=True)
 from training.test_processes import OPTIONS, STAR
 from support.tiny import make_pipe
 from erasers import get_eraser
-from erasers.training import loop as training
+from erasers.files.checkpoint import CheckpointFile
 from safetensors import safe_open
-# One process is always due, the other never by its own clock.
-training._SECONDS_BETWEEN_CHECKPOINTS = 1e9 if number else 0.0
-step = training._Checkpoint.save
-def interrupted(self, *arguments):
-    step(self, *arguments)
-    if len(arguments[-1]) == iterations:
+step = CheckpointFile.save
+def interrupted(file, state, agree):
+    step(file, state, agree)
+    if len(state()["losses"]) == iterations:
         raise KeyboardInterrupt
-training._Checkpoint.save = interrupted
+CheckpointFile.save = interrupted
+# One process is always due, the other never by its own clock.
+options = {"progress": False, "seconds_between_checkpoints": 1e9 if number else 0.0}
 pipe = make_pipe("sd1", folder / f"pipe-{number}")
 try:
-    get_eraser("esd", **OPTIONS).fit(pipe, STAR, progress=False, checkpoint=folder / "half")
+    get_eraser("esd", **OPTIONS).fit(pipe, STAR, checkpoint=folder / "half", **options)
     said = "done"
 except KeyboardInterrupt:
     said = "stopped"

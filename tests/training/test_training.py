@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.tiny import draw, same, weights
+from support.trained import NOW
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
@@ -217,13 +218,14 @@ def test_checkpoints_that_cannot_be_used_are_refused(pipe, tmp_path):
         eraser.fit(pipe, STAR, checkpoint=tmp_path / "no" / "checkpoint", progress=False)
 
 
-def test_checkpoints_are_written_now_and_then(pipe, tmp_path, monkeypatch):
+def test_checkpoints_are_written_now_and_then(pipe, tmp_path):
     path = tmp_path / "checkpoint"
     get_eraser("esd", **ESD).fit(pipe, STAR, checkpoint=path, progress=False)
     assert not path.exists()
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    get_eraser("esd", **ESD).fit(pipe, STAR, checkpoint=path, progress=False)
+    get_eraser("esd", **ESD).fit(pipe, STAR, checkpoint=path, **NOW)
     assert path.is_file()
+    training.discard_checkpoint(path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("option", [{"iterations": 0}, {"lr": 0.0}, {"rank": -1}, {"patience": -1}])

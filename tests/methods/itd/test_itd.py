@@ -13,7 +13,6 @@ from support.tiny import draw, same, weights
 
 from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline, worlds
 from erasers.methods.itd.eraser import activity, floors_of, read_saes, select, statistic, thresholds
-from erasers.sae import training as sae_training
 from erasers.sae.autoencoder import SAE
 from erasers.sae.rows import TextRows, split, turn
 from erasers.sae.text_blocks import find_block, find_blocks
@@ -241,8 +240,7 @@ def test_prompts_are_split_in_linear_time(monkeypatch):
     assert (len(kept), len(held), held[1]) == (38_000, 2_000, "20")
 
 
-def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path, monkeypatch):
-    monkeypatch.setattr(sae_training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path):
     block, path = find_blocks(pipes("sd1"))[0], tmp_path / "checkpoint"
     short = SAETraining(features=48, k=4, steps=12, prompts=24, lr=1e-2, warmup=2, dead_after=500, auxiliary=8)
     whole = train_sae(rows(block, size=24), short)
@@ -257,7 +255,7 @@ def test_a_killed_training_goes_on_to_the_same_autoencoder(pipes, tmp_path, monk
 
     tell.steps = 0  # type: ignore[attr-defined]
     with pytest.raises(Killed):
-        train_sae(rows(block, size=24), short, checkpoint=path, tell=tell)
+        train_sae(rows(block, size=24), short, checkpoint=path, seconds_between_checkpoints=0.0, tell=tell)
     resumed = train_sae(rows(block, size=24), short, checkpoint=path)
     assert resumed.curves == whole.curves
     pairs = zip(resumed.sae.parameters(), whole.sae.parameters(), strict=True)

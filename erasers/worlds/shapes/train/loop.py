@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from erasers.files.atomic import write_atomically
+from erasers.progress import progress
 
 LossStep = Callable[[int], dict[str, Tensor]]
 """Step number -> named scalars, of which "loss" is minimised."""
@@ -100,11 +101,10 @@ def train(name: str, model: nn.Module, loss_step: LossStep, recipe: Recipe, out:
     if not first:
         log.unlink(missing_ok=True)
     clock, cpu = time.perf_counter(), time.process_time()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     model.train()
-    with Progress(*columns, TextColumn("{task.fields[loss]}")) as progress:
-        bar = progress.add_task(name, total=recipe.steps, completed=first, loss="")
-        sums: dict[str, float] = {}
+    with progress(Console(), name, recipe.steps) as advance:
+        advance(first)
+        sums, shown = dict[str, float](), first
         for step in range(first, recipe.steps):
             for group in optimiser.param_groups:
                 group["lr"] = recipe.lr * rate(recipe, step)
@@ -125,7 +125,8 @@ def train(name: str, model: nn.Module, loss_step: LossStep, recipe: Recipe, out:
                 row |= {"cpu_seconds": round(time.process_time() - cpu, 1)}
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                progress.update(bar, completed=step + 1, loss=f"loss {row['loss']:.4f}")
+                advance(step + 1 - shown, f"loss {row['loss']:.4f}")
+                shown = step + 1
                 sums = {}
             if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
                 _checkpoint(checkpoint, step + 1, model, average, optimiser)
