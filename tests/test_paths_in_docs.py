@@ -29,9 +29,7 @@ def test_there_are_pages() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_named_is_there(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
-    assert missing_paths(text) == []
-    assert missing_names(text) == []
-    assert modules_that_do_not_run(text) == []
+    assert [*missing_paths(text), *missing_names(text), *modules_that_do_not_run(text)] == []
 
 
 def test_what_is_not_there_is_told() -> None:
