@@ -220,7 +220,7 @@ def ordered(floors: int, rooms: Iterable[Stop], steps: Iterable[Step]) -> list[l
             rank = {stop: index for index, stop in enumerate(order[floor + side])}
             own = {stop: index for index, stop in enumerate(order[floor])}
             order[floor].sort(key=lambda stop: mean([rank[end] for end in ends(stop, steps) if end in rank], own[stop]))
-        best = min(best, order, key=lambda one: crossings(one, steps))
+        best = min(best, order, key=lambda tried: crossings(tried, steps))
     return swapped(best, steps)
 
 

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import grimp
 import pytest
 from support import REPOSITORY
+from support.scripts import script
 
-
-def script() -> ModuleType:
-    path = REPOSITORY / "docs" / "architecture.py"
-    spec = importlib.util.spec_from_file_location("docs_architecture", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-MAP = script()
+MAP = script("docs", "architecture")
 
 
 def graph_of(*imports: tuple[str, str]) -> grimp.ImportGraph:

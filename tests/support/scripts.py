@@ -1,4 +1,4 @@
-"""The scripts of `benchmarks/` as modules."""
+"""Scripts of the repository as modules."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from types import ModuleType
 
 from support import REPOSITORY
 
-_FOLDER = REPOSITORY / "benchmarks"
-
 
 def benchmark(name: str) -> ModuleType:
+    """A script of `benchmarks/`, see `script`."""
+    return script("benchmarks", name)
+
+
+def script(folder: str, name: str) -> ModuleType:
     """A script, which finds the modules beside it as it does when it is run."""
-    if str(_FOLDER) not in sys.path:
-        sys.path.append(str(_FOLDER))
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", _FOLDER / f"{name}.py")
+    home = REPOSITORY / folder
+    if str(home) not in sys.path:
+        sys.path.append(str(home))
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", home / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
