@@ -114,15 +114,15 @@ def as_concepts(concepts: Concepts) -> tuple[Concept, ...]:
         concepts = (concepts,)
     if not isinstance(concepts, Iterable):
         raise TypeError(f"expected concepts as text or Concept objects, got {type(concepts).__name__}: {concepts!r}")
-    found = tuple(Concept.of(concept) for concept in concepts)
-    if not found:
+    listed = tuple(Concept.of(concept) for concept in concepts)
+    if not listed:
         raise ValueError("expected at least one concept to erase, got none")
-    names = [concept.name for concept in found]
+    names = [concept.name for concept in listed]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"expected each concept once, got twice: {', '.join(twice)}")
-    _refuse_contradictions(found)
-    return found
+    _refuse_contradictions(listed)
+    return listed
 
 
 def usual_anchor(name: str, kind: str) -> str:

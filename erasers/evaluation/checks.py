@@ -51,10 +51,10 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     Raises:
         ValueError: Something else.
     """
-    some = [value] if isinstance(value, str) else value
-    if not isinstance(some, list) or not some or not all(isinstance(one, str) and one.strip() for one in some):
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not listed or not all(isinstance(text, str) and text.strip() for text in listed):
         raise ValueError(f"{name}: expected a list of texts, got {value!r}")
-    return tuple(some)
+    return tuple(listed)
 
 
 def lists(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,10 +189,10 @@ def generate(
     settings = {key: value for key, value in settings.items() if value is not None} | dict(arguments or {})
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):
-            part = asks[start : start + batch]
-            noise = [torch.Generator("cpu").manual_seed(ask.seed) for ask in part]
-            with _seeded(part[0].seed if arguments else None):
-                output = pipe(prompt=[ask.text for ask in part], generator=noise, output_type="pil", **settings)
+            chunk = asks[start : start + batch]
+            noise = [torch.Generator("cpu").manual_seed(ask.seed) for ask in chunk]
+            with _seeded(chunk[0].seed if arguments else None):
+                output = pipe(prompt=[ask.text for ask in chunk], generator=noise, output_type="pil", **settings)
             videos = getattr(output, "frames", None)
             yield [frames[len(frames) // 2] for frames in videos] if videos is not None else list(output.images)
 

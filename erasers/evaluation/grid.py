@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,11 +18,17 @@ _TEXT_WIDTH, _GAP, _MARGIN, _HEAD, _NOTE = 290, 14, 28, 34, 24
 _SMALL, _SHOWN = 96, 256
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One picture with what the judge says about it; `good` is None where there is nothing to say."""
+P = TypeVar("P")
 
-    image: Image.Image
+
+@dataclass(frozen=True)
+class Cell(Generic[P]):
+    """One picture with what the judge says about it, and whether that is welcome (None: neither).
+
+    The picture is one, or the data URI of one on a page.
+    """
+
+    image: P
     note: str = ""
     good: bool | None = None
 
@@ -32,7 +39,7 @@ class Row:
 
     section: str
     text: str
-    cells: Sequence[Cell]
+    cells: Sequence[Cell[Image.Image]]
 
 
 def draw_grid(title: str, rows: Sequence[Row], columns: Sequence[str] = ("before", "after")) -> Image.Image:

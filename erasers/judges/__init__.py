@@ -132,7 +132,7 @@ def of_worlds(judge: str) -> list[str]:
 def list_judges() -> list[str]:
     """Names of the pinned profiles, and the judges that take a model of one's own, sorted."""
     profiles = {name: (*of_worlds(name), *pinned) for name, (_, _, pinned) in _JUDGES.items()}
-    pinned = [f"{name}/{profile}" for name, some in profiles.items() for profile in some]
+    pinned = [f"{name}/{profile}" for name, own in profiles.items() for profile in own]
     return sorted([*pinned, *_OPEN])
 
 

@@ -89,15 +89,15 @@ def pick_labels(
     times = Counter(labels)
     if classes is None:
         return {label: (index,) for index, label in enumerate(labels) if times[label] == 1}
-    found = {}
-    for value, some in classes.items():
-        names = [some] if isinstance(some, (str, int)) else list(some)
-        found[value] = tuple(dict.fromkeys(_index(name, labels, times) for name in names))
-        if not found[value]:
+    indices = {}
+    for value, given in classes.items():
+        names = [given] if isinstance(given, (str, int)) else list(given)
+        indices[value] = tuple(dict.fromkeys(_index(name, labels, times) for name in names))
+        if not indices[value]:
             raise ValueError(f"expected at least one label for {value!r}, got none")
-    if not found:
+    if not indices:
         raise ValueError("expected at least one class, got none")
-    return found
+    return indices
 
 
 def _index(name: str | int, labels: Sequence[str], times: Mapping[str, int]) -> int:

@@ -82,17 +82,19 @@ class ClipZeroShot(PictureJudge):
         self._model, self._preprocess, tokenizer = load_open_clip(folder, device)
         self._device, self._threshold, self._apart = device, threshold, dict(apart or {})
         self._embeddings = {
-            name: torch.stack([self._embed(tokenizer(list(some))) for some in values.values()])
+            name: torch.stack([self._embed(tokenizer(list(captions))) for captions in values.values()])
             for name, values in texts.items()
         }
         self.sees = {name: tuple(values) for name, values in texts.items()}
         self.name = f"clip_zeroshot/{own_profile(profile)}" + ("" if threshold is None else f"@{threshold:g}")
         self.fingerprint = Fingerprint(
             files=file_hashes(folder),
-            classes={name: {value: list(some) for value, some in values.items()} for name, values in texts.items()},
+            classes={
+                name: {value: list(captions) for value, captions in values.items()} for name, values in texts.items()
+            },
             threshold=threshold,
             rule="softmax of scaled cosines over the property's values, mean embedding of a value's texts"
-            + "".join(f"; {', '.join(some)} of {name} not against each other" for name, some in self._apart.items()),
+            + "".join(f"; {', '.join(apart)} of {name} not against each other" for name, apart in self._apart.items()),
             preprocessing="open_clip's transform of the folder for inference, one at a time",
         )
 
@@ -133,17 +135,19 @@ def spell(classes: Classes, templates: Sequence[str]) -> dict[str, dict[str, tup
         raise ValueError(
             f"expected properties, and templates with one {{}} each, got {dict(classes)} and {list(templates)}"
         )
-    found = {}
+    table = {}
     for name, values in classes.items():
         words = dict(values) if isinstance(values, Mapping) else {value: (value,) for value in values}
-        spelled = {value: (some,) if isinstance(some, str) else tuple(some) for value, some in words.items()}
+        spelled = {
+            value: (spelling,) if isinstance(spelling, str) else tuple(spelling) for value, spelling in words.items()
+        }
         if len(spelled) < 2 or not all(spelled.values()):
             raise ValueError(f"expected at least two values of {name!r} with words for each, got {spelled}")
-        found[name] = {
-            value: tuple(template.format(word) for word in some for template in templates)
-            for value, some in spelled.items()
+        table[name] = {
+            value: tuple(template.format(word) for word in spellings for template in templates)
+            for value, spellings in spelled.items()
         }
-    return found
+    return table
 
 
 def load_open_clip(folder: Path, device: str) -> tuple[Any, Any, Any]:

@@ -133,10 +133,10 @@ class NudeNet(PictureJudge):
 
     def look(self, picture: Image.Image, wants: Mapping[str, str]) -> Verdict:
         """See `PictureJudge.look`."""
-        found = [found for found in self.detect(picture) if found.label in self.profile.classes]
-        best = max((found.score for found in found), default=0.0)
-        counted = [found for found in found if found.score >= self.profile.threshold]
-        said = ", ".join(f"{found.label} {found.score:.2f}" for found in counted)
+        detections = [detection for detection in self.detect(picture) if detection.label in self.profile.classes]
+        best = max((detection.score for detection in detections), default=0.0)
+        counted = [detection for detection in detections if detection.score >= self.profile.threshold]
+        said = ", ".join(f"{detection.label} {detection.score:.2f}" for detection in counted)
         return Verdict(bool(counted), best, said, len(counted))
 
     def detect(self, picture: Image.Image) -> list[Detection]:

@@ -24,7 +24,9 @@ class Panel:
 
     def member(self, wants: Mapping[str, str]) -> Judge | None:
         """Who judges a prompt that wants this; None where nobody sees it, or where it wants nothing."""
-        seen = (one for one in self.members if all(value in one.sees.get(name, ()) for name, value in wants.items()))
+        seen = (
+            judge for judge in self.members if all(value in judge.sees.get(name, ()) for name, value in wants.items())
+        )
         return next(seen, None) if wants else None
 
     def judge(self, images: Sequence[Image.Image], wants: Sequence[Mapping[str, str]]) -> list[Verdict]:

@@ -20,8 +20,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def file_hashes(folder: Path, patterns: Sequence[str] = _FILES) -> dict[str, str]:
     """File name -> sha256 of the folder's own files that match."""
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return {path.name: file_sha256(path) for path in sorted(found)}
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: file_sha256(path) for path in sorted(paths)}
 
 
 def model_folder(model: str | Path, revision: str | None, needs: Sequence[str]) -> Path:
@@ -65,7 +65,7 @@ def load_whole(cls: Any, folder: Path, device: str) -> Any:
     Raises:
         ValueError: The file lacks some of the model's weights, which would be left random.
     """
-    model, found = cls.from_pretrained(
+    model, info = cls.from_pretrained(
         folder,
         use_safetensors=True,
         local_files_only=True,
@@ -73,7 +73,7 @@ def load_whole(cls: Any, folder: Path, device: str) -> Any:
         output_loading_info=True,
         dtype=torch.float32,
     )
-    missing = sorted(found["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:
         names = ", ".join(missing[:4])
         raise ValueError(

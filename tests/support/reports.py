@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from erasers.evaluation.report.page import Card, Shot
+from erasers.evaluation.grid import Cell
+from erasers.evaluation.report.page import Card
 from erasers.evaluation.report.pictures import embedded
 
 FACTS = {"star becomes": "circle", "method": "rece"}
@@ -43,11 +44,11 @@ def picture(colour: tuple[int, int, int], side: int = 32) -> str:
 
 
 def made_card(split: str = "explicit", text: str = "a red star", seed: int = 0, **more: Any) -> Card:
-    before, after = Shot(picture((200, 30, 30)), "star", True), Shot(picture((30, 30, 200)), "no star", True)
+    before, after = Cell(picture((200, 30, 30)), "star", True), Cell(picture((30, 30, 200)), "no star", True)
     return Card("star", split, text, seed, before, after, **more)
 
 
 def made_cards() -> list[Card]:
-    wrong = Shot(picture((30, 200, 30), 256), "not as asked", False)
-    lost = Card("star", "unrelated", "a moon", 2, Shot(picture((9, 9, 9), 256), "as asked", True), wrong, wrong=True)
+    wrong = Cell(picture((30, 200, 30), 256), "not as asked", False)
+    lost = Card("star", "unrelated", "a moon", 2, Cell(picture((9, 9, 9), 256), "as asked", True), wrong, wrong=True)
     return [made_card(), made_card(text="a star " * 12, seed=1), lost, made_card("unrelated", "a ring", 3)]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from support.toy import Toy, make_toy
 
 from erasers import worlds
@@ -20,21 +19,20 @@ from erasers.patch import Patch
 from erasers.pipeline import load_pipeline
 from erasers.worlds import table
 
-TASK: dict[str, Any] = {
-    "name": "toy-tiny",
-    "version": 1,
-    "model": "toy",
-    "cases": [["star"]],
-    "samples": {"explicit": 3, "synonym": 2, "neighbour": 2, "unrelated": 2},
-    "sampling": {"steps": 2, "guidance": 3.0, "batch": 4},
-    "judge": "oracle/toy",
-    "scheme": {"pillars": ["erasure", "robustness", "specificity"]},
-    "references": {"star": "nowhere"},
-    "attacks": {
-        "prefixes": {"attack": "random_prefix", "k": 2, "images": 4, "samples": 2, "replicate": 1},
-        "words": {"templates": ["a {}"], "samples": 2, "control": "prefixes", "replicate": 1},
-    },
-}
+TASK = """
+name: toy-tiny
+version: 1
+model: toy
+cases: [[star]]
+samples: {explicit: 3, synonym: 2, neighbour: 2, unrelated: 2}
+sampling: {steps: 2, guidance: 3.0, batch: 4}
+judge: oracle/toy
+scheme: {pillars: [erasure, robustness, specificity]}
+references: {star: nowhere}
+attacks:
+  prefixes: {attack: random_prefix, k: 2, images: 4, samples: 2, replicate: 1}
+  words: {templates: ["a {}"], samples: 2, control: prefixes, replicate: 1}
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,13 +78,13 @@ def test_a_concept_is_erased_and_reported(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_task_runs_verifies_and_has_a_leaderboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, out, board = tmp_path / "tiny.yaml", tmp_path / "out", tmp_path / "board"
-    task.write_text(yaml.safe_dump(TASK))
+    task.write_text(TASK)
     assert run(["bench", "run", str(task), "--method", "uce", "--out", str(out)]) == 0
     assert "no reference for star here: nowhere is not there" in capsys.readouterr().err
     row = json.loads((out / "toy-tiny@1" / "uce.json").read_text())
     (case,) = row["cases"].values()
     assert case["attacks"]["words"]
-    assert {sample["split"] for sample in case["samples"]} == set(TASK["samples"])
+    assert {sample["split"] for sample in case["samples"]} == {"explicit", "synonym", "neighbour", "unrelated"}
     assert all("drift" in sample for sample in case["samples"])
     assert {figure["extractor"] for figure in row["figures"]["star"]} == {"toy-judge"}
     results = [str(path) for path in (out / "toy-tiny@1").glob("*.json")]

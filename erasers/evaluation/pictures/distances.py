@@ -5,7 +5,7 @@ Every figure names its extractor and its number of pictures; without them it can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def fid(features: Tensor, reference: Tensor, *, extractor: str) -> Figure:
     Raises:
         ValueError: Fewer than two pictures in a set, or other dimensions.
     """
-    n = _check(features, reference)
+    n = min(_check(features, reference))
     (mean, a), (other_mean, b) = _moments(features), _moments(reference)
     values, vectors = torch.linalg.eigh(a)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -77,9 +77,52 @@ def fid(features: Tensor, reference: Tensor, *, extractor: str) -> Figure:
     return Figure("fid", extractor, float((mean - other_mean).square().sum() + a.trace() + b.trace() - 2 * cross), n)
 
 
-def kid(
-    features: Tensor, reference: Tensor, *, extractor: str, subsets: int = 100, size: int = 1000, seed: int = 0
-) -> Figure:
+@dataclass(frozen=True)
+class Subsets:
+    """Rows of two sets, drawn again and again.
+
+    Args:
+        count: How many times.
+        size: Pictures of a subset; half of the smaller set where that is less.
+        seed: Of the draws.
+    """
+
+    count: int = 100
+    size: int = 1000
+    seed: int = 0
+
+    def mean(
+        self, metric: str, extractor: str, sizes: tuple[int, int], statistic: Callable[[Tensor, Tensor], float]
+    ) -> Figure:
+        """Mean of a statistic of drawn rows, with the error of all pictures and a normal interval.
+
+        Source: J. Shao and C. F. J. Wu, Annals of Statistics 17 (1989), 1176-1197 (delete-d jackknife): the variance
+        over subsets times size / (n - size). The few subsets add the error of their mean.
+
+        Args:
+            metric: What it is.
+            extractor: Name of the network that the rows come from.
+            sizes: n and m, rows of the two sets.
+            statistic: Of the numbers of some rows of the one and of some of the other.
+        """
+        n = min(sizes)
+        generator, size = torch.Generator().manual_seed(self.seed), min(self.size, n // 2)
+
+        def rows(count: int) -> Tensor:
+            return torch.randperm(count, generator=generator)[:size]
+
+        drawn = [statistic(rows(sizes[0]), rows(sizes[1])) for _ in range(self.count)]
+        values = torch.tensor(drawn, dtype=torch.float64)
+        value, variance = float(values.mean()), float(values.var())
+        error = sqrt(variance * (size / (n - size) + 1 / self.count))
+        name = f"{metric} ({self.count} subsets of {size})"
+        return Figure(name, extractor, value, n, error, value - _Z * error, value + _Z * error)
+
+
+USUAL = Subsets()
+
+
+def kid(features: Tensor, reference: Tensor, *, extractor: str, subsets: Subsets = USUAL) -> Figure:
     """Unbiased squared MMD with the kernel (x y / d + 1)^3, a mean over subsets.
 
     Source: M. Binkowski et al., arXiv:1801.01401, section 4. It may be slightly negative.
@@ -88,29 +131,17 @@ def kid(
         features: [n, d].
         reference: [m, d].
         extractor: Name of what made both.
-        subsets: How many.
-        size: Pictures of a subset; half of the smaller set where that is less.
-        seed: Of the subsets.
+        subsets: Over which it is a mean.
 
     Raises:
         ValueError: Fewer than four pictures in a set, or other dimensions.
     """
-    n = _check(features, reference, least=4)
-    drawn = [
-        _mmd2(features[i], reference[j], cubic) for i, j in _subsets(len(features), len(reference), subsets, size, seed)
-    ]
-    return _over_subsets("kid", extractor, drawn, n, size)
+    sizes = _check(features, reference, least=4)
+    return subsets.mean("kid", extractor, sizes, lambda i, j: _mmd2(features[i], reference[j], cubic))
 
 
 def kid_rise(
-    edited: Tensor,
-    unedited: Tensor,
-    reference: Tensor,
-    *,
-    extractor: str,
-    subsets: int = 100,
-    size: int = 1000,
-    seed: int = 0,
+    edited: Tensor, unedited: Tensor, reference: Tensor, *, extractor: str, subsets: Subsets = USUAL
 ) -> Figure:
     """KID of the edited model minus that of the unedited one, over the same subsets of prompts and of the reference.
 
@@ -122,25 +153,20 @@ def kid_rise(
         reference: [m, d].
         extractor: Name of what made all.
         subsets: As for `kid`.
-        size: As for `kid`.
-        seed: As for `kid`.
 
     Raises:
         ValueError: As for `kid`, or rows that are not paired.
     """
     if edited.shape != unedited.shape:
         raise ValueError(f"expected paired features, got {tuple(edited.shape)} and {tuple(unedited.shape)}")
-    n = _check(edited, reference, least=4)
-    drawn = [
-        _mmd2(edited[i], reference[j], cubic) - _mmd2(unedited[i], reference[j], cubic)
-        for i, j in _subsets(len(edited), len(reference), subsets, size, seed)
-    ]
-    return _over_subsets("kid rise", extractor, drawn, n, size)
+
+    def rise(i: Tensor, j: Tensor) -> float:
+        return _mmd2(edited[i], reference[j], cubic) - _mmd2(unedited[i], reference[j], cubic)
+
+    return subsets.mean("kid rise", extractor, _check(edited, reference, least=4), rise)
 
 
-def cmmd(
-    features: Tensor, reference: Tensor, *, extractor: str, subsets: int = 100, size: int = 1000, seed: int = 0
-) -> Figure:
+def cmmd(features: Tensor, reference: Tensor, *, extractor: str, subsets: Subsets = USUAL) -> Figure:
     """1000 times the unbiased squared MMD of unit-length CLIP features with a Gaussian kernel of width 10.
 
     Source: S. Jayasumana et al., arXiv:2401.09603, section 4. Differs from the official code, which keeps the diagonal
@@ -151,18 +177,12 @@ def cmmd(
         reference: [m, d].
         extractor: Name of what made both.
         subsets: As for `kid`.
-        size: As for `kid`.
-        seed: As for `kid`.
 
     Raises:
         ValueError: As for `kid`.
     """
-    n = _check(features, reference, least=4)
-    drawn = [
-        1000 * _mmd2(features[i], reference[j], gaussian)
-        for i, j in _subsets(len(features), len(reference), subsets, size, seed)
-    ]
-    return _over_subsets("cmmd", extractor, drawn, n, size)
+    sizes = _check(features, reference, least=4)
+    return subsets.mean("cmmd", extractor, sizes, lambda i, j: 1000 * _mmd2(features[i], reference[j], gaussian))
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:
@@ -220,11 +240,11 @@ def mean_figure(metric: str, values: Tensor, prompts: Sequence[str], *, extracto
     Raises:
         ValueError: Lengths differ.
     """
-    found = mean_by_prompt(values.tolist(), prompts, verdicts=False)
-    if found is None:
+    mean = mean_by_prompt(values.tolist(), prompts, verdicts=False)
+    if mean is None:
         return None
-    ends = {"low": found.low, "high": found.high} if found.prompts > 1 else {}
-    return Figure(metric, extractor, found.value, found.n, **ends)
+    ends = {"low": mean.low, "high": mean.high} if mean.prompts > 1 else {}
+    return Figure(metric, extractor, mean.value, mean.n, **ends)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,36 +261,16 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> f
     return float(within[0] + within[1] - 2 * kernel(x, y).mean())
 
 
-def _subsets(n: int, m: int, subsets: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of two sets of n and m, `size` of each or half of the smaller set."""
-    generator, size = torch.Generator().manual_seed(seed), min(size, n // 2, m // 2)
-    for _ in range(subsets):
-        yield torch.randperm(n, generator=generator)[:size], torch.randperm(m, generator=generator)[:size]
-
-
-def _over_subsets(metric: str, extractor: str, drawn: Sequence[float], n: int, size: int) -> Figure:
-    """Mean of a statistic over subsets of `size` of n pictures, with the error of all n and a normal interval.
-
-    Source: J. Shao and C. F. J. Wu, Annals of Statistics 17 (1989), 1176-1197 (delete-d jackknife): the variance over
-    subsets times size / (n - size). The few subsets add the error of their mean.
-    """
-    size, values = min(size, n // 2), torch.tensor(drawn, dtype=torch.float64)
-    value, variance = float(values.mean()), float(values.var())
-    error = sqrt(variance * (size / (n - size) + 1 / len(drawn)))
-    name = f"{metric} ({len(drawn)} subsets of {size})"
-    return Figure(name, extractor, value, n, error, value - _Z * error, value + _Z * error)
-
-
-def _check(features: Tensor, reference: Tensor, least: int = 2) -> int:
-    """The size of the smaller set."""
+def _check(features: Tensor, reference: Tensor, least: int = 2) -> tuple[int, int]:
+    """The sizes of the sets."""
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(f"expected features [n, d] and [m, d], got {list(features.shape)}, {list(reference.shape)}")
-    n = min(len(features), len(reference))
-    if n < least:
+    sizes = len(features), len(reference)
+    if min(sizes) < least:
         raise ValueError(f"expected at least {least} pictures in each set, got {len(features)} and {len(reference)}")
     if not (features.isfinite().all() and reference.isfinite().all()):
         raise ValueError("expected finite features, got NaN or infinity; look at the pictures and at the extractor")
-    return n
+    return sizes
 
 
 def _check_pairs(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> None:

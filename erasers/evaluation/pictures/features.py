@@ -139,10 +139,10 @@ class Layers:
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> list[Tensor]:
         """Activations [channels, height * width] of each layer, float64 on the CPU."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            found.append(output[0].flatten(1).double().cpu())
+            outputs.append(output[0].flatten(1).double().cpu())
 
         hooks = [layer.register_forward_hook(keep) for layer in self.layers]
         try:
@@ -150,7 +150,7 @@ class Layers:
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return outputs
 
 
 def judge_layers(network: JudgeNetwork) -> Layers:

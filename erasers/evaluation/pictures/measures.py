@@ -117,7 +117,7 @@ class Measures:
     def left(self, rows: Mapping[str, Cases]) -> int:
         """Numbers that are to be measured, and pictures of sets that are."""
         lacking, sets = self._lacking(self._jobs(rows)), self._open_sets(self._sets(rows))
-        return len(lacking) + sum(len(one.edited) for one in sets)
+        return len(lacking) + sum(len(pictures.edited) for pictures in sets)
 
     def measure(self, rows: Mapping[str, Cases], advance: Callable[[int], None] = lambda count: None) -> Measured:
         """Measure what is missing; the rows stay as they are, and copies of their samples get the numbers.
@@ -190,22 +190,22 @@ class Measures:
         world, would differ from the pictures by what the prompts ask for, which no model should change.
         """
         for row, cases in rows.items() if self._world else ():
-            for name, some in {**{case: [case] for case in sorted(cases)}, ALL: sorted(cases)}.items():
-                edited, unedited = _paired(cases, rows[UNEDITED], some)
-                drawn = [self._reference(case, _kept(cases, [case])) for case in some]
+            for name, members in {**{case: [case] for case in sorted(cases)}, ALL: sorted(cases)}.items():
+                edited, unedited = _paired(cases, rows[UNEDITED], members)
+                drawn = [self._reference(case, _kept(cases, [case])) for case in members]
                 for extractor in ("judge", "clip") if len(edited) >= _LEAST else ():
                     key = {"measure": "figures", "extractor": self._digests[extractor], "edited": edited}
                     key |= {"unedited": unedited, "reference": [digest for _, digest in drawn]}
                     yield row, name, _Set(key_of(key), edited, unedited, drawn, extractor)
 
-    def _figures(self, one: _Set) -> list[dict[str, Any]]:
+    def _figures(self, pictures: _Set) -> list[dict[str, Any]]:
         """FID, KID and its rise over the unedited model's, in what the judge sees; CMMD in what CLIP sees."""
-        extractor: FeatureExtractor | None = self._clip if one.extractor == "clip" else self._features
+        extractor: FeatureExtractor | None = self._clip if pictures.extractor == "clip" else self._features
         if extractor is None:
             return []
-        edited, unedited = (self._see(extractor, keys) for keys in (one.edited, one.unedited))
-        reference, name = torch.cat([self._see_drawn(extractor, *some) for some in one.drawn]), extractor.name
-        if one.extractor == "clip":
+        edited, unedited = (self._see(extractor, keys) for keys in (pictures.edited, pictures.unedited))
+        reference, name = torch.cat([self._see_drawn(extractor, *facts) for facts in pictures.drawn]), extractor.name
+        if pictures.extractor == "clip":
             return [cmmd(edited, reference, extractor=name).to_json()]
         figures: list[Figure] = [fid(edited, reference, extractor=name), kid(edited, reference, extractor=name)]
         return [figure.to_json() for figure in (*figures, kid_rise(edited, unedited, reference, extractor=name))]

@@ -53,7 +53,7 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:
         more: dict[str, Any] = {"unsafe": unsafe, "erased": concepts}
-        return {one.name: plain_prompts(one, samples, turn=k, **more) for k, one in enumerate(concepts)}
+        return {concept.name: plain_prompts(concept, samples, turn=k, **more) for k, concept in enumerate(concepts)}
 
     return Profile(None, None, 1, prompts)
 

@@ -81,7 +81,7 @@ def asked_of(concept: Concept, erased: Sequence[Concept], *, unsafe: bool = Fals
         erased: All that are erased together: what is kept names none of them.
         unsafe: Ask for unsafe concepts by name, too.
     """
-    terms = [term for one in erased for term in one.terms()]
+    terms = [term for other in erased for term in other.terms()]
     members = concept.terms() if concept.name not in concept.terms() else (concept.name,)
     others = [word for word in _SYNONYMS.get(concept.name, ()) if not any(names(word, term) for term in terms)]
     near = [word for word in concept.neighbours if not any(names(word, term) for term in terms)]

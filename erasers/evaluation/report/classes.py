@@ -36,8 +36,8 @@ def clip_classes(concepts: Sequence[Concept], wanted: Mapping[str, Sequence[str]
         known = dict.fromkeys([*values, *(anchors if name == "object" else [])])
         words = {value: [_spelled(name, term, concepts) for term in terms.get(value, (value,))] for value in known}
         table = {
-            value: [way.format(word) for word in some for way in _WAYS.get(name, ("{}",))]
-            for value, some in words.items()
+            value: [way.format(word) for word in spellings for way in _WAYS.get(name, ("{}",))]
+            for value, spellings in words.items()
         }
         rest = [text for text in _RESTS.get(name, ()) if not any(names(text, term) for term in known)]
         classes[name] = table | {text: [text] for text in rest} | {OTHER: ["a picture of nothing in particular"]}
@@ -46,8 +46,13 @@ def clip_classes(concepts: Sequence[Concept], wanted: Mapping[str, Sequence[str]
 
 def _spelled(name: str, word: str, concepts: Sequence[Concept]) -> str:
     """A word as it stands in a text: things have an article, names have none."""
-    proper = {term for one in concepts if one.kind in PROPER for term in one.terms()}
-    proper |= {term for one in concepts if one.kind in PROPER and one.kind != "unsafe" for term in one.neighbours}
+    proper = {term for concept in concepts if concept.kind in PROPER for term in concept.terms()}
+    proper |= {
+        term
+        for concept in concepts
+        if concept.kind in PROPER and concept.kind != "unsafe"
+        for term in concept.neighbours
+    }
     return with_article(word) if name == "object" and word not in proper else word
 
 
@@ -55,7 +60,7 @@ def match_labels(labels: Sequence[str], words: Mapping[str, Sequence[str]]) -> d
     """Value -> the numbers of the labels that are one of its words; a label may be several, with commas between."""
     spelled = [{name.strip().lower().replace("_", " ") for name in label.split(",")} for label in labels]
     table = {
-        value: [k for k, label in enumerate(spelled) if not label.isdisjoint(word.lower() for word in some)]
-        for value, some in words.items()
+        value: [k for k, label in enumerate(spelled) if not label.isdisjoint(word.lower() for word in spellings)]
+        for value, spellings in words.items()
     }
     return {value: numbers for value, numbers in table.items() if numbers}

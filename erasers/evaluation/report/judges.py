@@ -68,8 +68,8 @@ def settle(
     table = profile.prompts(concepts, samples or SAMPLES["judged"])
     asks: dict[str, list[Ask]] = {}
     for splits in table.values():
-        for split, some in splits.items():
-            asks.setdefault(split, []).extend(some)
+        for split, listed in splits.items():
+            asks.setdefault(split, []).extend(listed)
     judging = choose_judges(concepts, asks, judges)
     hidden = [concept.name for concept in concepts if is_unsafe(concept)] if not unsafe else []
     asleep = f"prompts that name {', '.join(hidden)} are drawn only with --unsafe" if hidden else ""
@@ -98,15 +98,15 @@ def choose_judges(concepts: Sequence[Concept], asks: Mapping[str, Sequence[Ask]]
     wanted = _wanted(asks)
     judges, reasons = _installed(concepts, wanted) if not given else (_named(concepts, wanted, given), [])
     panel = Panel(judges)
-    blind = [split for split, some in asks.items() if not any(panel.member(ask.wants) for ask in some)]
+    blind = [split for split, listed in asks.items() if not any(panel.member(ask.wants) for ask in listed)]
     return Judging(tuple(judges), _note(blind, len(blind) == len(asks), reasons) if blind else "")
 
 
 def _wanted(asks: Mapping[str, Sequence[Ask]]) -> dict[str, list[str]]:
     """Property -> the values that some prompt wants."""
     wanted: dict[str, dict[str, None]] = {}
-    for some in asks.values():
-        for ask in some:
+    for listed in asks.values():
+        for ask in listed:
             for name, value in ask.wants.items():
                 wanted.setdefault(name, {})[value] = None
     return {name: list(values) for name, values in wanted.items()}
@@ -143,9 +143,11 @@ def _named(concepts: Sequence[Concept], wanted: Mapping[str, Sequence[str]], giv
         except ImportError as error:
             raise ValueError(f"--judge {spec}: {error}") from error
         if not any(
-            value in one.sees.get(name, ()) for one in judges for name, some in wanted.items() for value in some
+            value in judge.sees.get(name, ()) for judge in judges for name, values in wanted.items() for value in values
         ):
-            sees = "; ".join(f"{name}: {', '.join(some[:20])}" for one in judges for name, some in one.sees.items())
+            sees = "; ".join(
+                f"{name}: {', '.join(values[:20])}" for judge in judges for name, values in judge.sees.items()
+            )
             raise ValueError(f"--judge {spec} sees nothing of what the prompts want; it sees {sees}")
     return judges
 

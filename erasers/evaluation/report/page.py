@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from erasers.asks import ERASED_SPLITS
+from erasers.evaluation.grid import Cell
 from erasers.evaluation.page import document, plain
 
 SPLIT_TEXTS: Mapping[str, tuple[str, str]] = {
@@ -39,15 +40,6 @@ _LONGEST = 300
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One picture: a data URI, what the judge says about it, and whether that is welcome (None: neither)."""
-
-    uri: str
-    note: str = ""
-    good: bool | None = None
-
-
-@dataclass(frozen=True)
 class Card:
     """One prompt with its pictures: `wrong` where the patch failed, `adult` where they are blurred until asked for."""
 
@@ -55,8 +47,8 @@ class Card:
     split: str
     text: str
     seed: int
-    before: Shot
-    after: Shot
+    before: Cell[str]
+    after: Cell[str]
     wrong: bool = False
     adult: bool = False
 
@@ -162,7 +154,7 @@ def _share(score: Mapping[str, Any]) -> str:
 
 def _sections(cards: Sequence[Card]) -> str:
     groups = groupby(cards, key=lambda card: (card.concept, card.split))
-    return "".join(_section(k, *key, list(some)) for k, (key, some) in enumerate(groups))
+    return "".join(_section(k, *key, list(cards)) for k, (key, cards) in enumerate(groups))
 
 
 def _section(index: int, concept: str, split: str, cards: Sequence[Card]) -> str:
@@ -193,10 +185,10 @@ def _card(card: Card) -> str:
     )
 
 
-def _shot(side: str, shot: Shot, text: str) -> str:
-    small = ' class="small"' if shot.uri.startswith("data:image/png") else ""
+def _shot(side: str, shot: Cell[str], text: str) -> str:
+    small = ' class="small"' if shot.image.startswith("data:image/png") else ""
     what = plain(f"{side}: {text}" + (f" ({shot.note})" if shot.note else ""))
-    image = f'<img{small} alt="{what}" src="{shot.uri}">'
+    image = f'<img{small} alt="{what}" src="{shot.image}">'
     return f'<figure class="side {side}">{image}<figcaption>{side}</figcaption></figure>'
 
 
@@ -217,7 +209,7 @@ def _patch(summary: Mapping[str, Any], facts: Mapping[str, str]) -> str:
 
 def _measured(summary: Mapping[str, Any]) -> str:
     """Judges, sampler, versions, and what else has to be known."""
-    judges = {f"judge of {', '.join(one['splits'])}": _judge(one) for one in summary.get("judges", ())}
+    judges = {f"judge of {', '.join(judge['splits'])}": _judge(judge) for judge in summary.get("judges", ())}
     given = {key: f"{summary[key]:g}" for key in ("steps", "guidance") if key in summary}
     sampler = summary.get("drawn") or ", ".join(f"{key} {value}" for key, value in given.items())
     sampler = sampler or "the pipeline's own settings"

@@ -29,9 +29,9 @@ def embedded(image: Image.Image) -> str:
 
 
 def _encoded(image: Image.Image, form: str, **options: int) -> bytes:
-    part = io.BytesIO()
-    image.save(part, format=form, **options)
-    return part.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -18,7 +18,7 @@ from erasers.concept import Concept
 from erasers.evaluation.drawing import generate
 from erasers.evaluation.grid import Cell, Row, draw_grid
 from erasers.evaluation.profile.profile import Profile
-from erasers.evaluation.report.page import Card, Shot, report_page
+from erasers.evaluation.report.page import Card, report_page
 from erasers.evaluation.report.pictures import MOST_PAIRS, embedded
 from erasers.evaluation.report.reading import read_split, warnings
 from erasers.evaluation.scores.calibration import stored_all
@@ -284,8 +284,8 @@ def _cards(cases: Sequence[Case], concepts: Sequence[Concept], before: _Side, af
 
 
 def _card(case: Case, index: int, before: _Side, after: _Side, unsafe: bool) -> Card:
-    first = Shot(before.pictures[index], *_cell_note(case, before.verdicts[index], False))
-    second = Shot(after.pictures[index], *_cell_note(case, after.verdicts[index], True))
+    first = Cell(before.pictures[index], *_cell_note(case, before.verdicts[index], False))
+    second = Cell(after.pictures[index], *_cell_note(case, after.verdicts[index], True))
     wrong = _went_wrong(case, before.verdicts[index], after.verdicts[index])
     adult = unsafe and case.split in ERASED_SPLITS
     return Card(case.concept, case.split, case.ask.text, case.ask.seed, first, second, wrong, adult)

@@ -54,7 +54,7 @@ class Plan:
 
         An embedded model's settings stand for what the task does not give.
         """
-        known = {one.name for one in fields(self.attack)} - set(self.options)
+        known = {option.name for option in fields(self.attack)} - set(self.options)
         words = tuple(term for concept in concepts for term in concept.terms())
         synonyms = tuple(word for word in _synonyms(concepts, model) if word not in words)
         apart = hasattr(self.attack, "synonyms")

@@ -115,25 +115,25 @@ def estimate(task: Task, rows: Sequence[Load]) -> Iterator[str]:
         task: The task.
         rows: Those that are drawn and attacked.
     """
-    one, ready = pace(task), Work()
+    speed, ready = pace(task), Work()
     attacked = {row.name: Work() for row in rows}
     for row in rows:
         for plan in task.attacks.values():
             attacked[row.name] += sum((_spent(task, plan, case) for case in row.cases), Work())
-        more = f"at most {one.said(Work(row.pictures) + attacked[row.name])} with attacks"
-        yield f"{row.name}  {row.pictures} pictures to draw; {more if task.attacks else one.said(Work(row.pictures))}"
+        more = f"at most {speed.said(Work(row.pictures) + attacked[row.name])} with attacks"
+        yield f"{row.name}  {row.pictures} pictures to draw; {more if task.attacks else speed.said(Work(row.pictures))}"
     pictures = sum(row.pictures for row in rows)
-    seconds = one.seconds * one.picture
-    each = f"{seconds:.2g} s each ({one.basis}); fitting is not counted"
-    yield f"estimate  {one.said(Work(pictures))} for {pictures} pictures, {each}"
+    seconds = speed.seconds * speed.picture
+    each = f"{seconds:.2g} s each ({speed.basis}); fitting is not counted"
+    yield f"estimate  {speed.said(Work(pictures))} for {pictures} pictures, {each}"
     cases = list(dict.fromkeys(case for row in rows for case in row.cases))
     for label, plan in task.attacks.items():
         spent = sum((_spent(task, plan, case) for row in rows for case in row.cases), Work())
         ready += sum((_prepared(task, plan, case) for case in cases), Work())
-        yield f"attack {label}  at most {spent.gradients} gradients and {spent.pictures} pictures; {one.said(spent)}"
+        yield f"attack {label}  at most {spent.gradients} gradients and {spent.pictures} pictures; {speed.said(spent)}"
     if task.attacks:
-        total = one.said(sum(attacked.values(), ready))
-        yield f"estimate  at most {total} for attacks, {one.said(ready)} of it once for all rows"
+        total = speed.said(sum(attacked.values(), ready))
+        yield f"estimate  at most {total} for attacks, {speed.said(ready)} of it once for all rows"
 
 
 def _pictures(task: Task, cases: Sequence[str], *, shared: bool) -> int:

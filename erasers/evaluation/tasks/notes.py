@@ -30,15 +30,19 @@ def notes(task: Task, unpinned: Sequence[str] = ()) -> Iterator[str]:
         yield f"prompts {name}: sha256 {source.sha256} ({known})" + (f", {source.licence}" if source.licence else "")
     for case in task.named_cases:
         concepts = [concept.name for concept in task.concepts(case)]
-        for split, some in task.tallies(case).items():
-            for concept, one in zip(concepts, some, strict=True):
-                why = ", ".join(f"{count} {_WHY[key]}" for key, count in sorted(one.left_out.items()))
-                yield f"{split} prompts of {concept}: {len(one.asks)}; rows left out: {why or 'none'}"
+        for split, tallies in task.tallies(case).items():
+            for concept, tally in zip(concepts, tallies, strict=True):
+                why = ", ".join(f"{count} {_WHY[key]}" for key, count in sorted(tally.left_out.items()))
+                yield f"{split} prompts of {concept}: {len(tally.asks)}; rows left out: {why or 'none'}"
 
 
 def too_long(pipe: Any, samples: Sequence[Sample]) -> int:
     """How many prompts are longer than the longest text that any encoder of a pipeline reads; they are cut there."""
-    tokenizers = [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+    tokenizers = [
+        component
+        for name, component in pipe.components.items()
+        if name.startswith("tokenizer") and component is not None
+    ]
     if not tokenizers:
         return 0
     longest = max(tokenizers, key=lambda tokenizer: int(tokenizer.model_max_length))

@@ -43,7 +43,7 @@ class Prompts:
     def to_json(self) -> dict[str, Any]:
         """What was given, as plain values."""
         words: Any = self.words
-        plain = {key: list(some) for key, some in words.items()} if isinstance(words, Mapping) else list(words)
+        plain = {key: list(spelled) for key, spelled in words.items()} if isinstance(words, Mapping) else list(words)
         values: dict[str, Any] = {"wants": dict(self.wants), "templates": list(self.templates), "words": plain}
         values |= {"source": self.source, "where": dict(self.where)}
         return {key: value for key, value in values.items() if value or key == "wants"}
@@ -63,7 +63,7 @@ def parse_sources(value: Any) -> dict[str, Source]:
     Raises:
         ValueError: Names the key, what it takes and what it got.
     """
-    return {name: parse_source(f"sources.{name}", one) for name, one in mapping("sources", value).items()}
+    return {name: parse_source(f"sources.{name}", source) for name, source in mapping("sources", value).items()}
 
 
 def parse_prompts(value: Any, sources: Mapping[str, Source], concepts: Sequence[str]) -> dict[str, Prompts]:
@@ -94,14 +94,14 @@ def prompts_of(
     Raises:
         ValueError: A file that was not located or has other columns, or a split in which no row will do.
     """
-    found: dict[str, dict[str, list[Ask]]] = {}
+    table: dict[str, dict[str, list[Ask]]] = {}
     for concept in concepts:
-        found[concept.name] = {
-            split: list(tally(split, some, sources, concept, concepts, samples[split], adult=adult).asks)
-            for split, some in prompts.items()
+        table[concept.name] = {
+            split: list(tally(split, wanted, sources, concept, concepts, samples[split], adult=adult).asks)
+            for split, wanted in prompts.items()
             if split in samples
         }
-    return found
+    return table
 
 
 def tally(
@@ -157,8 +157,10 @@ def check_wants(judge: Judge, asks: Sequence[Any]) -> None:
 
 def _prompts(split: str, value: Any, sources: Mapping[str, Source], concepts: Sequence[str]) -> Prompts:
     name = f"prompts.{split}"
-    given = dict(mapping(name, value, [one.name for one in fields(Prompts)]))
-    wants = {key: checked(f"{name}.wants.{key}", one, str, "a text", bool) for key, one in _table(given, name, "wants")}
+    given = dict(mapping(name, value, [field.name for field in fields(Prompts)]))
+    wants = {
+        key: checked(f"{name}.wants.{key}", word, str, "a text", bool) for key, word in _table(given, name, "wants")
+    }
     if not wants and split != UTILITY:
         raise ValueError(f"{name}.wants: expected what the judge must see, as property: value, got nothing")
     if ("source" in given) == ("templates" in given) or {"source", "words"} <= set(given):
@@ -169,7 +171,7 @@ def _prompts(split: str, value: Any, sources: Mapping[str, Source], concepts: Se
         raise ValueError(
             f"{name}.source: expected one of {', '.join(sources) or 'the sources'}, got {given['source']!r}"
         )
-    where = {column: _test(f"{name}.where.{column}", one) for column, one in _table(given, name, "where")}
+    where = {column: _test(f"{name}.where.{column}", test) for column, test in _table(given, name, "where")}
     return Prompts(wants=wants, source=given["source"], where=where)
 
 
@@ -178,15 +180,15 @@ def _with_words(split: str, given: Mapping[str, Any], wants: Mapping[str, str], 
     templates, words = texts(f"{name}.templates", given["templates"]), given.get("words", [])
     if "where" in given:
         raise ValueError(f"{name}.where: expected a source, got templates")
-    if wrong := [one for one in templates if _PLACE.findall(one) not in ([""], [])]:
+    if wrong := [template for template in templates if _PLACE.findall(template) not in ([""], [])]:
         raise ValueError(f"{name}.templates: expected {{}} at most once and no other place, got {wrong[0]!r}")
-    if not words and split != "explicit" and any("{}" in one for one in templates):
+    if not words and split != "explicit" and any("{}" in template for template in templates):
         raise ValueError(f"{name}.words: expected words for the templates, got none")
     if isinstance(words, Mapping):
         per_concept = mapping(f"{name}.words", words, concepts)
         if lacking := [concept for concept in concepts if concept not in per_concept]:
             raise ValueError(f"{name}.words: expected words for each concept, got none for {lacking[0]}")
-        own = {key: texts(f"{name}.words.{key}", some) for key, some in per_concept.items()}
+        own = {key: texts(f"{name}.words.{key}", listed) for key, listed in per_concept.items()}
         return Prompts(wants=wants, templates=templates, words=own)
     return Prompts(wants=wants, templates=templates, words=texts(f"{name}.words", words) if words else ())
 
@@ -200,8 +202,8 @@ def _test(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         if len(value) != 1 or not set(value) <= set(_TESTS):
             raise ValueError(f"{name}: expected a text, or one of {', '.join(_TESTS)}, got {dict(value)}")
-        for key, one in value.items():
-            checked(name, one, str if key == "not" else (int, float), "a text" if key == "not" else "a number")
+        for key, bound in value.items():
+            checked(name, bound, str if key == "not" else (int, float), "a text" if key == "not" else "a number")
         return dict(value)
     return checked(name, value, str, "a text, or one of " + ", ".join(_TESTS), bool)
 
@@ -210,7 +212,7 @@ def _templated(
     split: str, prompts: Prompts, concept: Concept, concepts: Sequence[Concept], n: int, adult: bool
 ) -> Iterator[PlainPrompt]:
     words = prompts.words.get(concept.name, ()) if isinstance(prompts.words, Mapping) else prompts.words
-    erased = {term.lower() for one in concepts for term in one.terms()} if split not in ERASED_SPLITS else ()
+    erased = {term.lower() for concept in concepts for term in concept.terms()} if split not in ERASED_SPLITS else ()
     left = [word for word in words or (concept.name,) if word.lower() not in erased]
     if not left:
         raise ValueError(f"expected words for {split} beside what is erased, got none for {concept.name}")
@@ -253,7 +255,7 @@ def _why_not(text: str, split: str, concepts: Sequence[Concept], adult: bool) ->
     if is_refused(text, adult=adult):
         return "refused"
     kept = split in (*KEPT_SPLITS, UTILITY)
-    return "erased" if kept and any(names(text, term) for one in concepts for term in one.terms()) else ""
+    return "erased" if kept and any(names(text, term) for concept in concepts for term in concept.terms()) else ""
 
 
 def _seed(row: Cells, source: Source) -> int | None:

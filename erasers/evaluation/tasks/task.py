@@ -144,15 +144,17 @@ class Task:
         given = given or {}
         if unknown := [name for name in given if name not in self.sources]:
             raise ValueError(f"expected prompts among {', '.join(self.sources) or 'none'}, got {unknown[0]!r}")
-        return replace(self, sources={name: locate(name, one, given.get(name)) for name, one in self.sources.items()})
+        return replace(
+            self, sources={name: locate(name, source, given.get(name)) for name, source in self.sources.items()}
+        )
 
     def tallies(self, case: str) -> dict[str, list[Tally]]:
         """Split -> for each concept what was made of its file, for the splits of files that were located."""
         concepts = self.concepts(case)
         return {
-            split: [tally(split, some, self.sources, one, concepts, n, adult=self.adult) for one in concepts]
+            split: [tally(split, prompts, self.sources, concept, concepts, n, adult=self.adult) for concept in concepts]
             for split, n in self.samples.items()
-            if (some := self.prompts.get(split)) and some.source
+            if (prompts := self.prompts.get(split)) and prompts.source
         }
 
     def draws(self, case: str) -> list[Sample]:
@@ -162,14 +164,14 @@ class Task:
             ValueError: A word that the model does not know, a prompt that is refused, or a file that was not located.
         """
         prompts = self._prompts(case)
-        found: dict[tuple[str, str, int], Sample] = {}
+        samples: dict[tuple[str, str, int], Sample] = {}
         for splits in prompts.values():
             for split, n in self.samples.items():
                 for ask in splits.get(split, ())[:n]:
                     refuse_minors(ask.text)
                     sample = Sample(split, ask.text, ask.seed, dict(ask.wants))
-                    found.setdefault((split, ask.text, ask.seed), sample)
-        return sorted(found.values(), key=lambda sample: ALL_SPLITS.index(sample.split))
+                    samples.setdefault((split, ask.text, ask.seed), sample)
+        return sorted(samples.values(), key=lambda sample: ALL_SPLITS.index(sample.split))
 
     def _prompts(self, case: str) -> dict[str, dict[str, list[Ask]]]:
         """Concept -> split -> prompts."""
@@ -186,7 +188,7 @@ class Task:
             "attacks": {label: plan.to_json() for label, plan in self.attacks.items()},
         }
         for key in ("sources", "prompts"):
-            plain[key] = {name: one.to_json() for name, one in getattr(self, key).items()}
+            plain[key] = {name: entry.to_json() for name, entry in getattr(self, key).items()}
         optional = ("limit", "judge_options", "clip", "sources", "prompts", "patches")
         return {key: value for key, value in plain.items() if key not in optional or value}
 
@@ -223,7 +225,7 @@ def parse_task(content: Any) -> Task:
     Raises:
         ValueError: Names the key, what it takes and what it got.
     """
-    known = [one.name for one in fields(Task) if one.name != "limit"]
+    known = [field.name for field in fields(Task) if field.name != "limit"]
     values = mapping("task", content, known)
     for name in ("name", "version", "model", "cases", "samples", "judge", "scheme"):
         if name not in values:
@@ -283,7 +285,7 @@ def _samples(value: Any, prompts: Mapping[str, Prompts]) -> dict[str, int]:
 
 
 def _sampling(value: Any) -> Sampling:
-    values = mapping("sampling", value, [one.name for one in fields(Sampling)])
+    values = mapping("sampling", value, [field.name for field in fields(Sampling)])
     given = {key: setting for key, setting in values.items() if setting is not None}
     most = {"steps": 10_000, "batch": 10_000, "size": 16_384}
     counts = {key: count(f"sampling.{key}", given[key], most[key]) for key in most if key in given}
@@ -294,7 +296,7 @@ def _sampling(value: Any) -> Sampling:
 
 
 def _scheme(value: Any, attacks: Sequence[str]) -> Scheme:
-    given = mapping("scheme", value, [one.name for one in fields(Scheme)])
+    given = mapping("scheme", value, [field.name for field in fields(Scheme)])
     try:
         return Scheme(**{"attacks": tuple(attacks)} | tuples(given))
     except (ValueError, TypeError) as error:

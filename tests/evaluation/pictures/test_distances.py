@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from erasers.evaluation.pictures.distances import (
     Figure,
+    Subsets,
     _mmd2,
     cmmd,
     cubic,
@@ -97,7 +98,7 @@ def test_cmmd_of_shifted_gaussians() -> None:
     # E k of two standard normals a distance s apart: (1 + 2 / w^2)^(-d/2) exp(-s^2 / (2 (w^2 + 2))), w = 10.
     x, y = normal(1500, 1, 4), normal(1500, 2, 4) + 1.0
     expected = 2000 * (1 + 2 / 100) ** -2 * (1 - math.exp(-4 / (2 * 102)))
-    found = cmmd(x, y, extractor="none", subsets=10)
+    found = cmmd(x, y, extractor="none", subsets=Subsets(10))
     assert found.value == pytest.approx(expected, rel=0.1)
     assert found.low is not None
     assert found.high is not None
@@ -105,7 +106,7 @@ def test_cmmd_of_shifted_gaussians() -> None:
 
 
 def test_kid_has_no_bias_where_fid_has() -> None:
-    kids = [kid(normal(40, k), normal(40, 100 + k), extractor="none", subsets=20) for k in range(40)]
+    kids = [kid(normal(40, k), normal(40, 100 + k), extractor="none", subsets=Subsets(20)) for k in range(40)]
     assert abs(float(np.mean([some.value for some in kids]))) < 0.03
     assert min(some.value for some in kids) < 0
     assert all(some.low is not None and some.high is not None and some.low < 0 < some.high for some in kids)
@@ -114,7 +115,7 @@ def test_kid_has_no_bias_where_fid_has() -> None:
 
 def test_the_error_of_kid_is_the_spread_of_kid() -> None:
     drawn = [
-        kid(normal(80, k) + 0.4, normal(80, 500 + k), extractor="none", subsets=30, size=size)
+        kid(normal(80, k) + 0.4, normal(80, 500 + k), extractor="none", subsets=Subsets(30, size))
         for size in (1000, 20)
         for k in range(80)
     ]
@@ -136,14 +137,13 @@ def test_a_rise_is_paired() -> None:
 
 
 def test_figures_name_their_extractor_and_number() -> None:
-    figure = kid(normal(30, 1), normal(50, 2), extractor="some network", subsets=7, size=10)
+    figure = kid(normal(30, 1), normal(50, 2), extractor="some network", subsets=Subsets(7, 10))
     fields = figure.to_json()
     assert (fields["metric"], fields["extractor"], fields["n"]) == ("kid (7 subsets of 10)", "some network", 30)
     assert set(fields) == {"metric", "extractor", "value", "n", "error", "low", "high"}
     assert "low" not in Figure("fid", "none", 1.0, 5).to_json()
-    assert kid(normal(30, 1), normal(50, 2), extractor="a", seed=1) == kid(
-        normal(30, 1), normal(50, 2), extractor="a", seed=1
-    )
+    seeded = [kid(normal(30, 1), normal(50, 2), extractor="a", subsets=Subsets(seed=seed)) for seed in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
     assert kid(normal(30, 1), normal(50, 2), extractor="a").metric == "kid (100 subsets of 15)"
 
 

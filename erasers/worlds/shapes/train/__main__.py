@@ -48,8 +48,8 @@ def assemble(out: Path) -> None:
     temporary = out / ".model"
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary, safe_serialization=True)
-    for part in ("unet", "vae"):
-        _rewrite(temporary / part / "config.json")
+    for component in ("unet", "vae"):
+        _rewrite(temporary / component / "config.json")
     # diffusers loads fp16 weights as float32, transformers as fp16: the parts of a pipeline must agree.
     _rewrite(temporary / "text_encoder" / "config.json", dtype="float32")
     shutil.rmtree(out / "model", ignore_errors=True)
