@@ -131,7 +131,7 @@ def _erase(job: _Job, *, dry_run: bool) -> None:
         return
     patch, seconds = _fit(job.fitting, eraser, pipe, concepts, memory)
     if speaks:
-        written_or_kept(patch.save, target)
+        written_or_kept(patch.save, target, overwrite=job.target.overwrite)
     job.fitting.forget()
     if speaks:
         facts = {"edit_seconds": seconds, "patch_bytes": target.stat().st_size, "patch_file": str(target)}

@@ -11,16 +11,17 @@ import typer
 from rich.markup import escape
 
 from erasers.cli.console import err, out
-from erasers.cli.groups import with_groups
+from erasers.cli.groups import refuse_idle, with_groups
 from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import GUIDANCE, SEED, STEPS, Force, Overwrite, Size, Strength, finite
-from erasers.cli.pictures import DrawnFrom
-from erasers.cli.targets import check_out_file, check_targets
+from erasers.cli.pictures import DrawnFrom, in_format, picture_format
+from erasers.cli.targets import check_out_file, check_targets, written_or_kept
 
 
 @with_groups
 def generate(
     *,
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     base: ModelOptions,
     references: Annotated[
@@ -45,9 +46,9 @@ def generate(
     ] = None,
     size: Size = None,
     drawn_from: DrawnFrom,
-    out_file: Annotated[Path, typer.Option("--out", help="The picture, a PNG; its folder must exist.")] = Path(
-        "out.png"
-    ),
+    out_file: Annotated[
+        Path, typer.Option("--out", help="The picture: .png, .jpg, .webp or .bmp; its folder must exist.")
+    ] = Path("out.png"),
     overwrite: Overwrite = False,
     strength: Strength = 1.0,
     force: Force = False,
@@ -55,10 +56,13 @@ def generate(
 ) -> None:
     """Draw a prompt; with patches, before and after side by side, from the same noise."""
     hardware.check()
+    if not references:
+        refuse_idle(context, ["--strength", "--force"], "for patches; add --patch PATCH")
     target = check_out_file(out_file)
     check_targets(
         {"--out": target}, {"--patch": references, "--model": base.model, **drawn_from.files()}, overwrite=overwrite
     )
+    kind = picture_format(target)
     if not prompt.strip():
         raise ValueError("an empty prompt; say what to draw, e.g. 'a red star'")
     pictures = drawn_from.read()
@@ -94,7 +98,8 @@ def generate(
         pairs = zip(asks, before, after, strict=True)
         names = ", ".join(str(entry.get("name")) for patch in patches for entry in patch.meta["concepts"])
         rows = [grid.Row(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
-        grid.save_image(grid.draw_grid(prompt, rows), target)
+        sheet = grid.draw_grid(prompt, rows)
     else:
-        grid.save_image(grid.tile(before, columns=min(4, n)), target)
+        sheet = grid.tile(before, columns=min(4, n))
+    written_or_kept(in_format(partial(grid.save_image, sheet), kind), target, overwrite=overwrite)
     out.print(f"{n} picture{'s' if n > 1 else ''} in {escape(str(target))}: {escape(drawing.said)}")

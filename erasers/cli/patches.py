@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +15,9 @@ from erasers.cli.console import err, in_bytes, out, plain
 from erasers.cli.groups import with_groups
 from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import PATCH, Force, Overwrite, PatchReference, Strength
-from erasers.cli.targets import check_targets
+from erasers.cli.targets import check_targets, replaced
 from erasers.cli.words import suggest
+from erasers.files.atomic import put_in_place
 
 if TYPE_CHECKING:
     from erasers.patch import Patch
@@ -29,8 +31,11 @@ _LISTED = 4
 def apply(
     *,
     patches: Annotated[list[str], typer.Argument(metavar="PATCH...", help=f"{PATCH}; applied in order.")],
-    save: Annotated[Path, typer.Option(help="New or empty folder for the erased model.")],
+    save: Annotated[Path, typer.Option("--save", "--out", help="New or empty folder for the erased model.")],
     base: ModelOptions,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the erased model that is in the folder already.")
+    ] = False,
     strength: Strength = 1.0,
     force: Force = False,
     hardware: Hardware,
@@ -41,13 +46,15 @@ def apply(
         from erasers.folders.write import check_free_folder
         from erasers.pipeline import ErasedPipeline, as_patches, refuse_twice
 
+        check_targets({"--save": save}, {"PATCH": patches, "--model": base.model}, overwrite=True)
         loaded = as_patches(patches)
         refuse_twice(base.model, loaded)
-        folder = check_free_folder(save)
+        folder = save.absolute() if overwrite and _holds_erased(save) else check_free_folder(save)
         pipe = base.load(hardware)
     for patch in loaded:
         patch.apply(pipe, strength=strength, force=force)
-    ErasedPipeline.save_pretrained(pipe, folder, loaded)
+    with replaced(folder) as free:
+        ErasedPipeline.save_pretrained(pipe, free, loaded)
     stock = (folder / "erasure.json").is_file()
     note = "with erasure.json beside the weights" if stock else "with hooks; it needs this library to load"
     out.print(f"erased model in {escape(str(save))}: a {type(pipe).__name__}, {note}")
@@ -77,10 +84,14 @@ def export(
         check_targets({"--out": folder / (DELTA_FILE if form == "delta" else LORA_FILE)}, overwrite=overwrite)
         patch = as_patches(reference)[0]
         pipe = base.load(hardware)
-    if form == "delta":
-        path = patch.to_delta(pipe, folder, force=force)
-    else:
-        path = patch.to_lora(pipe, folder, form="peft" if form == "lora" else form, force=force)
+    with TemporaryDirectory(dir=folder.absolute().parent, prefix=".erasers-") as staging:
+        if form == "delta":
+            part = patch.to_delta(pipe, staging, force=force)
+        else:
+            part = patch.to_lora(pipe, staging, form="peft" if form == "lora" else form, force=force)
+        folder.mkdir(exist_ok=True)
+        path = folder / part.name
+        put_in_place(part, path, overwrite=overwrite)
     out.print(f"{form} in {escape(str(path))}  ({path.stat().st_size} bytes)")
 
 
@@ -113,6 +124,13 @@ def push(
         patch = as_patches(reference)[0]
         address = patch.push_to_hub(repository, private=private or None, report=report, base_model=base)
     out.print(f"patch and model card in {escape(address)}")
+
+
+def _holds_erased(folder: Path) -> bool:
+    """Whether an erased model was saved there, by this library."""
+    from erasers.folders.record import COMPONENT, RECORD
+
+    return any((folder / place / RECORD).is_file() for place in ("", COMPONENT))
 
 
 def _check_form(form: str) -> None:

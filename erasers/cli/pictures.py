@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from erasers.models.inputs import Pictures
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+"""Format of a picture that is written, by the ending of its name."""
+_QUALITY = 95
 SIDES = (8, 4096)
 """Pixels that a side of a picture may have."""
 
@@ -50,6 +54,33 @@ class DrawnFrom:
                 raise ValueError(f"{option} goes with a picture; add --image FILE")
         image, mask = _read(self.image, "--image"), _read(self.mask, "--mask", "L")
         return Pictures(image, mask, _read(self.control_image, "--control-image"), strength)
+
+
+def picture_format(path: Path) -> str:
+    """The format of a picture that is written.
+
+    Raises:
+        ValueError: The name has another ending.
+    """
+    if path.suffix.lower() not in FORMATS:
+        endings = ", ".join(ending for ending in FORMATS if ending)
+        raise ValueError(f"--out {path}: expected a picture whose name ends in {endings}, got {path.suffix!r}")
+    return FORMATS[path.suffix.lower()]
+
+
+def in_format(write: Callable[[Path], object], kind: str) -> Callable[[Path], None]:
+    """What writes a picture in a format, made of what writes it as PNG."""
+
+    def write_it(path: Path) -> None:
+        from PIL import Image
+
+        write(path)
+        if kind != "PNG":
+            with Image.open(path) as png:
+                picture = png.convert("RGB")
+            picture.save(path, format=kind, quality=_QUALITY)
+
+    return write_it
 
 
 def _read(path: Path | None, option: str, mode: str = "RGB") -> Image.Image | None:

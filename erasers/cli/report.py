@@ -73,7 +73,7 @@ class ReportOptions:
             FileExistsError: From `check_report_folder`.
         """
         if self.report is None:
-            refuse_idle(context, ["--judge", *drawn_from.names()], _IDLE)
+            refuse_idle(context, ["--samples", "--judge", "--size", "--unsafe", *drawn_from.names()], _IDLE)
             return None
         if not self.report.strip():
             raise ValueError("an empty --report; give the folder of the report, e.g. --report report")

@@ -6,13 +6,16 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from erasers.concept import Concept
+from erasers.files.atomic import put_in_place, temporary_beside
 from erasers.files.report_folder import FILES
 
 # What the temporary file beside a target has more in its name.
@@ -62,7 +65,7 @@ def check_targets(
             raise ValueError(f"{name} {path} is also {taken[identity]}; give it another name")
         taken[identity] = f"{name} {path}"
         _check_target(name, path)
-        if not overwrite and name != "--checkpoint" and path.is_file():
+        if not overwrite and name != "--checkpoint" and os.path.lexists(path) and not path.is_dir():
             raise FileExistsError(f"{name} {path} is there already; give another name, or --overwrite to replace it")
 
 
@@ -91,14 +94,24 @@ def beside(path: Path | None, suffixes: Sequence[str]) -> dict[str, Path]:
     return {} if path is None else {f"the {suffix} file beside it": path.with_suffix(suffix) for suffix in suffixes}
 
 
-def written_or_kept(write: Callable[[Path], object], target: Path) -> None:
+def written_or_kept(write: Callable[[Path], object], target: Path, *, overwrite: bool) -> None:
     """Write a result; where that fails, write it to a temporary folder, so that the work is not lost.
+
+    Args:
+        write: Writes a file of any name.
+        target: Where it goes.
+        overwrite: A file that appeared there meanwhile, as that of a second command, may be replaced.
 
     Raises:
         OSError: Says where it is instead.
     """
+    part = temporary_beside(target)
     try:
-        write(target)
+        try:
+            write(part)
+            put_in_place(part, target, overwrite=overwrite)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         kept = Path(tempfile.mkdtemp(prefix="erasers-")) / target.name[-80:]
         try:
@@ -107,6 +120,30 @@ def written_or_kept(write: Callable[[Path], object], target: Path) -> None:
             raise error from None
         why = error.strerror or str(error)
         raise OSError(f"cannot write {target} ({why}); the result is in {kept}") from error
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Where a folder is to be written; one that is there already stays until the new one is whole.
+
+    Args:
+        folder: New or empty, or one that is to go.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        yield folder
+        return
+    new, old = temporary_beside(folder), temporary_beside(folder)
+    try:
+        yield new
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
+    finally:
+        for path in (new, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _in_a_file(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -28,3 +29,28 @@ def flush(path: Path) -> None:
     """Wait until the bytes of a file are on disk; a name that gets there before them could outlive them."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def put_in_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file its name.
+
+    Args:
+        temporary: The file, in the same folder; it is gone afterwards.
+        path: Its name.
+        overwrite: A file of that name is replaced.
+
+    Raises:
+        FileExistsError: There is a file of that name, and it may not be replaced.
+    """
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)
+        temporary.unlink()
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "a file appeared there meanwhile", str(path)) from None
+    except OSError:
+        # No links on this file system: an empty file takes the name for a moment.
+        path.open("xb").close()
+        os.replace(temporary, path)

@@ -348,6 +348,22 @@ def test_a_full_folder_is_not_overwritten(star_patch: Path, capsys: pytest.Captu
     Path("full").mkdir()
     Path("full/mine").write_text("mine")
     assert "not empty" in refused(capsys, "apply", star_patch, "--model", "shapes", "--save", "full")
+    assert "not empty" in refused(capsys, "apply", star_patch, "--model", "shapes", "--save", "full", "--overwrite")
+    assert [path.name for path in Path("full").iterdir()] == ["mine"]
+
+
+def test_an_erased_model_is_replaced_by_another(star_patch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apply = ("apply", str(star_patch), "--model", "shapes", "--out", "erased")
+    assert cli.run([*apply, "--strength", "0.5"]) == 0
+    first = json.loads(Path("erased/erasure.json").read_text())
+    assert "not empty" in refused(capsys, *apply)
+    assert "is also --model erased" in refused(
+        capsys, "apply", star_patch, "--model", "erased", "--save", "erased", "--overwrite"
+    )
+    assert json.loads(Path("erased/erasure.json").read_text()) == first
+    assert cli.run([*apply, "--overwrite"]) == 0
+    assert json.loads(Path("erased/erasure.json").read_text()) != first
+    assert [path.name for path in Path().iterdir()] == ["erased"]
 
 
 def test_an_unsupported_pipeline_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

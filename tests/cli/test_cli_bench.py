@@ -290,10 +290,13 @@ def test_memory_is_taken_as_a_size(
         raise ValueError("stopped")
 
     monkeypatch.setattr("erasers.cli.bench.run.work", stop)
-    command = ["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path)]
+    command = ["bench", "run", str(task), "--method", "esd", "--out", str(tmp_path)]
     assert run([*command, "--memory", "2GB"]) == 2
     assert run(command) == 2
     assert seen == [2 * 2**30, None]
     capsys.readouterr()
     assert run([*command, "--memory", "much"]) == 2
     assert "expected --memory such as 24GB or 800MB, got 'much'" in capsys.readouterr().err
+    closed = ["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path)]
+    assert run([*closed, "--memory", "2GB"]) == 2
+    assert "no method or attack here takes gradients, so there is no --memory" in capsys.readouterr().err

@@ -143,6 +143,26 @@ def test_bad_pictures_are_one_clear_line(arguments, words, capsys):
     assert set(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.jpeg", "JPEG"), ("x.webp", "WEBP"), ("x.bmp", "BMP"), ("x", "PNG")],
+)
+def test_a_picture_has_the_format_of_its_name(name, kind):
+    assert run("generate", "a star", "--model", "shapes", "--n", "1", "--steps", "1", "--out", name) == 0
+    with Image.open(name) as picture:
+        assert (picture.format, picture.size) == (kind, (144, 144))
+
+
+@pytest.mark.parametrize("command", [("generate", "a star"), ("explain", "--concept", "star")])
+@pytest.mark.parametrize("name", ["x.gif", "x.safetensors", "map.of.it"])
+def test_a_picture_of_another_name_is_refused(name, command, capsys):
+    assert run(*command, "--model", "shapes", "--out", name) == 2
+    ending = f".{name.rpartition('.')[2]}"
+    words = f"expected a picture whose name ends in .png, .jpg, .jpeg, .webp, .bmp, got '{ending}'"
+    assert words in capsys.readouterr().err
+    assert not Path(name).exists()
+
+
 def test_pictures_without_a_report_are_refused(capsys):
     assert run("--concept", "star", "--model", "shapes", "--image", "photo.png") == 2
     assert "--image is for the pictures of a report; add --report FOLDER" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from erasers import Patch
 from erasers.cli import app as cli
 from erasers.cli.targets import written_or_kept
+from erasers.files.atomic import put_in_place
 
 ERASE = ["--concept", "star", "--model", "shapes"]
 SAE = ["sae", "train", "--model", "shapes"]
@@ -116,5 +117,51 @@ def test_where_nothing_can_be_written_the_first_reason_stands(tmp_path: Path) ->
     def full(path: Path) -> Any:
         raise OSError(28, f"no room for {path.name}")
 
-    with pytest.raises(OSError, match="no room for target"):
-        written_or_kept(full, tmp_path / "target")
+    with pytest.raises(OSError, match="no room for .*tmp"):
+        written_or_kept(full, tmp_path / "target", overwrite=True)
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("given", [(), ("--overwrite",)])
+def test_a_file_that_appears_meanwhile_stays(
+    given: tuple[str, ...], links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "report"))
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+    save = Patch.save
+
+    def second_command(patch: Patch, path: Path) -> None:
+        save(patch, path)
+        Path("star.safetensors").write_text("of the second command")
+
+    monkeypatch.setattr(Patch, "save", second_command)
+    assert cli.run([*ERASE, "--method", "uce", "--out", "star.safetensors", *given]) == (0 if given else 2)
+    if given:
+        assert Patch.load("star.safetensors").meta["method"] == "uce"
+        return
+    line = capsys.readouterr().err.replace("\n", "")
+    assert "cannot write star.safetensors (" in line
+    assert Path("star.safetensors").read_text() == "of the second command"
+    (kept,) = Path("report").rglob("star.safetensors")
+    assert Patch.load(kept).meta["method"] == "uce"
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+def test_two_files_of_one_name_are_one(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    put_in_place(tmp_path / "one", tmp_path / "name", overwrite=False)
+    with pytest.raises(FileExistsError, match="a file appeared there meanwhile"):
+        put_in_place(tmp_path / "two", tmp_path / "name", overwrite=False)
+    assert (tmp_path / "name").read_text() == "one"
+    put_in_place(tmp_path / "two", tmp_path / "name", overwrite=True)
+    assert (tmp_path / "name").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("one", "two", "name")] == ["name"]
+
+
+def test_a_link_to_nothing_is_there_already(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dangling").symlink_to("nowhere")
+    assert cli.run([*ERASE, "--out", "dangling"]) == 2
+    assert "--out dangling is there already" in capsys.readouterr().err

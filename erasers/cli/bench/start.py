@@ -65,10 +65,20 @@ class Start:
             task = _located(task, self.prompts, share.rank == 0)
             rows, judge = self.rows(task), get_judge(task.judge, **_judge_options(task, self.judge_model))
             gradients = any(plan.attack.budget().gradients for plan in task.attacks.values())
+            self._check_memory(rows, gradients=gradients)
             pipe = ModelOptions(task.model).load(processes.own(self.hardware), gradients=gradients)
             run = Run(Stage(task, pipe, judge, self.folder, rows, share, self.memory))
         _check_prompts(run)
         return run
+
+    def _check_memory(self, rows: Sequence[Row], *, gradients: bool) -> None:
+        """Refuse a memory that nothing would use.
+
+        Raises:
+            ValueError: No attack takes gradients, and no method trains.
+        """
+        if self.memory is not None and not gradients and not any(row.eraser and row.eraser.trains for row in rows):
+            raise ValueError("no method or attack here takes gradients, so there is no --memory")
 
     def check_methods(self) -> None:
         """Refuse methods that are not registered.

@@ -11,7 +11,7 @@ import typer
 
 from erasers.cli.bench.options import PromptFiles, TaskFiles, prompt_files
 from erasers.cli.console import err, out, plain
-from erasers.cli.groups import with_groups
+from erasers.cli.groups import refuse_idle, with_groups
 from erasers.cli.model import Hardware, ModelOptions
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @with_groups
 def verify(
     *,
+    context: typer.Context,
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Result files.")],
     task: TaskFiles = None,
     prompts: PromptFiles = None,
@@ -44,6 +45,9 @@ def verify(
     from erasers.evaluation.scores.results import read_result
     from erasers.patch import Patch
 
+    if not redraw:
+        idle = ["--allow-adult", "--device", "--dtype"]
+        refuse_idle(context, idle, "for pictures that are drawn again; add --redraw N")
     hardware.check()
     files, patches = prompt_files(prompts or []), [Patch.load(path) for path in patch or []]
     verifier = Verifier(task or [], files, patches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,11 @@ from rich.table import Table
 
 from erasers.cli.concepts import build_concepts
 from erasers.cli.console import err, out, plain
-from erasers.cli.groups import with_groups
+from erasers.cli.groups import refuse_idle, with_groups
 from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import Overwrite
-from erasers.cli.targets import check_out_file, check_targets
+from erasers.cli.pictures import in_format, picture_format
+from erasers.cli.targets import check_out_file, check_targets, written_or_kept
 
 if TYPE_CHECKING:
     from erasers.methods.itd.explaining import Explanation
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 @with_groups
 def explain(
     *,
+    context: typer.Context,
     concept: Annotated[str, typer.Option(metavar="TEXT", help="The concept whose features are shown.")],
     base: ModelOptions,
     sae_file: Annotated[
@@ -32,15 +35,22 @@ def explain(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of itd. Repeatable.")
     ] = None,
     features: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of the table.")] = 12,
-    picture: Annotated[Path | None, typer.Option("--out", help="PNG with a heat map of features and prompts.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--out", help="Heat map of features and prompts: .png, .jpg, .webp or .bmp.")
+    ] = None,
     overwrite: Overwrite = False,
     hardware: Hardware,
 ) -> None:
     """Show which features of a sparse autoencoder fire for a concept, and in which prompts."""
     hardware.check()
+    if not picture:
+        refuse_idle(context, ["--overwrite"], "for a picture; add --out FILE")
+    if sae_file and any(text.partition("=")[0].strip() == "sae" for text in setting or []):
+        raise ValueError("--sae and --set sae=... say the same; leave one of them out")
     if picture:
         check_out_file(picture)
         check_targets({"--out": picture}, {"--sae": sae_file, "--model": base.model}, overwrite=overwrite)
+        picture_format(picture)
     with err.status("reading"):
         from erasers import worlds
         from erasers.eraser import get_eraser, parse_options
@@ -55,7 +65,8 @@ def explain(
     for explanation in shown:
         _show(explanation, features)
     if picture:
-        draw_explanation(shown[0], picture, features)
+        draw = partial(draw_explanation, shown[0], features=features)
+        written_or_kept(in_format(draw, picture_format(picture)), picture, overwrite=overwrite)
         out.print(f"picture   {escape(str(picture))}")
 
 

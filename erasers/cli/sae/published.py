@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from erasers.cli.groups import with_groups
 from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import DEFAULT_MODEL, Model, Overwrite
 from erasers.cli.sae.blocks import TEXT_ENCODER, Block, Component, find_block, read_prompts
-from erasers.cli.targets import check_out_file, check_targets
+from erasers.cli.targets import check_out_file, check_targets, written_or_kept
 
 
 @with_groups
@@ -55,7 +56,8 @@ def import_(
         where = find_block(ModelOptions(model).load(hardware), component or TEXT_ENCODER, block)
         imported = import_sae(file, width=where.width, k=k, activation=activation)
         about = {"imported": imported.code, "file": file.name}
-        save_sae(out_file, imported.sae, target=where.target, base=where.fingerprints(), about=about)
+        save = partial(save_sae, sae=imported.sae, target=where.target, base=where.fingerprints(), about=about)
+        written_or_kept(save, out_file, overwrite=overwrite)
         measured = quality(imported.sae, [where.outputs(texts)[:, 1:].flatten(0, 1)]) if texts else None
     out.print(
         f"autoencoder  {escape(str(out_file))}  ({out_file.stat().st_size} bytes) of {where.target}: {imported.sae.n} "

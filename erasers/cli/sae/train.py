@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,11 @@ import typer
 from rich.markup import escape
 
 from erasers.cli.console import err, out
-from erasers.cli.groups import with_groups
+from erasers.cli.groups import refuse_idle, with_groups
 from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import GUIDANCE, SEED, STEPS, Overwrite, finite
 from erasers.cli.sae.blocks import TEXT_ENCODER, Block, Component, find_block, read_prompts
-from erasers.cli.targets import beside, check_out_file, check_targets
-from erasers.files.atomic import write_atomically
+from erasers.cli.targets import beside, check_out_file, check_targets, written_or_kept
 from erasers.progress import progress
 
 if TYPE_CHECKING:
@@ -97,6 +97,18 @@ class Asked:
         own = published.block if self.component in (None, published.component) else None
         return replace(self, component=self.component or published.component, block=self.block or own)
 
+    def check(self, context: typer.Context) -> None:
+        """Refuse options for another component.
+
+        Raises:
+            ValueError: One was given.
+        """
+        if self.component == "unet":
+            refuse_idle(context, ["--padding"], "for a text encoder; take one as --component")
+        else:
+            idle = ["--sampling-steps", "--guidance"]
+            refuse_idle(context, idle, "for pictures that a UNet is read from; add --component unet")
+
     def training(self, world: World | None) -> SAETraining:
         """Sizes and rates: what is given, over those of the preset, or that suit the model."""
         from erasers.sae.presets import find_preset
@@ -140,6 +152,7 @@ class Asked:
 @with_groups
 def train(
     *,
+    context: typer.Context,
     out_file: Annotated[Path, typer.Option("--out", help="The autoencoder; its folder must exist.")],
     base: ModelOptions,
     asked: Asked,
@@ -154,13 +167,15 @@ def train(
     With --component unet, on what a block of the UNet makes of pictures while they are drawn.
     """
     hardware.check()
+    asked = asked.with_preset()
+    asked.check(context)
     check_out_file(out_file)
     outputs = {"--out": out_file, "--checkpoint": checkpoint, **beside(out_file, (".json", ".png"))}
     check_targets(outputs, {"--prompts": asked.prompts, "--model": base.model}, overwrite=overwrite)
     with err.status("reading"):
         from erasers import worlds
 
-        world, asked = worlds.find(base.model), asked.with_preset()
+        world = worlds.find(base.model)
         training, texts = asked.training(world), asked.texts(world)
         rows = _rows(base.load(hardware), asked, texts, training, world)
     started = time.perf_counter()
@@ -172,7 +187,7 @@ def train(
         "quality": asdict(trained.quality),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    _write(out_file, rows, trained, facts)
+    _write(out_file, rows, trained, facts, overwrite=overwrite)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     _show(out_file, rows, trained)
@@ -202,16 +217,18 @@ def _train(rows: Rows, training: SAETraining, checkpoint: Path | None) -> Traine
         return train_sae(rows, training, checkpoint=checkpoint, tell=advance)
 
 
-def _write(path: Path, rows: Rows, trained: Trained, facts: dict[str, Any]) -> None:
+def _write(path: Path, rows: Rows, trained: Trained, facts: dict[str, Any], *, overwrite: bool) -> None:
     from erasers.sae.autoencoder import save_sae
     from erasers.sae.training import draw_curves
 
     about = {key: facts[key] for key in ("model", "prompts", "training", "quality")} | rows.about()
-    save_sae(path, trained.sae, target=rows.target, base=rows.fingerprints(), about=about)
+    save = partial(save_sae, sae=trained.sae, target=rows.target, base=rows.fingerprints(), about=about)
+    written_or_kept(save, path, overwrite=overwrite)
     curves = {name: [round(value, 5) for value in values] for name, values in trained.curves.items()}
     text = json.dumps({**facts, "curves": curves}) + "\n"
-    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
-    draw_curves(trained.curves, path.with_suffix(".png"))
+    write = partial(Path.write_text, data=text, encoding="utf-8")
+    written_or_kept(write, path.with_suffix(".json"), overwrite=overwrite)
+    written_or_kept(partial(draw_curves, trained.curves), path.with_suffix(".png"), overwrite=overwrite)
 
 
 def _show(path: Path, rows: Rows, trained: Trained) -> None:
