@@ -33,14 +33,13 @@ from architectures import CLIP_G, CLIP_L, SD14_UNET, SDXL_UNET
 
 from erasers import Concept, Patch, get_eraser
 from erasers.closed_form import algebra as closed_form
-from erasers.closed_form.preserved import port_gram
+from erasers.closed_form.ports import port_gram, port_hashes
 from erasers.files.hashing import forget_hashes
-from erasers.methods.uce import port_hashes
 from erasers.models.ports import Port, port_groups, text_ports
 from erasers.patch.build import transform_patch
 from erasers.pipeline import load_pipeline
 from erasers.text.encoding import Reader
-from erasers.text.rows import whole
+from erasers.text.prompts import whole
 from erasers.worlds.shapes.prompts import concept_for
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}

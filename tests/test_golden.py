@@ -8,7 +8,7 @@ from support.tiny import golden_pipe
 
 from erasers import Concept, get_eraser
 from erasers.closed_form.algebra import adversarial_rows, ridge_edit, transform_of
-from erasers.closed_form.preserved import sum_of_grams
+from erasers.closed_form.ports import sum_of_grams
 from erasers.methods.rece import RECE
 from erasers.models.ports import port_groups
 

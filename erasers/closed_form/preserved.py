@@ -1,10 +1,10 @@
-"""What the closed forms need from a pipeline: paired rows, preserved rows and the Gram matrix of the ports."""
+"""What the closed forms keep: preserved rows of a pipeline, in memory or on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,14 @@ import torch
 from erasers.closed_form import algebra as closed_form
 from erasers.files.cache import cached
 from erasers.files.hashing import can_hash, module_hash
-from erasers.models.ports import Group, Port
+from erasers.models.ports import Group
 from erasers.models.readers import is_bare
 from erasers.text.encoding import Reader, text_parts
-from erasers.text.rows import Encoded, Prompt, Rows
+from erasers.text.prompts import Prompt
+from erasers.text.states import Encoded, Rows
 
 # Below this, encoding the texts takes less time than hashing the text encoder for the key.
 _FEWEST_CACHED = 32
-_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -92,42 +92,6 @@ def preserved_rows(
         Preserved(found.get(f"{i}/rows"), found.get(f"{i}/gram"), int(found[f"{i}/count"]), len(texts))
         for i in range(len(groups))
     ]
-
-
-def port_gram(
-    ports: Sequence[Port], hashes: Mapping[str, str], width: int | None = None, *, cache: bool
-) -> torch.Tensor:
-    """H = sum_l W_l'W_l `[d, d]` in float64 over the ports, from the disk cache when these weights were seen before.
-
-    Args:
-        ports: All of one group.
-        hashes: Fingerprints of their weights.
-        width: d; only the first d columns of each W_l count. None: all.
-        cache: Use the disk cache.
-    """
-    weights = [port.module.weight[:, :width] for port in ports]
-    if not cache:
-        return sum_of_grams(weights)
-    # Fingerprints are the same in half precision, products are not.
-    key = [*sorted(hashes[port.parameter] for port in ports), f"{weights[0].shape[1]} {weights[0].dtype}"]
-    return cached("gram", key, lambda: {"gram": sum_of_grams(weights)})["gram"]
-
-
-@torch.no_grad()
-def sum_of_grams(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """sum_l W_l'W_l `[d, d]`: products in the precision of the weights (at least float32), summed in float64.
-
-    Only blocks on and above the diagonal are multiplied; the sum is symmetric.
-    """
-    width = weights[0].shape[1]
-    total = torch.zeros(width, width, dtype=torch.float64)
-    step = -(-width // _BLOCKS)
-    for weight in weights:
-        exact = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-        for start in range(0, width, step):
-            block = exact[:, start : start + step].T @ exact[:, start:]
-            total[start : start + step, start:] += block.to("cpu", torch.float64)
-    return torch.triu(total) + torch.triu(total, diagonal=1).T
 
 
 def _accumulate(

@@ -26,11 +26,10 @@ from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import token_table, tokenise
 from erasers.methods.esd import target
-from erasers.methods.uce import require_templates
 from erasers.models.prompts import converted
 from erasers.options import require_above
-from erasers.text.contexts import Templates, kept_prompts, shuffled
-from erasers.text.rows import fill, templates_for
+from erasers.text.contexts import kept_prompts, shuffled
+from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of

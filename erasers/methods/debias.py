@@ -11,15 +11,16 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from PIL import Image
 
+from erasers.closed_form.ports import port_hashes
 from erasers.concept import Concept, Concepts
 from erasers.judges import Judge
-from erasers.methods.uce import UCE, Task, Templates, port_hashes
+from erasers.methods.uce import UCE, Task
 from erasers.models.ports import port_groups
 from erasers.models.readers import text_readers
 from erasers.options import require_above
 from erasers.patch import Patch
 from erasers.patch.build import transform_patch
-from erasers.text.rows import Prompt, fill, templates_for
+from erasers.text.prompts import Prompt, Templates, fill, templates_for
 
 _BATCH = 8
 Measure: TypeAlias = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]

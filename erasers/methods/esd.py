@@ -19,9 +19,8 @@ from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank
 from erasers.diffusion.needs import Pass, mean_in_parts
 from erasers.diffusion.supported import check_drawable
-from erasers.methods.uce import require_templates
 from erasers.options import require_above
-from erasers.text.rows import fill, templates_for
+from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
@@ -89,7 +88,7 @@ class ESD(TrainedEraser):
     steps: int = 50
     pictures: int = 0
     batch: int = 1
-    templates: tuple[str, ...] | Literal["auto"] = ("{}",)
+    templates: Templates = ("{}",)
     aliases: bool = True
     from_concept: str | None = None
 

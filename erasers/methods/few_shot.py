@@ -22,11 +22,10 @@ from erasers.diffusion.needs import Pass, Summands, mean_in_parts
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import tokenise
-from erasers.methods.uce import require_templates
 from erasers.options import require_above
 from erasers.processes import largest
-from erasers.text.contexts import Templates, kept_prompts, shuffled
-from erasers.text.rows import fill, templates_for
+from erasers.text.contexts import kept_prompts, shuffled
+from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.pictures import picture

@@ -10,14 +10,16 @@ import torch
 from torch.nn import functional
 
 from erasers.closed_form import algebra as closed_form
+from erasers.closed_form.pairs import stack_pairs
 from erasers.closed_form.preserved import Preserved, states_for
 from erasers.concept import Concept, names
 from erasers.diffusion.tokens import decode, whole_words
-from erasers.methods.uce import UCE, Task, Templates, stack_pairs
+from erasers.methods.uce import UCE, Task
 from erasers.models.ports import Group
 from erasers.options import require_above
 from erasers.text.encoding import Reader, text_parts
-from erasers.text.rows import Encoded, Prompt, Rows, fill, templates_for
+from erasers.text.prompts import Prompt, Templates, fill, templates_for
+from erasers.text.states import Encoded, Rows
 
 _DRAWS = 64
 _ROUNDS = 200

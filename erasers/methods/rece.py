@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 
 from erasers.closed_form.algebra import adversarial_rows, compose, compress, transform_of
-from erasers.closed_form.preserved import port_gram
+from erasers.closed_form.pairs import stack_pairs
+from erasers.closed_form.ports import port_gram
 from erasers.concept import Concept, preset_options
-from erasers.methods.uce import BARE, UCE, Task, Templates, require_templates, stack_pairs
+from erasers.methods.uce import BARE, UCE, Task
 from erasers.options import require_above
 from erasers.patch import Patch
-from erasers.text.rows import Prompt, Rows
+from erasers.text.prompts import Prompt, Templates, require_templates
+from erasers.text.states import Rows
 
 _ROUNDS = 3
 _REG = 0.1

@@ -5,26 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from erasers.closed_form.algebra import leading_directions, oblique_edit_gram
+from erasers.closed_form.pairs import check_rows, stack_pairs
+from erasers.closed_form.ports import port_hashes
 from erasers.closed_form.preserved import Preserved, preserved_rows
 from erasers.concept import Concept, names
 from erasers.eraser import Eraser
-from erasers.files.hashing import tensor_hashes
-from erasers.models.components import component
 from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
 from erasers.models.readers import text_readers
 from erasers.options import require_above
 from erasers.patch import Patch
 from erasers.patch.build import transform_patch
 from erasers.text.encoding import Reader
-from erasers.text.rows import Encoded, Prompt, Rows, fill, pair_rows, templates_for, whole
+from erasers.text.prompts import Prompt, Templates, fill, require_templates, templates_for, whole
+from erasers.text.states import Encoded, Rows
 
 BARE = ("{}",)
-Templates: TypeAlias = tuple[str, ...] | Literal["auto"]
 
 # The published code keeps its model intact up to about ten concepts with a hundred preserved ones.
 _MANY_ERASED = 10
@@ -245,46 +245,3 @@ class Task:
     erase: torch.Tensor
     anchor: torch.Tensor
     preserve: Preserved
-
-
-def stack_pairs(
-    group: Group, encoded: Mapping[Prompt, Encoded], pairs: Sequence[tuple[Prompt, Prompt]], policy: Rows
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Erased rows and anchor rows `[n, d]` of all prompt pairs, as the ports of a group read them."""
-    if group.kind == "pooled":
-        parts = [tuple(torch.as_tensor(encoded[prompt].pooled)[None] for prompt in pair) for pair in pairs]
-    else:
-        parts = [pair_rows(encoded[old], encoded[new], policy) for old, new in pairs]
-    return group.read(torch.cat([old for old, _ in parts])), group.read(torch.cat([new for _, new in parts]))
-
-
-def check_rows(group: Group, erase: torch.Tensor, anchor: torch.Tensor) -> None:
-    """Refuse rows that do not fit the ports, or that leave nothing to do.
-
-    Raises:
-        ValueError: Says which.
-    """
-    width, got = group.ports[0].module.in_features, erase.shape[1]
-    if got != width and not (group.kind == "pooled" and got < width):
-        raise ValueError(f"expected text states of width {width}, got {got}; is the text encoder its own?")
-    if torch.equal(erase, anchor):
-        raise ValueError("expected anchors that differ from the concepts, got the same token embeddings")
-
-
-def port_hashes(pipe: Any, groups: Sequence[Group]) -> dict[str, str]:
-    """Fingerprint of every port's weight, remembered on the denoiser."""
-    found: dict[str, str] = {}
-    for group in groups:
-        owner = component(pipe, group.ports[0].name.partition(".")[0])
-        found |= tensor_hashes({port.parameter: port.module.weight.data for port in group.ports}, owner=owner)
-    return found
-
-
-def require_templates(field: str, value: Templates) -> None:
-    """Refuse patterns without exactly one `{}`.
-
-    Raises:
-        ValueError: Names the field and the pattern.
-    """
-    if value != "auto" and (not value or any(template.count("{}") != 1 for template in value)):
-        raise ValueError(f"expected {field} as auto or patterns with one {{}} each, got {value!r}")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from erasers.models.prompts import converted
-from erasers.text.rows import Encoded, Prompt, Rows, Segment
+from erasers.text.prompts import Prompt
+from erasers.text.states import Encoded, Rows, Segment
 
 _TOKENS_A_BATCH = 2048
 

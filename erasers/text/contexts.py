@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from erasers.concept import Concept, names
-from erasers.text.rows import fill, templates_for
+from erasers.text.prompts import Templates, fill, templates_for
 
-Templates = tuple[str, ...] | Literal["auto"]
 _ENDING = re.compile(r"\[(?P<inner>[^\[\]]*\{\}[^\[\]]*)\]$")
 
 

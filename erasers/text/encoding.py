@@ -16,7 +16,8 @@ import torch
 from erasers.models.families import Family, Source, UnsupportedPipeline
 from erasers.models.ports import find_family, read_through
 from erasers.text.clip import encode_clip
-from erasers.text.rows import Encoded, Prompt, Rows, Segment
+from erasers.text.prompts import Prompt
+from erasers.text.states import Encoded, Rows, Segment
 
 _PROMPTS_A_BATCH = 8
 # A word behind a text show where it ends: two prompts that both begin with it agree that far.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from erasers.closed_form import algebra as cf
-from erasers.closed_form.preserved import Preserved, sum_of_grams
+from erasers.closed_form.ports import sum_of_grams
+from erasers.closed_form.preserved import Preserved
 
 D = 12
 

@@ -9,7 +9,7 @@ import pytest
 from erasers import Concept
 from erasers.concept import preset_names
 from erasers.concept.words import FALLBACK, hypernym, kinds_in, kinds_of, mentions, with_article
-from erasers.text.rows import TEMPLATES, fill, templates_for
+from erasers.text.prompts import TEMPLATES, fill, templates_for
 from erasers.worlds.shapes.prompts import concept_for
 
 

@@ -15,7 +15,7 @@ from erasers.evaluation.drawing import generate
 from erasers.judges import get_judge
 from erasers.methods.debias import Debias, balanced_rows, judged, next_scales
 from erasers.text.encoding import Reader
-from erasers.text.rows import whole
+from erasers.text.prompts import whole
 from erasers.worlds.shapes.prompts import concept_for
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "ring"])

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from erasers import Concept, get_eraser, load_pipeline
 from erasers.closed_form.algebra import transform_of
+from erasers.closed_form.pairs import stack_pairs
 from erasers.closed_form.preserved import Preserved, states_for
 from erasers.methods.realera import joined, near, perturbations
-from erasers.methods.uce import stack_pairs
 from erasers.models.ports import port_groups
 from erasers.text.encoding import Reader
-from erasers.text.rows import fill
+from erasers.text.prompts import fill
 from erasers.worlds.shapes.prompts import concept_for
 from erasers.worlds.shapes.world import SYNONYMS
 

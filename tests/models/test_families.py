@@ -17,7 +17,7 @@ from erasers.closed_form.preserved import states_for
 from erasers.models.families import FAMILIES as TABLE
 from erasers.models.ports import Group, find_family, port_groups
 from erasers.text.encoding import Reader
-from erasers.text.rows import fill, whole
+from erasers.text.prompts import fill, whole
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),

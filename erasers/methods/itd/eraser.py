@@ -28,7 +28,8 @@ from erasers.progress import progress as bar
 from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
 from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks
-from erasers.text.contexts import Templates, contexts, kept_prompts
+from erasers.text.contexts import contexts, kept_prompts
+from erasers.text.prompts import Templates
 
 _PROMPTS_A_BATCH = 32
 # The same prompt in another batch differs in its last bits.

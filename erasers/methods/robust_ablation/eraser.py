@@ -27,7 +27,8 @@ from erasers.methods.robust_ablation.pool import Maker, Pool
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.methods.uce import UCE
-from erasers.text.contexts import Templates, contexts, kept_prompts, shuffled
+from erasers.text.contexts import contexts, kept_prompts, shuffled
+from erasers.text.prompts import Templates
 from erasers.training.foretelling import Demand
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of

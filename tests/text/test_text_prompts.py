@@ -6,7 +6,8 @@ from support.tiny import FAMILIES, TOKENS, draw
 
 from erasers import Concept, get_eraser
 from erasers.text.encoding import Reader
-from erasers.text.rows import Encoded, Prompt, Segment, fill, pair_rows, templates_for, whole
+from erasers.text.prompts import Prompt, fill, templates_for, whole
+from erasers.text.states import Encoded, Segment, pair_rows
 
 TEXTS = [whole(text) for text in ("star", "", "a picture of van gogh", "xyz", "star")]
 LASTS = {"star": 1, "": 0, "a picture of van gogh": 5, "xyz": 3}
