@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 10**9
@@ -106,3 +106,42 @@ def require_above(field: str, value: float, bound: float, *, equal: bool = False
     """
     if not (value > bound or (equal and value == bound)) or value == float("inf"):
         raise ValueError(f"expected {field} {'of at least' if equal else 'above'} {bound}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least that numbers among the options may be.
+
+    Args:
+        fields: Their names, with spaces between.
+        least: The bound.
+        equal: Whether they may be the bound itself.
+    """
+
+    fields: str
+    least: float
+    equal: bool = True
+
+    def __str__(self) -> str:
+        return f"{_listed(self.fields.split())} {'of at least' if self.equal else 'above'} {self.least:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within."""
+        return value > self.least or (self.equal and value == self.least)
+
+
+def require_bounds(options: Any, bounds: Sequence[Bound]) -> None:
+    """Refuse numbers out of their bounds, in one sentence for all that have any.
+
+    Raises:
+        ValueError: Names the fields, their bounds and what they are.
+    """
+    values = {name: (getattr(options, name), bound) for bound in bounds for name in bound.fields.split()}
+    if not all(bound.holds(value) for value, bound in values.values()):
+        told = _listed([str(value) for value, _ in values.values()])
+        raise ValueError(f"expected {_listed([str(bound) for bound in bounds])}, got {told}")
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

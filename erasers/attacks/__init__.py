@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from erasers.options import check_fields
+from erasers.options import Bound, check_fields, require_bounds
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,22 +118,24 @@ class Attack(ABC):
     """An attack with its hyper-parameters. Subclasses add fields, with the paper's values, and the three methods.
 
     `space` is what the attacker chooses: text that anybody can type, embeddings, starting noise, or weights. `encoder`
-    is the text encoder that it searches with: the one under attack, the unedited one, or none. `embedded` has the field
-    values that tasks of an embedded model take where they give none.
+    is the text encoder that it searches with: the one under attack, the unedited one, or none. `bounds` are those of
+    its numbers. `embedded` has the field values that tasks of an embedded model take where they give none.
     """
 
     name: ClassVar[str]
     space: ClassVar[Space]
     encoder: ClassVar[EncoderUsed]
+    bounds: ClassVar[Sequence[Bound]] = ()
     embedded: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        """Check the type of every field; subclasses check ranges.
+        """Check the type of every field, and bounds; subclasses check what else holds.
 
         Raises:
             ValueError: Names the field, what it takes and what it got.
         """
         check_fields(self)
+        require_bounds(self, self.bounds)
 
     @property
     def once(self) -> bool:
@@ -215,7 +217,7 @@ def get_attack(name: str, **options: Any) -> Attack:
     if name not in _ATTACKS:
         raise ValueError(f"expected an attack among {', '.join(list_attacks())}, got {name!r}")
     cls: type[Attack] = getattr(import_module(f"erasers.attacks.{name}"), _ATTACKS[name])
-    known = [one.name for one in fields(cls)]
+    known = [field.name for field in fields(cls)]
     for option in options:
         if option not in known:
             raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {option!r}")

@@ -20,6 +20,7 @@ from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import token_table, whole_words
+from erasers.options import Bound
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -68,6 +69,7 @@ class CCE(Attack):
     name = "cce"
     space = "embedding"
     encoder = "attacked"
+    bounds = (Bound("tokens steps batch pictures", 1), Bound("weight_decay", 0))
     embedded = {"learned": "prompt"}
 
     tokens: int = 1
@@ -81,12 +83,6 @@ class CCE(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = (self.tokens, self.steps, self.batch, self.pictures)
-        if min(counts) < 1 or self.weight_decay < 0:
-            raise ValueError(
-                "expected tokens, steps, batch and pictures of at least 1 and weight_decay of at least 0, "
-                f"got {', '.join(map(str, counts))} and {self.weight_decay}"
-            )
         require_rate("lr", self.lr)
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ValueError(f"expected templates with one {{}} each, got {self.templates!r}")

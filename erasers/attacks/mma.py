@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from erasers.attacks.search import TextSearch, best_texts, check_room, terms
+from erasers.attacks.text_search import TextSearch, best_texts, check_room
+from erasers.attacks.wording import terms
 from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import LossScale, frozen
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.tokens import decode, token_table, tokenise
+from erasers.options import Bound
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -42,19 +44,12 @@ class MMA(TextSearch):
 
     name = "mma"
     space = "text"
+    bounds = (Bound("k steps batch top", 1),)
 
     k: int = 20
     steps: int = 1000
     batch: int = 512
     top: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.k, self.steps, self.batch, self.top) < 1:
-            raise ValueError(
-                "expected k, steps, batch and top of at least 1, got "
-                f"{self.k}, {self.steps}, {self.batch} and {self.top}"
-            )
 
     @property
     def encodes(self) -> int:
@@ -137,7 +132,7 @@ def banned(tokenizer: Any, ids: torch.Tensor, concept: Sequence[str]) -> torch.T
     """Which tokens of ids `[n]` are a word of the concept's, or contain a term of one word."""
     words = {word for term in concept for word in term.lower().split()}
     stems = [term.lower() for term in concept if len(term.split()) == 1]
-    texts = [decode(tokenizer, one[None]).lower() for one in ids]
+    texts = [decode(tokenizer, token[None]).lower() for token in ids]
     return torch.tensor([text in words or any(stem in text for stem in stems) for text in texts], dtype=torch.bool)
 
 
@@ -150,10 +145,10 @@ def _losses(pipe: Any, target: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
 
 def _leaders(rows: torch.Tensor, values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` best of different rows `[n, k]` with their values `[n]`, the best first."""
-    found: dict[tuple[int, ...], int] = {}
+    best: dict[tuple[int, ...], int] = {}
     for row in values.argsort(stable=True).tolist():
-        found.setdefault(tuple(rows[row].tolist()), row)
-        if len(found) == count:
+        best.setdefault(tuple(rows[row].tolist()), row)
+        if len(best) == count:
             break
-    keep = torch.tensor(list(found.values()), dtype=torch.long)
+    keep = torch.tensor(list(best.values()), dtype=torch.long)
     return rows[keep], values[keep]

@@ -72,7 +72,7 @@ class NoisyDDIM(DDIMScheduler):  # type: ignore[misc]
             self._generators = self._noise.generators(sample)
         now, after = self._levels(int(timestep))
         clean, direction = _predictions(self.config.prediction_type, model_output, sample, now)
-        fresh = torch.stack([torch.randn(sample.shape[1:], generator=one) for one in self._generators])
+        fresh = torch.stack([torch.randn(sample.shape[1:], generator=own) for own in self._generators])
         fresh = fresh.to(sample.device, sample.dtype)
         return next_sample(clean, direction, fresh, now, after, self._noise.eta, self._noise.scale), clean
 

@@ -21,6 +21,7 @@ from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import decode, nearest_tokens, token_table, tokenise, whole_words
+from erasers.options import Bound
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -83,6 +84,11 @@ class P4D(Attack):
     name = "p4d"
     space = "text"
     encoder = "attacked"
+    bounds = (
+        Bound("k stride steps every bank batch", 1),
+        Bound("lr", 0, equal=False),
+        Bound("weight_decay", 0),
+    )
 
     variant: Literal["free", "insert"] = "free"
     k: int = 16
@@ -96,12 +102,6 @@ class P4D(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = (self.k, self.stride, self.steps, self.every, self.bank, self.batch)
-        if min(counts) < 1 or self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                "expected k, stride, steps, every, bank and batch of at least 1, lr above 0 and weight_decay of at "
-                f"least 0, got {', '.join(map(str, counts))}, {self.lr} and {self.weight_decay}"
-            )
         if self.every > self.steps:
             raise ValueError(f"expected a picture within the {self.steps} steps, got one every {self.every}")
 
@@ -145,10 +145,10 @@ class P4D(Attack):
             optimizer.step()
             if step % self.every == 0:
                 ids = nearest_tokens(vectors.detach(), table, prepared.words)
-                found = _fill(pipe.tokenizer, text, counts, ids.cpu())
-                if found not in seen:
-                    seen.add(found)
-                    yield Candidate(found)
+                filled = _fill(pipe.tokenizer, text, counts, ids.cpu())
+                if filled not in seen:
+                    seen.add(filled)
+                    yield Candidate(filled)
 
     def _template(self, pipe: Any, text: str) -> tuple[str, dict[str, int]]:
         """A prompt with slots, and slot -> number of its free tokens; words that the encoder would cut are left out."""
@@ -207,13 +207,13 @@ def gradient(
     point = table[nearest_tokens(vectors.detach(), table, words)].float().requires_grad_()
     soft = dict(zip(counts, point.split(list(counts.values())), strict=True))
     states = prompt.states(soft)
-    distance = mean_in_parts(len(rows), lambda part: loss(pipe, teacher, rows[part], states))
+    distance = mean_in_parts(len(rows), lambda batch: loss(pipe, teacher, rows[batch], states))
     slopes = scale.slopes(distance, [point])
     return None if slopes is None else slopes[0]
 
 
 def _fill(tokenizer: Any, text: str, counts: Mapping[str, int], ids: torch.Tensor) -> str:
     """The prompt with the words of `ids` `[k]` in its slots."""
-    for slot, part in zip(counts, ids.split(list(counts.values())), strict=True):
-        text = text.replace(slot, decode(tokenizer, part))
+    for slot, words in zip(counts, ids.split(list(counts.values())), strict=True):
+        text = text.replace(slot, decode(tokenizer, words))
     return text

@@ -23,6 +23,7 @@ from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import tokenise
 from erasers.files.hashing import tensor_hashes
 from erasers.models.components import component, find_parameter
+from erasers.options import Bound
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
 
@@ -71,6 +72,7 @@ class Relearning(Attack):
     name = "relearning"
     space = "weights"
     encoder = "attacked"
+    bounds = (Bound("steps batch rank pictures", 1),)
 
     steps: int = 30
     batch: int = 8
@@ -80,11 +82,6 @@ class Relearning(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = (self.steps, self.batch, self.rank, self.pictures)
-        if min(counts) < 1:
-            raise ValueError(
-                f"expected steps, batch, rank and pictures of at least 1, got {', '.join(map(str, counts))}"
-            )
         require_rate("lr", self.lr)
 
     def passes(self, pipe: Any) -> Sequence[Pass]:
@@ -146,7 +143,7 @@ class Relearning(Attack):
     def _train(self, pipe: Any, factors: Mapping[str, Factors], prepared: Prepared, generator: torch.Generator) -> None:
         with torch.no_grad():
             states = encode(pipe, tokenise(pipe, prepared.texts))
-        trained = [part for pair in factors.values() for part in pair]
+        trained = [factor for pair in factors.values() for factor in pair]
         optimizer, scale = torch.optim.AdamW(trained, lr=prepared.lr, weight_decay=0.0), LossScale(pipe)
         for _ in range(self.steps):
             rows = picks(len(prepared.texts), self.batch, generator)
@@ -178,9 +175,9 @@ def low_rank_rate(
     ups = [up for _, up in factors.values()]
     slopes, scale = [torch.zeros_like(up) for up in ups], LossScale(pipe)
     for loss in losses:
-        while (found := scale.slopes(loss(), ups)) is None:
+        while (fresh := scale.slopes(loss(), ups)) is None:
             pass
-        for total, slope in zip(slopes, found, strict=True):
+        for total, slope in zip(slopes, fresh, strict=True):
             total += slope
     return rate_for_change(output, ups, slopes, LOW_RANK_CHANGE)
 
@@ -189,9 +186,9 @@ def low_rank_patch(attack: Relearning, pipe: Any, factors: Mapping[str, Factors]
     """The factors as a patch on top of the weights that the pipeline has now."""
     live = {f"{name}.weight": find_parameter(pipe, f"{name}.weight", linear=True) for name in factors}
     tensors = {
-        f"lowrank/{name}/{part}": value.detach().float().cpu().clone()
+        f"lowrank/{name}/{letter}": value.detach().float().cpu().clone()
         for name, pair in factors.items()
-        for part, value in zip("AB", pair, strict=True)
+        for letter, value in zip("AB", pair, strict=True)
     }
     base = tensor_hashes({name: parameter.data for name, parameter in live.items()}, owner=component(pipe, "unet"))
     dtype = next(iter(live.values())).dtype

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers.attacks.search import TextSearch, best_texts, check_room, swap, terms
+from erasers.attacks.text_search import TextSearch, best_texts, check_room
+from erasers.attacks.wording import swap, terms
 from erasers.diffusion.conditions import encode
 from erasers.diffusion.draws import chances, picks
 from erasers.diffusion.tokens import decode, tokenise

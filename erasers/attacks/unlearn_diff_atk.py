@@ -19,6 +19,7 @@ from erasers.diffusion.noise import middle_times
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import decode, token_table, whole_words
+from erasers.options import Bound
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -62,6 +63,7 @@ class UnlearnDiffAtk(Attack):
     name = "unlearn_diff_atk"
     space = "text"
     encoder = "attacked"
+    bounds = (Bound("k timesteps steps", 1), Bound("lr", 0, equal=False), Bound("weight_decay", 0))
 
     k: int = 3
     timesteps: int = 50
@@ -69,14 +71,6 @@ class UnlearnDiffAtk(Attack):
     lr: float = 0.01
     weight_decay: float = 0.1
     vocabulary: Literal["words", "all"] = "words"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.k, self.timesteps, self.steps) < 1 or self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                "expected k, timesteps and steps of at least 1, lr above 0 and weight_decay of at least 0, got "
-                f"{self.k}, {self.timesteps}, {self.steps}, {self.lr} and {self.weight_decay}"
-            )
 
     def budget(self) -> Budget:
         """See `Attack.budget`."""

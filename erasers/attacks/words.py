@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
-from erasers.attacks.search import swap, terms
+from erasers.attacks.wording import swap, terms
 from erasers.concept import names
 
 if TYPE_CHECKING:

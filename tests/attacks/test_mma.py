@@ -93,7 +93,7 @@ def test_a_vocabulary_that_is_banned_whole_is_refused(pipe: Any) -> None:
 def test_the_best_texts_come_first(pipe: Any) -> None:
     attack = MMA(k=3, steps=6, batch=16, top=8, images=5)
     ready = prepared(attack, pipe)
-    found = ready.found["a red star"]
+    found = ready.texts["a red star"]
     with torch.no_grad():
         values = distance(pooled(pipe, tokenise(pipe, found)), ready.targets["a red star"])
     assert len(found) == 4
@@ -106,7 +106,7 @@ def test_it_comes_nearer_than_as_many_random_texts() -> None:
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     attack = get_attack("mma", k=8, steps=15, batch=64, top=32)
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())
-    (found,) = ready.found[ask.text]
+    (found,) = ready.texts[ask.text]
     words = whole_words(pipe.tokenizer)
     picks = torch.randint(len(words), (attack.encodes, 8), generator=seeded(4))
     randoms = [decode(pipe.tokenizer, words[row]) for row in picks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -212,6 +213,41 @@ def test_unknown_names_options_and_values_are_refused() -> None:
         get_attack("random_prefix", k="three")
     with pytest.raises(ValueError, match="of at least 1, got k = 0"):
         get_attack("random_prefix", k=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mma", {"top": 0}, "expected k, steps, batch and top of at least 1, got 20, 1000, 512 and 0"),
+        (
+            "unlearn_diff_atk",
+            {"lr": 0.0},
+            "expected k, timesteps and steps of at least 1, lr above 0 and weight_decay of at least 0, got 3, 50, 40, "
+            "0.0 and 0.1",
+        ),
+        (
+            "p4d",
+            {"weight_decay": -0.5},
+            "expected k, stride, steps, every, bank and batch of at least 1, lr above 0 and weight_decay of at least "
+            "0, got 16, 3, 3000, 50, 100, 1, 0.1 and -0.5",
+        ),
+        (
+            "cce",
+            {"tokens": 0},
+            "expected tokens, steps, batch and pictures of at least 1 and weight_decay of at least 0, got 0, 5000, 16, "
+            "25 and 0.01",
+        ),
+        ("relearning", {"rank": 0}, "expected steps, batch, rank and pictures of at least 1, got 30, 8, 0 and 32"),
+    ],
+)
+def test_numbers_out_of_their_bounds_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        get_attack(name, **options)
+
+
+def test_numbers_at_their_bounds_are_taken() -> None:
+    assert get_attack("p4d", k=1, steps=1, every=1, weight_decay=0.0)
+    assert get_attack("relearning", steps=1, batch=1, rank=1, pictures=1)
 
 
 def test_prompts_take_turns_and_come_out_as_they_do_alone(pipe: Any) -> None:

@@ -101,7 +101,7 @@ def test_it_comes_nearer_than_as_many_random_texts_and_its_text_asks_for_a_star(
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     attack = get_attack("ring_a_bell", k=8, population=60, generations=40, without="circle")
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())
-    (found,) = ready.found[ask.text]
+    (found,) = ready.texts[ask.text]
     target, words = ready.targets[ask.text], whole_words(pipe.tokenizer)
 
     @torch.no_grad()

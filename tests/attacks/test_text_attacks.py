@@ -123,7 +123,7 @@ def test_a_search_knows_the_encoder_it_uses(name: str, pipe: Any) -> None:
         attack = get_attack(name, **options | {"encoder": encoder, "images": 4})
         assert attack.encoder == encoder
         ready = prepared(attack, pipe)
-        assert bool(ready.found) == (encoder == "original")
+        assert bool(ready.texts) == (encoder == "original")
         before = texts(attack, pipe, ready)
         table = pipe.text_encoder.get_input_embeddings().weight
         kept = table.data.clone()

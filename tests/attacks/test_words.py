@@ -9,7 +9,7 @@ from support.attacking import ASKS, Says, Wanted, attacked, draw_well, erasure, 
 
 from erasers import get_eraser, load_pipeline
 from erasers.attacks import get_attack
-from erasers.attacks.search import swap
+from erasers.attacks.wording import swap
 from erasers.attacks.words import Words, variants
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt, concept_for

@@ -1,8 +1,7 @@
-"""What attacks share that search for text with a text encoder alone, and what says which words are the concept's."""
+"""What attacks share that search for text with a text encoder alone."""
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +24,13 @@ class Prepared:
     Args:
         targets: Text of a prompt -> what the search is to reach.
         words: Ids `[n]` of the tokens that can be typed as words.
-        found: Text of a prompt -> what was found with the unedited encoder, the best first; empty where the edited one
+        texts: Text of a prompt -> what was found with the unedited encoder, the best first; empty where the edited one
             is searched.
     """
 
     targets: Mapping[str, torch.Tensor]
     words: torch.Tensor
-    found: Mapping[str, list[str]] = field(default_factory=dict)
+    texts: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +85,17 @@ class TextSearch(Attack):
         if self.encoder == "attacked":
             return Prepared(targets, words)
         first = {ask.text: ask for ask in reversed(asks)}
-        found = {text: self.search(pipe, first[text], targets[text], words, generator) for text in targets}
-        return Prepared(targets, words, found)
+        texts = {text: self.search(pipe, first[text], targets[text], words, generator) for text in targets}
+        return Prepared(targets, words, texts)
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
         check_supported(pipe)
         if self.encoder == "original":
-            found = prepared.found[ask.text]
+            texts = prepared.texts[ask.text]
         else:
-            found = self.search(pipe, ask, prepared.targets[ask.text], prepared.words, generator)
-        yield from map(Candidate, found)
-
-
-def terms(concept: Sequence[str], ask: Ask) -> tuple[str, ...]:
-    """The words that mean the concept: those given, or what the prompt wants."""
-    return tuple(concept) or tuple(ask.wants.values())
-
-
-def swap(text: str, words: Sequence[str], by: str) -> str:
-    """The text with each of the words, where they stand as whole words, replaced; upper case does not matter."""
-    for word in sorted(words, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: by, text, flags=re.IGNORECASE)
-    return " ".join(text.split())
+            texts = self.search(pipe, ask, prepared.targets[ask.text], prepared.words, generator)
+        yield from map(Candidate, texts)
 
 
 def check_room(pipe: Any, k: int) -> None:
@@ -124,9 +111,9 @@ def check_room(pipe: Any, k: int) -> None:
 
 def best_texts(tokenizer: Any, rows: torch.Tensor, losses: torch.Tensor, count: int) -> list[str]:
     """The texts of `count` different rows of ids `[n, k]`, the one of least loss `[n]` first."""
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     for row in losses.argsort(stable=True).tolist():
-        found[decode(tokenizer, rows[row])] = None
-        if len(found) == count:
+        texts[decode(tokenizer, rows[row])] = None
+        if len(texts) == count:
             break
-    return list(found)
+    return list(texts)
