@@ -1,4 +1,15 @@
-"""What a single-file pipeline is made of: a base that erases, and the component in which it keeps its patches."""
+"""What a single-file pipeline is made of: a base that erases, and the component in which it keeps its patches.
+
+A folder of a pipeline with hooks, which this library saved, has such a file in it:
+
+    DiffusionPipeline.from_pretrained(FOLDER, variant="unerased", trust_remote_code=True)
+
+Any other model, with a patch (a file, a folder with one, a Hub id, or several) and the file for its class, such as
+those in the folder `pipelines` of the repository:
+
+    custom = {"custom_pipeline": "erased_stable_diffusion.py", "trust_remote_code": True}
+    DiffusionPipeline.from_pretrained(BASE, **custom, erasure=PATCH)
+"""
 
 from __future__ import annotations
 

@@ -173,8 +173,8 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"expected a dtype among {', '.join(DTYPES)}, got {name!r}")
-    found: torch.dtype = getattr(torch, name)
-    return found
+    kind: torch.dtype = getattr(torch, name)
+    return kind
 
 
 def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options: Any) -> DiffusionPipeline:
@@ -218,14 +218,14 @@ def _load_parts(
     wanted = {name: cls for name, cls in classes.items() if name not in options}
     loading.refuse_code_and_pickles(folder, wanted)
     given = {key: value for key, value in options.items() if key not in _FETCHING}
-    places = {name: folder / name for name in wanted}
+    subfolders = {name: folder / name for name in wanted}
     variants = {
-        n: loading.weights_variant(places[n], variant) for n, cls in wanted.items() if issubclass(cls, nn.Module)
+        n: loading.weights_variant(subfolders[n], variant) for n, cls in wanted.items() if issubclass(cls, nn.Module)
     }
     if variant is not None and variants and variant not in variants.values():
         raise ModelNotFound(f"cannot load {str(folder)!r}: expected weights of the variant {variant!r}, got none")
     loaded = {
-        name: loading.load_component(cls, places[name], dtype, variants.get(name)) for name, cls in wanted.items()
+        name: loading.load_component(cls, subfolders[name], dtype, variants.get(name)) for name, cls in wanted.items()
     }
     return {**loaded, **given}
 

@@ -1,14 +1,4 @@
-"""FluxPipeline that is erased while it runs. Needs the library erasers.
-
-A folder that this library saved:
-
-    DiffusionPipeline.from_pretrained(FOLDER, variant="unerased", trust_remote_code=True)
-
-Any other, with a patch (a file, a folder with one, a Hub id, or several):
-
-    custom = {"custom_pipeline": "erased_flux.py", "trust_remote_code": True}
-    DiffusionPipeline.from_pretrained(BASE, **custom, erasure=PATCH)
-"""
+"""FluxPipeline that is erased while it runs. Needs the library erasers; see help("erasers.dropin")."""
 
 from diffusers import FluxPipeline
 

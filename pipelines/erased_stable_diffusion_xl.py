@@ -1,14 +1,4 @@
-"""StableDiffusionXLPipeline that is erased while it runs. Needs the library erasers.
-
-A folder that this library saved:
-
-    DiffusionPipeline.from_pretrained(FOLDER, variant="unerased", trust_remote_code=True)
-
-Any other, with a patch (a file, a folder with one, a Hub id, or several):
-
-    custom = {"custom_pipeline": "erased_stable_diffusion_xl.py", "trust_remote_code": True}
-    DiffusionPipeline.from_pretrained(BASE, **custom, erasure=PATCH)
-"""
+"""StableDiffusionXLPipeline that is erased while it runs. Needs the library erasers; see help("erasers.dropin")."""
 
 from diffusers import StableDiffusionXLPipeline
 

@@ -46,11 +46,11 @@ def cached(kind: str, key: object, make: Callable[[], dict[str, torch.Tensor]]) 
         _LOG.warning("nothing is cached: %s; set ERASERS_CACHE", error)
         return make()
     path = folder / f"{kind}-{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
-    found = _load(path)
-    if found is None:
-        found = make()
-        _store(path, found)
-    return found
+    tensors = _load(path)
+    if tensors is None:
+        tensors = make()
+        _store(path, tensors)
+    return tensors
 
 
 def _load(path: Path) -> dict[str, torch.Tensor] | None:

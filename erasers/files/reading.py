@@ -58,12 +58,7 @@ def parse_json(text: str | bytes, what: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value of a YAML file.
-
-    Raises:
-        ValueError: No YAML within the limits; names the file.
-        OSError: It cannot be read.
-    """
+    """The value of a YAML file; see `read_json`."""
     return parse_yaml(_text(path, MAX_YAML), str(path))
 
 

@@ -71,7 +71,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
     if length > _MAX_HEADER:
         raise PatchError(f"expected names and metadata of at most {_MAX_HEADER} bytes for {path.name}, got {length}")
 
-    write_atomically(path, lambda part: part.write_bytes(data))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 class _Entry(NamedTuple):
@@ -130,19 +130,19 @@ def _read_header(file: BufferedReader, source: str) -> tuple[dict[str, Any], int
 def _parse(text: str, what: str) -> dict[str, Any]:
     """A JSON object in which no key is repeated, so that every parser sees the same, and no depth of brackets hurts."""
     try:
-        found = parse_json(text, what)
+        value = parse_json(text, what)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not _is_shallow(found):
+        value = None
+    if not isinstance(value, dict) or not _is_shallow(value):
         raise PatchError(f"expected {what} as a JSON object of unique keys, at most {_MAX_DEPTH} deep; it is damaged")
-    return found
+    return value
 
 
-def _is_shallow(found: dict[str, Any]) -> bool:
-    level: list[Any] = [found]
+def _is_shallow(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
-        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
-        level = [part for part in parts if isinstance(part, (dict, list))]
+        children = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
+        level = [child for child in children if isinstance(child, (dict, list))]
         if not level:
             return True
     return False

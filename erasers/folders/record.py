@@ -43,16 +43,16 @@ class Hooks:
     strength: float
 
 
-def write_record(folder: Path, place: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+def write_record(folder: Path, home: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write the record of a folder whose other files are all there.
 
     Args:
         folder: Of the pipeline.
-        place: Where the record goes, in it.
+        home: Where the record goes, in it.
         entries: One for each patch.
     """
     record = {"library": library_version(), "patches": list(entries), "files": _hashes(folder, _files(folder))}
-    (place / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (home / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def entry_of(patch: Patch, strength: float) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def check_folder(folder: Path, *, whole: bool = True) -> None:
     Raises:
         PatchError: A file that was changed, added or lost since the folder was saved; names the first.
     """
-    places = [path for path in (folder / RECORD, folder / COMPONENT / RECORD) if path.is_file()]
-    for path in places:
+    records = [path for path in (folder / RECORD, folder / COMPONENT / RECORD) if path.is_file()]
+    for path in records:
         files = _read(path).get("files")
         if files is None:
             _refuse_stripped(folder, path)

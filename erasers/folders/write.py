@@ -47,17 +47,7 @@ from erasers.dropin import Erasure
 
 __all__ = ["Erasure"]
 '''
-_PIPELINE_SOURCE = '''"""{stock} that is erased while it runs. Needs the library erasers.
-
-A folder that this library saved:
-
-    DiffusionPipeline.from_pretrained(FOLDER, variant="{variant}", trust_remote_code=True)
-
-Any other, with a patch (a file, a folder with one, a Hub id, or several):
-
-    custom = {{"custom_pipeline": "{stem}.py", "trust_remote_code": True}}
-    DiffusionPipeline.from_pretrained(BASE, **custom, erasure=PATCH)
-"""
+_PIPELINE_SOURCE = '''"""{stock} that is erased while it runs. Needs the library erasers; see help("erasers.dropin")."""
 
 from diffusers import {stock}
 
@@ -74,14 +64,14 @@ def save(pipe: Any, folder: str | Path, patches: Sequence[Patch] = ()) -> Path:
     target = check_free_folder(folder)
     _refuse_adapters(pipe)
     carried = _carried(pipe, patches)
-    part = temporary_beside(target)
+    temporary = temporary_beside(target)
     try:
-        _write(pipe, part, carried)
+        _write(pipe, temporary, carried)
         if target.exists():
             target.rmdir()
-        os.replace(part, target)
+        os.replace(temporary, target)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -124,7 +114,7 @@ def pipeline_file(stock: type) -> tuple[str, str]:
     """Name and source of the single file that makes an erased pipeline of a stock class."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", "_", stock.__name__.removesuffix("Pipeline")).lower()
     stem = f"{_PREFIX.lower()}_{words}"
-    text = _PIPELINE_SOURCE.format(stock=stock.__name__, variant=VARIANT, stem=stem, prefix=_PREFIX)
+    text = _PIPELINE_SOURCE.format(stock=stock.__name__, prefix=_PREFIX)
     return f"{stem}.py", text
 
 
@@ -269,8 +259,8 @@ def _edit_index(folder: Path, name: str | list[str], component: list[str] | None
 
 
 def _refuse_adapters(pipe: Any) -> None:
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and any(hasattr(module, "base_layer") for module in part.modules()):
+    for name, value in pipe.components.items():
+        if isinstance(value, torch.nn.Module) and any(hasattr(layer, "base_layer") for layer in value.modules()):
             raise ValueError(
                 f"{name} carries an adapter that is not fused; call pipe.fuse_lora(); pipe.unload_lora_weights() first"
             )

@@ -60,11 +60,11 @@ def submodule(root: nn.Module, path: str) -> nn.Module | None:
 
     `get_submodule` follows every attribute, and so finds one parameter under several names.
     """
-    found: nn.Module | None = root
+    module: nn.Module | None = root
     for step in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(step)
-        found = getattr(found, "_orig_mod", found)
-    return found
+        module = None if module is None else module._modules.get(step)
+        module = getattr(module, "_orig_mod", module)
+    return module
 
 
 def below_adapters(layer: nn.Module | None) -> nn.Module | None:

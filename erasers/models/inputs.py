@@ -135,12 +135,14 @@ def call_arguments(pipe: Any, pictures: Pictures, *, size: int | None = None) ->
     inputs, given = inputs_of(type(pipe)), pictures.given()
     _check_given(type(pipe), inputs, pictures)
     most = _own_side(pipe)
-    found: dict[str, Any] = {inputs.arguments[name]: _scaled(picture, size, most) for name, picture in given.items()}
+    arguments: dict[str, Any] = {
+        inputs.arguments[name]: _scaled(picture, size, most) for name, picture in given.items()
+    }
     if pictures.mask is not None and pictures.image is not None:
-        found[inputs.arguments["mask"]] = pictures.mask.resize(found[inputs.arguments["image"]].size)
+        arguments[inputs.arguments["mask"]] = pictures.mask.resize(arguments[inputs.arguments["image"]].size)
     if pictures.strength is not None:
-        found["strength"] = pictures.strength
-    return found
+        arguments["strength"] = pictures.strength
+    return arguments
 
 
 def _check_given(cls: type, inputs: Inputs, pictures: Pictures) -> None:

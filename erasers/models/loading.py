@@ -108,27 +108,27 @@ def refuse_code_and_pickles(folder: Path, names: Iterable[str]) -> None:
         ModelNotFound: An adapter that names another model, kernels to fetch, or an index of weights that names a
             pickle or a file elsewhere.
     """
-    for part in (folder / name for name in names):
-        if (part / "adapter_config.json").exists():
+    for subfolder in (folder / name for name in names):
+        if (subfolder / "adapter_config.json").exists():
             raise refusal(
                 folder,
-                f"{part.name} holds an adapter_config.json, which would load another model in its "
+                f"{subfolder.name} holds an adapter_config.json, which would load another model in its "
                 "place; remove it, and load the adapter with pipe.load_lora_weights",
             )
-        for path in sorted({*part.glob("config.json"), *part.glob("*index*.json")}):
+        for path in sorted({*subfolder.glob("config.json"), *subfolder.glob("*index*.json")}):
             content = _read_table(path)
             kernel = next((value for value in _attention(content) if "/" in str(value)), None)
             if kernel is not None:
                 raise refusal(
                     folder,
-                    f"{part.name}/{path.name} asks for the kernel {str(kernel)[:80]!r}, code that "
+                    f"{subfolder.name}/{path.name} asks for the kernel {str(kernel)[:80]!r}, code that "
                     "is not run; remove that entry",
                 )
             for file in _shards(content):
                 if not isinstance(file, str) or Path(file).name != file or not file.endswith(_ENDINGS):
                     raise refusal(
                         folder,
-                        f"{part.name}/{path.name} names {str(file)[:80]!r} as a file of weights; "
+                        f"{subfolder.name}/{path.name} names {str(file)[:80]!r} as a file of weights; "
                         f"expected safetensors beside it: pickles can run code; {_CONVERT}",
                     )
 

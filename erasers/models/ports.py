@@ -91,10 +91,10 @@ def port_groups(pipe: Any, kinds: Sequence[Kind] | Literal["auto"] = "auto") -> 
     for component_name, denoiser in denoisers:
         suffix = "" if component_name == family.components[0] else f"-{component_name}"
         for kind in published if kinds == "auto" else kinds:
-            found = list(groups_of(family, component_name, denoiser, kind, suffix))
-            if not found and kinds != "auto":
+            own = list(groups_of(family, component_name, denoiser, kind, suffix))
+            if not own and kinds != "auto":
                 raise ValueError(f"expected ports among those of {family.title}, got {kind!r}, which it does not have")
-            groups += found
+            groups += own
     if not groups:
         raise UnsupportedPipeline(f"expected ports for text in {type(pipe).__name__}.{family.components[0]}, got none")
     for group in groups:
@@ -118,19 +118,20 @@ def find_family(pipe: Any) -> tuple[Family, list[tuple[str, nn.Module]]]:
     refuse_unfit(pipe)
     refuse_wrapped(pipe)
     for family in FAMILIES:
-        parts = [(name, getattr(pipe, name, None)) for name in family.components]
-        live = [(name, getattr(part, "_orig_mod", part)) for name, part in parts]
-        found = [(name, part) for name, part in live if isinstance(part, nn.Module) and _is_a(part, family.denoiser)]
-        if not found or not any(hasattr(pipe, name) for source in family.sources for name in source.encoders):
+        values = [(name, getattr(pipe, name, None)) for name in family.components]
+        live = [(name, getattr(value, "_orig_mod", value)) for name, value in values]
+        modules = [(name, value) for name, value in live if isinstance(value, nn.Module)]
+        denoisers = [(name, module) for name, module in modules if _is_a(module, family.denoiser)]
+        if not denoisers or not any(hasattr(pipe, name) for source in family.sources for name in source.encoders):
             continue
-        for name, part in found:
-            refuse_streaming(name, part)
-            if getattr(part, "encoder_hid_proj", None) is not None:
+        for name, denoiser in denoisers:
+            refuse_streaming(name, denoiser)
+            if getattr(denoiser, "encoder_hid_proj", None) is not None:
                 raise UnsupportedPipeline(
                     f"expected text to reach the {family.denoiser} unchanged, got a projection (encoder_hid_proj) in "
                     f"between; unload IP-Adapter weights, or use one of: {supported()}"
                 )
-        return family, found
+        return family, denoisers
     raise UnsupportedPipeline(f"expected a pipeline of a supported family ({supported()}), got {type(pipe).__name__}")
 
 
@@ -143,33 +144,33 @@ def refuse_wrapped(pipe: Any) -> None:
     names = [name for family in FAMILIES for name in family.components]
     names += [name for family in FAMILIES for source in family.sources for name in source.encoders]
     for name in dict.fromkeys(names):
-        part = getattr(pipe, name, None)
-        part = getattr(part, "_orig_mod", part)
-        path = _path_of_the_model(part) if isinstance(part, nn.Module) else ""
+        module = getattr(pipe, name, None)
+        module = getattr(module, "_orig_mod", module)
+        path = _path_of_the_model(module) if isinstance(module, nn.Module) else ""
         if path:
-            way = "merge_and_unload()" if hasattr(part, "merge_and_unload") else path
+            way = "merge_and_unload()" if hasattr(module, "merge_and_unload") else path
             raise UnsupportedPipeline(
-                f"expected a plain model as pipe.{name}, got a {type(part).__name__} around it; take it off first: "
+                f"expected a plain model as pipe.{name}, got a {type(module).__name__} around it; take it off first: "
                 f"pipe.{name} = pipe.{name}.{way}"
             )
 
 
-def _path_of_the_model(part: nn.Module) -> str:
+def _path_of_the_model(wrapper: nn.Module) -> str:
     """Where in a wrapper the model is: a denoiser of the table, or all that it holds; "" in what is no wrapper."""
-    if hasattr(part, "merge_and_unload") or list(part._modules) == ["module"]:
+    if hasattr(wrapper, "merge_and_unload") or list(wrapper._modules) == ["module"]:
         return "module"
     denoisers = [family.denoiser for family in FAMILIES]
-    paths = (path for path, module in part.named_modules() if any(_is_a(module, name) for name in denoisers))
+    paths = (path for path, module in wrapper.named_modules() if any(_is_a(module, name) for name in denoisers))
     return next(paths, "")
 
 
 def warn_of_other_readers(pipe: Any) -> None:
     """Warn of what reads text beside the ports and is not edited, such as a ControlNet."""
     for name, reads in _OTHER_READERS.items():
-        part = pipe
+        reader = pipe
         for step in name.split("."):
-            part = getattr(part, step, None)
-        if part is not None:
+            reader = getattr(reader, step, None)
+        if reader is not None:
             warnings.warn(
                 f"{reads} pipe.{name}, which has layers for text of its own; they are not edited, and "
                 "what is erased may still come through them",
@@ -223,14 +224,14 @@ def _padding(family: Family, denoiser: nn.Module, through: tuple[nn.Module, ...]
         return None
     if family.padding != "zero":
         return denoiser.get_parameter(family.padding).detach().cpu()
-    layers = [module for part in through for module in part.modules() if isinstance(module, nn.Linear)]
+    layers = [layer for module in through for layer in module.modules() if isinstance(layer, nn.Linear)]
     if not layers:
         return None  # a linear port maps a state of zero to the same, edited or not
     return read_through(through, torch.zeros(1, layers[0].in_features))
 
 
-def _is_a(part: nn.Module, name: str) -> bool:
+def _is_a(module: nn.Module, name: str) -> bool:
     """Whether a module is of that class, or of a subclass from outside of diffusers, whose own subclasses differ."""
-    classes = type(part).__mro__
+    classes = type(module).__mro__
     own = next((cls for cls in classes if cls.__module__.startswith("diffusers.")), classes[0])
     return own.__name__ == name

@@ -20,23 +20,23 @@ _HARMLESS = ("transformers.", "accelerate.", "diffusers.", "erasers.")
 def text_readers(pipe: Any) -> dict[str, str]:
     """The state of every text encoder of a pipeline, by the name of the component."""
     encoders = {name: getattr(pipe, name, None) for name in ENCODERS}
-    return {name: state_of(part) for name, part in encoders.items() if isinstance(part, nn.Module)}
+    return {name: state_of(encoder) for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
 
 
 def state_of(module: nn.Module) -> str:
     """`plain`, or what changes its output beside its own weights: `adapters` that are on, or foreign `hooks`."""
-    parts = list(module.modules())
-    if any(_is_on(part) for part in parts if hasattr(part, "base_layer")):
+    layers = list(module.modules())
+    if any(_is_on(layer) for layer in layers if hasattr(layer, "base_layer")):
         return ADAPTERS
-    owners = (str(getattr(hook, "__module__", "")) for part in parts for hook in _hooks(part))
+    owners = (str(getattr(hook, "__module__", "")) for layer in layers for hook in _hooks(layer))
     return HOOKS if any(not owner.startswith(_HARMLESS) for owner in owners) else PLAIN
 
 
 def is_bare(module: nn.Module) -> bool:
     """Whether its weights alone say what a module returns: no adapters, on or off, and no hooks but recording ones."""
-    parts = list(module.modules())
-    owners = (str(getattr(hook, "__module__", "")) for part in parts for hook in _hooks(part))
-    wrapped = any(hasattr(part, "base_layer") or "forward" in part.__dict__ for part in parts)
+    layers = list(module.modules())
+    owners = (str(getattr(hook, "__module__", "")) for layer in layers for hook in _hooks(layer))
+    wrapped = any(hasattr(layer, "base_layer") or "forward" in layer.__dict__ for layer in layers)
     return not wrapped and all(owner.startswith("transformers.") for owner in owners)
 
 

@@ -101,9 +101,9 @@ def _smallest(group: Group, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch
     layer = group.ports[0].module
     dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
     rank, width = a.shape[0], layer.in_features
-    a, b = (torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in (a, b.T))
-    parts = {"A": a, "B": b.T} if 2 * rank < width else {"T": torch.eye(width, dtype=a.dtype) + b.T @ a}
-    return {name: part.to("cpu", dtype).contiguous() for name, part in parts.items()}
+    a, b = (torch.nn.functional.pad(factor, (0, width - factor.shape[1])) for factor in (a, b.T))
+    factors = {"A": a, "B": b.T} if 2 * rank < width else {"T": torch.eye(width, dtype=a.dtype) + b.T @ a}
+    return {name: factor.to("cpu", dtype).contiguous() for name, factor in factors.items()}
 
 
 def concept_meta(concept: Concept) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def concept_meta(concept: Concept) -> dict[str, Any]:
     """
     fields = ("name", "aliases", "kind", "neighbours")
     own, captions = caption_meta(concept.preserve)
-    found: dict[str, Any] = {field: getattr(concept, field) for field in fields} | {"preserve": tuple(own)}
-    for field, value in found.items():
+    values: dict[str, Any] = {field: getattr(concept, field) for field in fields} | {"preserve": tuple(own)}
+    for field, value in values.items():
         if isinstance(value, tuple) and len(value) > _MAX_LISTED:
             digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
-            found[field] = {"count": len(value), "sha256": digest}
-    return {key: value for key, value in (found | {"captions": captions}).items() if value} | {
+            values[field] = {"count": len(value), "sha256": digest}
+    return {key: value for key, value in (values | {"captions": captions}).items() if value} | {
         "anchor": concept.anchor,
         "images": len(concept.images),
     }

@@ -120,10 +120,10 @@ def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) 
 
 
 def _edits(
-    found: Mapping[tuple[str, str], dict[str | None, torch.Tensor]], groups: Mapping[str, list[str]]
+    weights: Mapping[tuple[str, str], dict[str | None, torch.Tensor]], groups: Mapping[str, list[str]]
 ) -> dict[str, Edit]:
     edits: dict[str, Edit] = {}
-    for (form, target), parts in found.items():
+    for (form, target), parts in weights.items():
         _check_parts(f"{form}/{target}", form, parts)
         edit = Edit(form, parts)
         for parameter in _parameters(form, target, groups):

@@ -41,7 +41,7 @@ class FeatureGate(Hook):
     def check(self, module: nn.Module) -> None:
         """See `Hook.check`."""
         width = next((parameter.shape[-1] for parameter in module.parameters() if parameter.ndim == 1), None)
-        norm = next((part for part in module.modules() if isinstance(part, nn.LayerNorm)), None)
+        norm = next((layer for layer in module.modules() if isinstance(layer, nn.LayerNorm)), None)
         width = norm.normalized_shape[0] if norm is not None else width
         if width not in (None, self.parts["encoder"].shape[1]):
             raise PatchError(
@@ -85,30 +85,23 @@ def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
     Attacks differentiate through the gate as well, by a straight-through estimator (Bengio et al., arXiv 1308.3432):
     backwards the gate is the largest a / gate, so that a step can shut it.
 
-    Args:
-        rows: x `[prompts, T, d]`.
-        parts: See `FeatureGate`, on the device of the rows.
-        strength: s.
-
-    Returns:
-        Rows of the same shape and dtype; computed in float32 or float64.
+    The rows are x `[prompts, T, d]`, the parts those of a `FeatureGate`, the strength s, all as for `transform_rows`.
     """
     if strength == 0:
         return rows
-    x = precise(rows)
-    part = {name: tensor.to(x.dtype) for name, tensor in parts.items()}
-    a = torch.relu(x @ part["encoder"].T + part["bias"])
+    x, cast = precise(rows, parts)
+    a = torch.relu(x @ cast["encoder"].T + cast["bias"])
     counted = torch.arange(rows.shape[1], device=rows.device)[:, None] > 0
-    shown = ((a > part["gate"]) & counted).flatten(1).any(dim=1)[:, None, None]
-    z = torch.where((a > part["floor"]) & counted, a, torch.zeros_like(a))
-    shift = ((part["scale"] - 1) * z) @ part["decoder"]
+    shown = ((a > cast["gate"]) & counted).flatten(1).any(dim=1)[:, None, None]
+    z = torch.where((a > cast["floor"]) & counted, a, torch.zeros_like(a))
+    shift = ((cast["scale"] - 1) * z) @ cast["decoder"]
     edited = (x + strength * shift).to(rows.dtype)
     # Adding a shift of zero would already change the sign of a zero.
-    found = torch.where(shown & counted, edited, rows)
-    if not found.requires_grad:
-        return found
-    nearest = (a * counted / part["gate"].clamp(min=1e-6)).flatten(1).amax(dim=1)[:, None, None]
-    return found + ((nearest - nearest.detach()) * (strength * shift).detach()).to(rows.dtype)
+    output = torch.where(shown & counted, edited, rows)
+    if not output.requires_grad:
+        return output
+    nearest = (a * counted / cast["gate"].clamp(min=1e-6)).flatten(1).amax(dim=1)[:, None, None]
+    return output + ((nearest - nearest.detach()) * (strength * shift).detach()).to(rows.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +141,7 @@ class StepFeatures(Hook):
         """See `Hook.install`."""
         call = _StepFeatures(self, strength)
         return [
-            root.register_forward_pre_hook(_Clock(call, _place_of_time(self.target, root)), with_kwargs=True),
+            root.register_forward_pre_hook(_Clock(call, _time_index(self.target, root)), with_kwargs=True),
             module.register_forward_hook(call, prepend=True),
         ]
 
@@ -161,15 +154,15 @@ class _StepFeatures:
         self.time: Any = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        found, width = first_output(output), self.parts["encoder"].shape[1]
-        if not isinstance(found, torch.Tensor) or found.ndim != 4 or found.shape[1] != width:
-            raise PatchError(f"expected {self.target} to return a map [n, {width}, h, w], got {shape_or_type(found)}")
+        maps, width = first_output(output), self.parts["encoder"].shape[1]
+        if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[1] != width:
+            raise PatchError(f"expected {self.target} to return a map [n, {width}, h, w], got {shape_or_type(maps)}")
         if self.time is None:
             raise PatchError(f"expected {self.target} to run inside of its denoiser, got a call without a time step")
-        self.parts = on_device(self.parts, found.device)
-        times = torch.as_tensor(self.time, device=found.device).reshape(-1)
-        edited = stepped(found, times, self.parts, self.strength)
-        return edited if found is output else (edited, *output[1:])
+        self.parts = on_device(self.parts, maps.device)
+        times = torch.as_tensor(self.time, device=maps.device).reshape(-1)
+        edited = stepped(maps, times, self.parts, self.strength)
+        return edited if maps is output else (edited, *output[1:])
 
 
 class _Clock:
@@ -182,7 +175,7 @@ class _Clock:
         self.call.time = kwargs["timestep"] if "timestep" in kwargs else args[self.index]
 
 
-def _place_of_time(target: str, root: nn.Module) -> int:
+def _time_index(target: str, root: nn.Module) -> int:
     names = list(inspect.signature(type(root).forward).parameters)[1:]
     if "timestep" not in names:
         raise PatchError(f"expected {target} in a denoiser that reads timestep, got one in {type(root).__name__}")
@@ -198,24 +191,17 @@ def stepped(
     elsewhere, with gates and scales of the nearest time that the hook knows (arXiv 2501.18052, eq. 8, with the sign of
     the error put right: what the features do not explain of x stays as it is).
 
-    Args:
-        maps: x `[n, d, h, w]`.
-        times: t `[1]` or `[n]`.
-        parts: See `StepFeatures`, on the device of the maps.
-        strength: s.
-
-    Returns:
-        Maps of the same shape and dtype; computed in float32 or float64.
+    The maps are x `[n, d, h, w]`, the times t `[1]` or `[n]`; the parts, those of `StepFeatures`, the strength s and
+    what is returned are as for `transform_rows`.
     """
     if strength == 0:
         return maps
-    x = precise(maps.movedim(1, -1))
-    part = {name: tensor.to(x.dtype) for name, tensor in parts.items()}
-    nearest = (times[:, None].to(x.dtype) - part["times"]).abs().argmin(dim=1)
-    gate, scale = (part[name][nearest][:, None, None] for name in ("gate", "scale"))
-    a = torch.relu(x @ part["encoder"].T + part["bias"])
-    passed = (a > part["floor"]) & (a > gate) & (scale != 1)
-    shift = torch.where(passed, (scale - 1) * a, torch.zeros_like(a)) @ part["decoder"]
+    x, cast = precise(maps.movedim(1, -1), parts)
+    nearest = (times[:, None].to(x.dtype) - cast["times"]).abs().argmin(dim=1)
+    gate, scale = (cast[name][nearest][:, None, None] for name in ("gate", "scale"))
+    a = torch.relu(x @ cast["encoder"].T + cast["bias"])
+    passed = (a > cast["floor"]) & (a > gate) & (scale != 1)
+    shift = torch.where(passed, (scale - 1) * a, torch.zeros_like(a)) @ cast["decoder"]
     edited = (x + strength * shift).to(maps.dtype)
     changed = passed.any(dim=-1, keepdim=True)
     return torch.where(changed.movedim(-1, 1), edited.movedim(-1, 1), maps)

@@ -166,12 +166,12 @@ def _layer(parameter: str, edit: Edit) -> str:
 
 def _peft_name(pipe: Any, layer: str) -> str:
     """The layer's name in the LoRA, when stock diffusers loads it."""
-    part, _, path = layer.partition(".")
-    loads = hasattr(pipe, "load_lora_weights") and part in _LOADED and part in pipe._lora_loadable_modules
-    if loads and part.startswith("text_encoder"):
+    name, _, path = layer.partition(".")
+    loads = hasattr(pipe, "load_lora_weights") and name in _LOADED and name in pipe._lora_loadable_modules
+    if loads and name.startswith("text_encoder"):
         loads = _TEXT_LAYER.search(path) is not None
     elif loads:
-        loads = hasattr(component(pipe, part), "load_lora_adapter")
+        loads = hasattr(component(pipe, name), "load_lora_adapter")
     if not loads:
         raise PatchError(
             f"stock diffusers loads no LoRA into {layer} of {type(pipe).__name__}; write the edited weights instead: "
@@ -190,8 +190,8 @@ def _peft_tensors(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> d
 
 def _kohya_name(pipe: Any, layer: str) -> str:
     """The layer's name in the LoRA, when stock diffusers and web UIs read it."""
-    part, _, path = _peft_name(pipe, layer).partition(".")
-    name = _kohya_key(component(pipe, part), path)
+    denoiser, _, path = _peft_name(pipe, layer).partition(".")
+    name = _kohya_key(component(pipe, denoiser), path)
     if name is None:
         raise PatchError(
             "expected layers of Stable Diffusion 1, 2, XL or Flux that diffusers and web UIs read alike for the kohya "
@@ -268,19 +268,19 @@ def _tensor_names(file: Path) -> list[str]:
 
 def _kohya_layers(pipe: Any) -> Iterator[tuple[str, str]]:
     """Names in the kohya form, with the layers that they mean."""
-    for part in ("unet", "transformer"):
-        if getattr(pipe, part, None) is not None:
-            denoiser = component(pipe, part)
+    for name in ("unet", "transformer"):
+        if getattr(pipe, name, None) is not None:
+            denoiser = component(pipe, name)
             for path, _ in denoiser.named_modules():
-                name = _kohya_key(denoiser, path)
-                if name is not None:
-                    yield name, f"{part}.{path}"
+                key = _kohya_key(denoiser, path)
+                if key is not None:
+                    yield key, f"{name}.{path}"
 
 
 def _find(pipe: Any, layer: str) -> torch.nn.Module | None:
-    part, _, path = layer.partition(".")
+    name, _, path = layer.partition(".")
     try:
-        return component(pipe, part).get_submodule(path)
+        return component(pipe, name).get_submodule(path)
     except (ValueError, AttributeError):
         return None
 
@@ -298,8 +298,8 @@ def _activate(pipe: Any, names: list[str]) -> None:
     """Switch on these adapters and no others; their scales stay as they are."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for part in pipe._lora_loadable_modules:
-        model = getattr(pipe, part, None)
+    for name in pipe._lora_loadable_modules:
+        model = getattr(pipe, name, None)
         for module in () if model is None else model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.set_adapter(names)

@@ -147,9 +147,10 @@ def on_device(parts: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: part.to(device) for name, part in parts.items()}
 
 
-def precise(x: torch.Tensor) -> torch.Tensor:
-    """In the dtype in which hooks compute: float64 as it is, all else in float32."""
-    return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+def precise(x: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What is read and the tensors of a hook in the dtype in which hooks compute: float64 for that, else float32."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.to(dtype), {name: part.to(dtype) for name, part in parts.items()}
 
 
 def transform_rows(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:
@@ -165,11 +166,8 @@ def transform_rows(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], streng
     """
     if strength == 0:
         return rows
-    x = precise(rows)
-    if "T" in parts:
-        shift = x @ parts["T"].to(x.dtype).T - x
-    else:
-        shift = x @ parts["A"].to(x.dtype).T @ parts["B"].to(x.dtype).T
+    x, cast = precise(rows, parts)
+    shift = x @ cast["T"].T - x if "T" in cast else x @ cast["A"].T @ cast["B"].T
     return (x + strength * shift).to(rows.dtype)
 
 
@@ -188,8 +186,8 @@ def _argument(hook: Hook, module: nn.Module) -> tuple[str, int]:
 def _text_width(denoiser: nn.Module) -> int | None:
     """Width of `encoder_hidden_states`, where the configuration tells."""
     config = getattr(denoiser, "config", None)
-    found = next((value for value in (getattr(config, name, None) for name in _WIDTHS) if value is not None), None)
-    return found if isinstance(found, int) else None
+    width = next((value for value in (getattr(config, name, None) for name in _WIDTHS) if value is not None), None)
+    return width if isinstance(width, int) else None
 
 
 def _refuse_address_cache(target: str, module: nn.Module) -> None:

@@ -35,8 +35,8 @@ from erasers.models.components import FLOATS
 from erasers.models.readers import warn_of_other_text
 from erasers.patch import edits, stack
 from erasers.patch.hooks import Hook, PromptTransform
-from erasers.patch.places import text_weights
 from erasers.patch.sketch import fits, is_sketch
+from erasers.patch.targets import text_weights
 
 __all__ = ["Patch", "PatchError", "applied_patches"]
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 
 ENTRIES, SUMS = 24, 8
-_FORMAT = f"<{ENTRIES + SUMS}f"
+_STRUCT = f"<{ENTRIES + SUMS}f"
 _GOLDEN = 0.6180339887498949
 _DEVIATIONS = 6
 # Half a unit in the last place of bfloat16, and of float16, in which some checkpoints were before.
@@ -34,7 +34,7 @@ def make_sketch(tensor: torch.Tensor) -> str | None:
     values = [*_entries(tensor).tolist(), *(float(block.sum()) for block in _blocks(tensor))]
     if not all(math.isfinite(value) and abs(value) < 3e38 for value in values):
         return None
-    return base64.b64encode(struct.pack(_FORMAT, *values)).decode()
+    return base64.b64encode(struct.pack(_STRUCT, *values)).decode()
 
 
 def sketches(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -90,10 +90,10 @@ def _tolerance(block: torch.Tensor) -> float:
 
 
 def _entries(tensor: torch.Tensor) -> torch.Tensor:
-    """Entries at places that follow from the size alone, spread evenly; float64 on the CPU."""
+    """Entries at positions that follow from the size alone, spread evenly; float64 on the CPU."""
     flat = tensor.detach().reshape(-1)
-    places = (torch.arange(1, ENTRIES + 1, dtype=torch.float64) * _GOLDEN % 1 * flat.numel()).long()
-    return flat[places.to(flat.device)].cpu().double()
+    positions = (torch.arange(1, ENTRIES + 1, dtype=torch.float64) * _GOLDEN % 1 * flat.numel()).long()
+    return flat[positions.to(flat.device)].cpu().double()
 
 
 def _blocks(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -104,4 +104,4 @@ def _blocks(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _unpack(text: str) -> tuple[float, ...]:
-    return struct.unpack(_FORMAT, base64.b64decode(text, validate=True))
+    return struct.unpack(_STRUCT, base64.b64decode(text, validate=True))

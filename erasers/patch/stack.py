@@ -27,7 +27,7 @@ from erasers.models.components import component, find_parameter, refuse_streamin
 from erasers.models.ports import warn_of_other_readers
 from erasers.patch.edits import Edit
 from erasers.patch.hooks import Hook
-from erasers.patch.places import Place, find_target, weights_behind
+from erasers.patch.targets import Target, find_target, weights_behind
 
 _STATE = "_erasers_state"
 
@@ -102,10 +102,10 @@ def remove(pipe: Any, entry: Entry) -> None:
 
 def applied(pipe: Any) -> list[Entry]:
     """The patches that the components of a pipeline carry, in the order in which they were applied."""
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for state in _states(pipe):
-        found |= {entry.digest: entry for entry in state.stack}
-    return sorted(found.values(), key=lambda entry: entry.order)
+        entries |= {entry.digest: entry for entry in state.stack}
+    return sorted(entries.values(), key=lambda entry: entry.order)
 
 
 def is_applied(pipe: Any, entry: Entry) -> bool:
@@ -151,8 +151,8 @@ def running(pipe: Any) -> list[tuple[Entry, Hook]]:
 
     What other hooks of these patches do, the weights hold at present.
     """
-    found = [pair for part in _states(pipe) for pair in part.running]
-    return sorted(found, key=lambda pair: pair[0].order)
+    pairs = [pair for state in _states(pipe) for pair in state.running]
+    return sorted(pairs, key=lambda pair: pair[0].order)
 
 
 def _restack(
@@ -160,30 +160,30 @@ def _restack(
 ) -> None:
     """Make each component what its new stack says; all that can fail comes before the first change."""
     values: list[tuple[nn.Parameter, torch.Tensor]] = []
-    places: dict[str, list[Place]] = {}
+    targets: dict[str, list[Target]] = {}
     for name, state in states.items():
         folds, running = _plan(pipe, name, stacks[name])
         changed = {key for key in {*folds, *state.folds} if folds.get(key) != state.folds.get(key)}
         pairs = [(key, edit) for key in changed - live.keys() for edit, _ in folds.get(key) or state.folds[key]]
-        found = {**live, **_find(pipe, pairs)}
-        originals = {key: found[key].data for key in changed} | state.originals
-        values += [(found[key], _folded(key, originals[key], folds.get(key, []))) for key in sorted(changed)]
+        parameters = {**live, **_find(pipe, pairs)}
+        originals = {key: parameters[key].data for key in changed} | state.originals
+        values += [(parameters[key], _folded(key, originals[key], folds.get(key, []))) for key in sorted(changed)]
         if running != state.running:
-            places[name] = [Place(pipe, hook, entry.strength) for entry, hook in running]
+            targets[name] = [Target(pipe, hook, entry.strength) for entry, hook in running]
         state.stack, state.folds, state.running = stacks[name], folds, running
         state.originals = {key: originals[key] for key in folds}
     for parameter, value in values:
         parameter.data = value
     for name, state in states.items():
-        if name in places:
+        if name in targets:
             for handle in state.handles:
                 handle.remove()
-            state.handles = [handle for place in places[name] for handle in place.install()]
+            state.handles = [handle for target in targets[name] for handle in target.install()]
         _store(component(pipe, name), state)
     # Inductor can make constants of weights.
     if values and getattr(sys.modules.get("torch._inductor.config"), "freezing", False):
         torch.compiler.reset()
-    if places:
+    if targets:
         # Compiled code looks neither for hooks that came later nor for those that only another model of its kind has.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
@@ -326,8 +326,8 @@ def _state(pipe: Any, name: str) -> _State:
 
 
 def _states(pipe: Any) -> list[_State]:
-    parts = [part for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, nn.Module)]
-    return [getattr(getattr(part, "_orig_mod", part), _STATE, _State()) for part in parts]
+    modules = [module for module in getattr(pipe, "__dict__", {}).values() if isinstance(module, nn.Module)]
+    return [getattr(getattr(module, "_orig_mod", module), _STATE, _State()) for module in modules]
 
 
 def _component(name: str) -> str:

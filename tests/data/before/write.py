@@ -1,7 +1,7 @@
 """Writes the files of this folder with the library of commit 27be775, the last one before its modules moved:
 
     git worktree add ../before 27be775
-    PYTHONPATH=../before python tests/data/before/write.py tests/data/before
+    PYTHONPATH=../before:../before/tests python tests/data/before/write.py tests/data/before
 
 `tests/test_before.py` holds today's library against them, so they are never written anew by a later one.
 """
@@ -18,16 +18,15 @@ from typing import Any
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tiny import make_text_encoder, make_tokenizer, make_unet
 
 from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline
 from erasers.methods import training
 from erasers.methods.debias import Debias
 
-WORDS = ("star", "circle", "ring", "moon", "red", "blue", "a", "of", "picture")
-TOKENS, WIDTH = 16, 16
+WIDTH, CHANNELS = 12, 4
 STAR = Concept(
     "star",
     aliases=["pentagram"],
@@ -54,9 +53,9 @@ TASK: dict[str, Any] = {
     "version": 1,
     "model": "shapes",
     "cases": [["star"]],
+    "judge": "oracle/shapes",
     "samples": {"explicit": 4, "unrelated": 4},
     "sampling": {"steps": 2, "guidance": 4.0, "batch": 4},
-    "judge": "oracle/shapes",
     "scheme": {"pillars": ["erasure", "specificity"]},
     "attacks": {
         "prefixes": {"attack": "random_prefix", "k": 2, "images": 2, "samples": 2, "replicate": 1},
@@ -65,63 +64,16 @@ TASK: dict[str, Any] = {
 }
 
 
-def make_tokenizer(folder: Path) -> Any:
-    """A CLIPTokenizer in which every word of WORDS is one token and letters are the rest."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    pieces, merges = letters + [f"{letter}</w>" for letter in letters], []
-    for word in (word for word in WORDS if len(word) > 1):
-        left = word[0]
-        for index, letter in enumerate(word[1:], start=1):
-            right = letter + ("</w>" if index == len(word) - 1 else "")
-            if f"{left} {right}" not in merges:
-                merges.append(f"{left} {right}")
-                pieces.append(left + right)
-            left += right
-    tokens = ["!", *dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
-
-
 def make_pipe(folder: Path) -> Any:
     """A Stable Diffusion 1 pipeline of random weights, as small as it gets."""
-    torch.manual_seed(0)
     tokenizer = make_tokenizer(folder)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(4,),
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=2,
-        cross_attention_dim=WIDTH,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(4,),
-        norm_num_groups=2,
-        latent_channels=4,
-        sample_size=8,
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-    )
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unet = make_unet(WIDTH, block_out_channels=(CHANNELS,), norm_num_groups=2, attention_head_dim=2, **blocks)
     return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=CLIPTextModel(text).eval(),
+        vae=AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4, sample_size=8).eval(),
+        text_encoder=make_text_encoder(tokenizer, WIDTH),
         tokenizer=tokenizer,
-        unet=unet.eval(),
+        unet=unet,
         scheduler=DDIMScheduler(num_train_timesteps=100, steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
@@ -140,7 +92,7 @@ def draw(pipe: Any) -> torch.Tensor:
 def forms(pipe: Any, whole: Patch) -> dict[str, Patch]:
     """Patches by hand, of the forms and kinds of hooks that no method above writes; `whole` edits the text's ports."""
     generator = torch.Generator().manual_seed(0)
-    rows, maps = ({"encoder": (2, width), "decoder": (2, width), "bias": (2,)} for width in (WIDTH, 4))
+    rows, maps = ({"encoder": (2, width), "decoder": (2, width), "bias": (2,)} for width in (WIDTH, CHANNELS))
     gate = {part: torch.randn(shape, generator=generator) for part, shape in rows.items()}
     gate |= {"floor": torch.full((2,), 0.1), "gate": torch.full((2,), 0.2), "scale": torch.tensor([-2.0])}
     steps = {part: torch.randn(shape, generator=generator) for part, shape in maps.items()}

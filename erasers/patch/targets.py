@@ -13,7 +13,7 @@ from erasers.models.ports import text_ports
 from erasers.patch.hooks import Hook
 
 
-class Place:
+class Target:
     """A module to which a hook can go.
 
     Raises:
