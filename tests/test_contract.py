@@ -130,7 +130,9 @@ def first(row: str) -> bool:
         ROWS,
         FAMILIES,
         default=lambda row, family: (
-            family == "sd1" or (family == "sdxl" and first(row)) or (family == "sd2" and row in ("uce", "esd"))
+            (family != "sd2" and first(row))
+            or (family == "sd1" and row in ("uce-1", "uce-2", "esd-1"))
+            or (family == "sd2" and row in ("uce", "esd"))
         ),
     ),
     indirect=["eraser"],

@@ -121,7 +121,7 @@ def test_methods(pipe, name, rank, tmp_path):
     torch.testing.assert_close(found, picture, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", only(list_attacks(), "cce", "p4d", "words"))
+@pytest.mark.parametrize("name", only(list_attacks(), "p4d", "words"))
 def test_attacks(pipe, name):
     attack = get_attack(name, **ATTACKS[name])
 
@@ -153,6 +153,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> set[torch.device]:
     return found
 
 
+@pytest.mark.full
 def test_autoencoders_are_trained_where_they_are_told(devices, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli_model, "pick_device", lambda device: device)

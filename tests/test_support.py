@@ -15,7 +15,7 @@ from support.families.all import FAMILIES
 from support.families.base import draw
 from support.families.patches import stock_load
 from support.families.variants import VARIANTS, classes
-from support.selection import diagonal
+from support.selection import diagonal, only
 from support.tables import DOCS, FORMS, render
 from support.tiny import same, weights
 
@@ -115,6 +115,7 @@ def make(form: str, patch: Patch, pipe: Any, folder: Path) -> Any:
     return pipe
 
 
+@pytest.mark.parametrize("family", only(FAMILIES, "sd1", "sd3", "flux", "pixart"))
 def test_exactness(family, pipe, note):
     """Figures for the table, and a bound where the ports are all that text enters by."""
     denoiser = find_family(pipe)[0]

@@ -100,6 +100,7 @@ def test_the_best_texts_come_first(pipe: Any) -> None:
     assert torch.equal(values, values.sort().values)
 
 
+@pytest.mark.full
 def test_it_comes_nearer_than_as_many_random_texts() -> None:
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)

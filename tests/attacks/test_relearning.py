@@ -140,6 +140,7 @@ def test_other_families_and_bad_options_are_refused(pipes: Any) -> None:
         get_attack("relearning", lr=-1.0)
 
 
+@pytest.mark.full
 def test_the_loss_falls_on_an_erased_star() -> None:
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)

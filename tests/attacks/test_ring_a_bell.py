@@ -95,6 +95,7 @@ def test_evolution_finds_what_is_hidden_and_never_loses_its_best() -> None:
     assert min(one.min() for one in seen) == values[0]
 
 
+@pytest.mark.full
 def test_it_comes_nearer_than_as_many_random_texts_and_its_text_asks_for_a_star() -> None:
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)

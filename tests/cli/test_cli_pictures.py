@@ -187,12 +187,14 @@ def test_a_photo_is_not_overwritten(capsys):
     assert Path("photo.png").read_bytes() == photo
 
 
+@pytest.mark.full
 def test_the_embedded_model_draws_from_pictures_too(capsys):
     assert run("--concept", "star", "--model", "shapes", "--image", "photo.png", "--report", "r", "--samples", "1") == 0
     assert "drawn     StableDiffusionImg2ImgPipeline, 20 steps, guidance 4, strength 0.8" in capsys.readouterr().out
     assert json.loads(Path("r/summary.json").read_text())["splits"]["explicit"]["before"]["n"] == 1
 
 
+@pytest.mark.full
 def test_animatediff_from_end_to_end(tmp_path, capsys):
     pipe = build_animatediff(tmp_path / "files")
     pipe.scheduler = LCMScheduler(steps_offset=1)

@@ -86,7 +86,7 @@ def close(whole: list[torch.Tensor], split: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("most", only([1, 2, 3], 2))
-@pytest.mark.parametrize("method", only(sorted(METHODS), "doco", "esd", "few_shot"))
+@pytest.mark.parametrize("method", only(sorted(METHODS), "doco", "esd"))
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(pipes, method, most, monkeypatch):
     # So small a rate that later gradients do not depend on the rounding of earlier ones.
     options = METHODS[method] | BATCHES[method] | {"iterations": 2, "lr": 1e-4}

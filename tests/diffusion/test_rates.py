@@ -56,6 +56,7 @@ def ratio(values: list[float]) -> float:
     return max(values) / min(values)
 
 
+@pytest.mark.full
 def test_a_step_of_relearning_does_as_much_to_a_narrow_network_as_to_a_wide_one(scenes: list[Any]) -> None:
     assert ratio([relearned(scene, 5e-3) for scene in scenes]) > 4
     changes = [relearned(scene, "auto") for scene in scenes]
@@ -63,6 +64,7 @@ def test_a_step_of_relearning_does_as_much_to_a_narrow_network_as_to_a_wide_one(
     assert changes[0] == pytest.approx(LOW_RANK_CHANGE, rel=0.2)
 
 
+@pytest.mark.full
 def test_the_attack_measures_its_rate_on_the_unedited_model(scenes: list[Any]) -> None:
     def draw(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
         return [Image.effect_noise((64, 64), 80).convert("RGB") for _ in seeds]
@@ -77,6 +79,7 @@ def test_the_attack_measures_its_rate_on_the_unedited_model(scenes: list[Any]) -
     assert fixed.prepare(scenes[0].pipe, [ask], draw=draw, generator=RATES.seeded()).lr == 3e-3
 
 
+@pytest.mark.full
 def test_a_step_of_soft_tokens_follows_the_token_table(scenes: list[Any]) -> None:
     def moved(scene: Any, rate: Any) -> float:
         with frozen(scene.pipe):

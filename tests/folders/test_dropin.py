@@ -14,7 +14,6 @@ from typing import Any
 import diffusers
 import pytest
 from huggingface_hub import ModelCard
-from support import hooked
 from support.families import t5
 from support.families.base import draw
 from support.hooked import (
@@ -34,23 +33,6 @@ from support.selection import only
 
 from erasers import ErasedPipeline, ModelNotFound, PatchError, load_pipeline
 from erasers.folders import write as folders
-
-
-@pytest.fixture
-def build(pipes: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Any]:
-    return lambda family: hooked.build(family, pipes, tmp_path)
-
-
-@pytest.fixture
-def save(build: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Saved]:
-    return lambda family: hooked.save(build(family), family, tmp_path / "erased")
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where diffusers copies the code that it runs."""
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.mark.parametrize("family", only(OPTIONS, "sd1", "flux"))

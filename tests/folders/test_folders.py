@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import hooked
 from support.hooked import (
     OPTIONS,
     PIPELINES,
@@ -34,23 +32,6 @@ from support.selection import only
 from erasers import ErasedPipeline, ModelNotFound, Patch, PatchError, load_pipeline
 from erasers.cli import app as cli
 from erasers.patch import applied_patches
-
-
-@pytest.fixture
-def build(pipes: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Any]:
-    return lambda family: hooked.build(family, pipes, tmp_path)
-
-
-@pytest.fixture
-def save(build: Callable[[str], Any], tmp_path: Path) -> Callable[[str], Saved]:
-    return lambda family: hooked.save(build(family), family, tmp_path / "erased")
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where diffusers copies the code that it runs."""
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.mark.parametrize("family", only(OPTIONS, "sd1"))
@@ -193,48 +174,39 @@ def refused(folder: Path, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("no record", "got no .*erasure.json; fetch the whole folder again"),
-        ("no patches", "expected patches in .*, got none"),
-        ("bad record", "erasure.json is damaged"),
-        ("deep record", "erasure.json is damaged"),
-        ("huge strength", "erasure.json is damaged"),
-        ("lost patch", "0.safetensors, which does not exist"),
-        ("other patch", "0.safetensors is not the patch of the record"),
-        ("other weights", "fitted on other weights"),
-        ("unknown class", "does not have; upgrade it"),
-    ],
-)
-def test_a_damaged_folder_of_before_is_refused(how: str, words: str, save: Callable[[str], Saved]) -> None:
-    saved = save("sd1")
-    as_before(saved.folder)
-    assert same(picture(load_pipeline(saved.folder), "sd1"), saved.erased)
-    damage(saved.folder, how)
-    refused(saved.folder, words)
-    with pytest.raises((ValueError, OSError, AttributeError)):
-        saved.load()
+NO_SUMS = "expected sha256 of all files in .*erasure.json, got none"
+# What is wrong -> what is said of a folder of before, and of one with the sums of its files.
+DAMAGE = {
+    "no record": ("got no .*erasure.json; fetch the whole folder again",) * 2,
+    "no patches": ("expected patches in .*, got none", NO_SUMS),
+    "bad record": ("erasure.json is damaged", NO_SUMS),
+    "deep record": ("erasure.json is damaged",) * 2,
+    "huge strength": ("erasure.json is damaged",) * 2,
+    "lost patch": (
+        "0.safetensors, which does not exist",
+        "expected 'erasure/patches.d/0.safetensors' in .*got no such file",
+    ),
+    "other patch": (
+        "0.safetensors is not the patch of the record",
+        "'erasure/patches.d/0.safetensors' in .* is not the file that was saved",
+    ),
+    "other weights": (
+        "fitted on other weights",
+        "'unet/.*unerased.safetensors' in .* is not the file that was saved",
+    ),
+    "unknown class": ("does not have; upgrade it", "'model_index.json' in .* is not the file that was saved"),
+}
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("no record", "got no .*erasure.json; fetch the whole folder again"),
-        ("no patches", "expected sha256 of all files in .*erasure.json, got none"),
-        ("bad record", "expected sha256 of all files in .*erasure.json, got none"),
-        ("deep record", "erasure.json is damaged"),
-        ("huge strength", "erasure.json is damaged"),
-        ("lost patch", "expected 'erasure/patches.d/0.safetensors' in .*got no such file"),
-        ("other patch", "'erasure/patches.d/0.safetensors' in .* is not the file that was saved"),
-        ("other weights", "'unet/.*unerased.safetensors' in .* is not the file that was saved"),
-        ("unknown class", "'model_index.json' in .* is not the file that was saved"),
-    ],
-)
-def test_a_damaged_folder_is_refused(how: str, words: str, save: Callable[[str], Saved]) -> None:
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_folder_is_refused(how: str, before: bool, save: Callable[[str], Saved]) -> None:
     saved = save("sd1")
+    if before:
+        as_before(saved.folder)
+        assert same(picture(load_pipeline(saved.folder), "sd1"), saved.erased)
     damage(saved.folder, how)
-    refused(saved.folder, words)
+    refused(saved.folder, DAMAGE[how][0 if before else 1])
     with pytest.raises((ValueError, OSError, AttributeError)):
         saved.load()
 

@@ -235,7 +235,9 @@ def test_pictures_are_the_same_number_for_each_concept():
     assert set(prompts.tolist()) == set(range(len(pairs)))
 
 
-@pytest.mark.parametrize("options", [{}, {"kept": 3, "prior": "frozen"}, {"warm_up": 0, "captions": ("one {}",)}])
+@pytest.mark.parametrize(
+    "options", only([{}, {"kept": 3, "prior": "frozen"}, {"warm_up": 0, "captions": ("one {}",)}], {})
+)
 def test_cost_is_what_training_spends(pipe, options):
     eraser, concepts = get_eraser("doco", **QUICK | options), [STAR, Concept("art", kind="style", aliases=["van gogh"])]
     with Counter(pipe) as counter:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.saes import save_saes
-from support.selection import rows
+from support.selection import only, rows
 from support.trained import METHODS, STAR
 
 from erasers import get_eraser
@@ -86,13 +86,16 @@ def test_nothing_is_learned_from_layers_that_are_left_out(pipes, name, options):
     assert same == {None: False, 1: True}
 
 
-def test_layers_that_are_left_out_are_not_trained(pipe):
-    for name in ("adv_unlearn", "few_shot"):
-        eraser = get_eraser(name, **METHODS[name] | QUICK | {"clip_skip": 1})
-        moved = eraser.fit(pipe, STAR, progress=False).parameters
-        assert moved
-        assert not any("layers.1." in parameter for parameter in moved)
-        assert eraser.foretell(pipe, STAR).memory(1) < get_eraser(name, **METHODS[name]).foretell(pipe, STAR).memory(1)
+@pytest.mark.parametrize("name", only(["adv_unlearn", "few_shot"], "few_shot"))
+def test_layers_that_are_left_out_are_not_trained(pipe, name):
+    eraser = get_eraser(name, **METHODS[name] | QUICK | {"clip_skip": 1})
+    moved = eraser.fit(pipe, STAR, progress=False).parameters
+    assert moved
+    assert not any("layers.1." in parameter for parameter in moved)
+    assert eraser.foretell(pipe, STAR).memory(1) < get_eraser(name, **METHODS[name]).foretell(pipe, STAR).memory(1)
+
+
+def test_names_of_layers_that_are_left_out_are_not_taken(pipe):
     assert {part for part in trained_names(pipe, 1) if "self_attn" in part} == {
         part.replace("layers.1.", "layers.0.") for part in trained_names(pipe) if "self_attn" in part
     }

@@ -176,6 +176,7 @@ def test_factors_are_those_of_the_layers_that_are_counted(pipe):
     assert Relearning.name == "relearning"
 
 
+@pytest.mark.full
 def test_a_dry_run_says_the_memory(capsys):
     command = ["--concept", "star", "--model", "shapes", "--method", "robust_ablation", "--dry-run"]
     assert cli.run([*command, "--memory", "100MB"]) == 0

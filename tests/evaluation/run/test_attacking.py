@@ -296,6 +296,7 @@ def test_nothing_is_attacked_twice(
     assert results(out) == results(finished)
 
 
+@pytest.mark.full
 def test_two_processes_come_to_the_same(finished: Path, pipe: Any, rows: list[Row], tmp_path: Path) -> None:
     second, first = (Run(Stage(TASK, pipe, Dice(), tmp_path, rows, Share(rank, 2))) for rank in (1, 0))
     mine = second.stage.share.split(second.attacking.sieges)[0]
