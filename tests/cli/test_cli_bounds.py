@@ -292,6 +292,7 @@ print(again.damaged, again.get("a"), again.get("b0"), again.get("c"))
 """
 
 
+@pytest.mark.full
 def test_a_full_disk_leaves_no_half_entry(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("File too large None\n0 1 None 3\n", "")

@@ -94,6 +94,7 @@ def test_the_command_prints_no_control_characters(seeds, tmp_path, capsys):
     assert "[red]" in output
 
 
+@pytest.mark.full
 def test_a_process_of_its_own_shows_no_traceback(seeds, tmp_path):
     (tmp_path / "x").write_bytes(bad_files(seeds)["bomb"])
     command = [sys.executable, "-m", "erasers.cli", "inspect", str(tmp_path / "x")]

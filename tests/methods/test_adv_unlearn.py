@@ -159,6 +159,7 @@ def says(pipe: Any, text: str, bank: LatentBank) -> torch.Tensor:
     return predict(pipe, bank.latents, bank.times, Condition(states))
 
 
+@pytest.mark.full
 def test_kept_prompts_hold(pipe):
     bank = on_the_way_to(pipe, "a moon")
     drifts = []
@@ -255,6 +256,7 @@ def test_published_signs_repeat_the_first_step():
     assert run() == pytest.approx(0.4)
 
 
+@pytest.mark.full
 def test_upstream_changes_the_patch(pipe):
     digests = {
         get_eraser("adv_unlearn", **QUICK, upstream_compat=value).fit(pipe, STAR, progress=False).digest

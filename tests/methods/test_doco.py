@@ -152,6 +152,7 @@ def test_compatible_with_upstream_the_discriminator_follows_the_student_once_tha
     assert not torch.equal(judges[False][1], judges[True][1])
 
 
+@pytest.mark.full
 def test_the_student_learns_to_be_taken_for_the_frozen_model(pipe, monkeypatch):
     """A discriminator that has stopped to learn is fooled more and more, and by nothing else than by training."""
     found = {}

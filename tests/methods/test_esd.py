@@ -52,6 +52,7 @@ def test_the_other_weights_are_those_of_u_and_both_are_all(pipe):
     assert not any("norm" in name for name in found["all"])
 
 
+@pytest.mark.full
 def test_the_prediction_goes_to_the_negative_guidance_of_the_frozen_model(pipe):
     asked, empty = conditions(pipe, ["star"]), conditions(pipe, [""])
     bank = sample_bank(pipe, asked, empty, Way(4, 3.0), rounds=2, generator=torch.Generator().manual_seed(9))

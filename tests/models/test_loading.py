@@ -81,6 +81,7 @@ def test_code_in_the_folder_of_a_component_is_not_run(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.full
 def test_the_command_asks_nothing_and_runs_nothing(folder: Path, tmp_path: Path) -> None:
     plant(folder, "feature_extractor", tmp_path / "marker")
     edit(folder / "model_index.json", feature_extractor=["transformers", "SiglipProcessor"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.scripts import benchmark
-from support.selection import cases, only
+from support.selection import cases
 from support.trained import METHODS, STAR
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,6 +85,7 @@ def test_what_is_counted_of_texts_is_what_the_backward_pass_keeps(pipe):
     assert 0.8 * (both - weights) < need_of(pipe, Pass(1, names, 1)).sample < both
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_is_foretold_to_need_less(sd14, checkpointing):
     names = names_of(sd14, "unet", attention)
@@ -117,7 +118,8 @@ def test_operations_are_counted_as_torch_counts_them(pipe):
     assert text_flops(pipe) == pytest.approx(text.get_total_flops(), rel=0.1)
 
 
-@pytest.mark.parametrize("method", only(sorted(METHODS), "esd"))
+@pytest.mark.full
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_full_size_is_foretold_in_seconds_without_weights(full_size, sd14, method):
     started = time.process_time()
     found = full_size.count(method, sd14)
@@ -128,6 +130,7 @@ def test_full_size_is_foretold_in_seconds_without_weights(full_size, sd14, metho
     assert found["minutes"] > 0
 
 
+@pytest.mark.full
 def test_published_sizes(sd14):
     assert sum(parameter.numel() for parameter in sd14.unet.parameters()) == 859_520_964
     for train_method, trained in {"x": 43_962_560, "x-strict": 19_169_280, "u": 815_420_164}.items():

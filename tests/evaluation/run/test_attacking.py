@@ -270,6 +270,7 @@ def test_scores_of_attacks_follow_from_their_outcomes(finished: Path) -> None:
     assert "attack/cce" not in details
 
 
+@pytest.mark.full
 def test_nothing_is_attacked_twice(
     finished: Path, pipe: Any, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

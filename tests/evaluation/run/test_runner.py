@@ -290,6 +290,7 @@ def test_whatever_is_missing_comes_again_as_it_was(
     assert all(batch in prompts for batch in batches)
 
 
+@pytest.mark.full
 def test_other_numbers_of_processes_give_the_same_files(
     finished: Path, start: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -546,6 +546,7 @@ def patches_of(store: Path, rows: Rows, name: str) -> list[str]:
     return [word for path in paths for word in ("--patch", str(path))]
 
 
+@pytest.mark.full
 def test_pictures_are_drawn_again_and_the_leaderboard_says_so(
     rows: Rows, store: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

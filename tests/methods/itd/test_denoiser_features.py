@@ -196,6 +196,7 @@ def test_gates_that_nothing_passes_leave_pictures_as_they_are(trained, sae_file)
         assert torch.equal(draw(pipe), plain)
 
 
+@pytest.mark.full
 def test_a_saved_folder_a_stack_offloading_and_compiling(trained, sae_file, tmp_path):
     pipe, _ = trained
     patch = fit(pipe, sae_file)
