@@ -9,7 +9,7 @@ Neither imports torch.
 """
 
 from erasers.worlds.table import DEFAULT, find, get
-from erasers.worlds.table import names as list
+from erasers.worlds.table import list_worlds as list
 from erasers.worlds.world import Clip, World
 
 __all__ = ["DEFAULT", "Clip", "World", "find", "get", "list"]

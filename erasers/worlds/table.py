@@ -21,7 +21,7 @@ DEFAULT = next(iter(_TABLE))
 """The world that stands where none is named."""
 
 
-def names() -> list[str]:
+def list_worlds() -> list[str]:
     """Names of the worlds, those of the package first."""
     return list(_places())
 
@@ -33,7 +33,7 @@ def get(name: str) -> World:
         ValueError: There is no such world; the message lists those there are.
     """
     if name not in _places():
-        raise ValueError(f"expected a world among {', '.join(names())}, got {name!r}")
+        raise ValueError(f"expected a world among {', '.join(list_worlds())}, got {name!r}")
     return _made(_places()[name])
 
 
@@ -41,7 +41,7 @@ def find(model: str | Path) -> World | None:
     """The world of a model, by its name or as an edited copy in a folder; None where it is of none."""
     if str(model) in _places():
         return get(str(model))
-    return next((world for world in map(get, names()) if world.holds(model)), None)
+    return next((world for world in map(get, list_worlds()) if world.holds(model)), None)
 
 
 @cache

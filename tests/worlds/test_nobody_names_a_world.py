@@ -32,13 +32,13 @@ TENSORS = {
 WORLD = re.compile(r"imports|says '([\w/]*[-/])?shapes([-@].*)?'")
 """What is of no tensor there, either."""
 
-EXAMPLES = {"cli/options.py": ("EXAMPLES",)}
-"""Texts that the command prints as examples."""
+EXAMPLES = "EXAMPLES"
+"""Name of the text that the command prints as examples."""
 
 
-def uses(tree: ast.Module, examples: tuple[str, ...] = ()) -> Iterator[str]:
+def uses(tree: ast.Module) -> Iterator[str]:
     """Where code names the world: imports, texts, and names of functions, arguments and attributes."""
-    allowed = {id(node) for node in _documentation(tree, examples)}
+    allowed = {id(node) for node in _documentation(tree)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom | ast.Import):
             modules = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
@@ -51,7 +51,7 @@ def uses(tree: ast.Module, examples: tuple[str, ...] = ()) -> Iterator[str]:
             yield from (f"{node.lineno}: is {name}" for name in names if re.search("(?i)shapes", str(name)))
 
 
-def _documentation(tree: ast.Module, examples: tuple[str, ...]) -> Iterator[ast.AST]:
+def _documentation(tree: ast.Module) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr):
             yield node.value  # a docstring
@@ -60,7 +60,7 @@ def _documentation(tree: ast.Module, examples: tuple[str, ...]) -> Iterator[ast.
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = {target.id for target in targets if isinstance(target, ast.Name)}
-            if names & set(examples):
+            if EXAMPLES in names:
                 yield from ast.walk(node)
             if names == {"presets"} and isinstance(node.value, ast.Dict):
                 yield from (key for key in node.value.keys if key is not None)
@@ -70,7 +70,7 @@ def test_nothing_outside_of_the_worlds_names_one() -> None:
     named: dict[str, list[str]] = {}
     for path in FILES:
         name = str(path.relative_to(PACKAGE))
-        lines = list(uses(ast.parse(path.read_text(encoding="utf-8")), EXAMPLES.get(name, ())))
+        lines = list(uses(ast.parse(path.read_text(encoding="utf-8"))))
         named[name] = [line for line in lines if name not in TENSORS or WORLD.search(line)]
     assert {name: lines for name, lines in named.items() if lines} == {}
 

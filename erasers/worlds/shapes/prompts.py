@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from erasers.asks import SPLITS
 from erasers.concept import Concept, Kind
 from erasers.worlds.shapes.world import (
     BACKGROUNDS,
@@ -27,8 +28,6 @@ from erasers.worlds.shapes.world import (
 PRESERVED = 200
 """Captions that an erasure preserves."""
 Maker: TypeAlias = Callable[[random.Random], tuple[str, dict[str, str]]]
-
-SPLITS = ("explicit", "synonym", "neighbour", "unrelated")
 
 ANCHORS: Mapping[str, str] = {
     "star": "circle",
@@ -197,4 +196,4 @@ def clip_texts() -> dict[str, dict[str, tuple[str, ...]]]:
     }
 
 
-__all__ = ["ANCHORS", "SPLITS", "Prompt", "clip_texts", "concept_for", "kind_of", "split_prompts"]
+__all__ = ["ANCHORS", "Prompt", "clip_texts", "concept_for", "kind_of", "split_prompts"]
