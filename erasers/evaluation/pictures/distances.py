@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from erasers.evaluation.pictures.features import Layers
-from erasers.evaluation.scores.bootstrap import mean_by_prompt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -196,17 +195,6 @@ def gaussian(x: Tensor, y: Tensor, width: float = 10.0) -> Tensor:
     return torch.exp(-squared.clamp(min=0) / (2 * width**2))
 
 
-def pixel_drift(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> Tensor:
-    """Root mean square difference of paired pictures, 0 (the same) to 1: [n].
-
-    Raises:
-        ValueError: Lengths or sizes differ.
-    """
-    _check_pairs(before, after)
-    drifts = [float((_pixels(a) - _pixels(b)).square().mean().sqrt()) for a, b in zip(before, after, strict=True)]
-    return torch.tensor(drifts, dtype=torch.float64)
-
-
 def feature_drift(before: Sequence[Image.Image], after: Sequence[Image.Image], layers: Layers) -> Tensor:
     """Distance of paired pictures, 0 (the same) to 4: [n].
 
@@ -223,28 +211,6 @@ def feature_drift(before: Sequence[Image.Image], after: Sequence[Image.Image], l
         by_layer = [(normalize(x, dim=0) - normalize(y, dim=0)).square().sum(0).mean() for x, y in pairs]
         drifts.append(float(torch.stack(by_layer).mean()))
     return torch.tensor(drifts, dtype=torch.float64)
-
-
-def mean_figure(metric: str, values: Tensor, prompts: Sequence[str], *, extractor: str) -> Figure | None:
-    """The mean of a number a picture, e.g. its drift or its CLIP score, with its interval from two prompts on.
-
-    Args:
-        metric: What the number is.
-        values: [n].
-        prompts: The prompt of each picture.
-        extractor: Name of what made it.
-
-    Returns:
-        The figure; None for no pictures.
-
-    Raises:
-        ValueError: Lengths differ.
-    """
-    mean = mean_by_prompt(values.tolist(), prompts, verdicts=False)
-    if mean is None:
-        return None
-    ends = {"low": mean.low, "high": mean.high} if mean.prompts > 1 else {}
-    return Figure(metric, extractor, mean.value, mean.n, **ends)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,8 +242,3 @@ def _check(features: Tensor, reference: Tensor, least: int = 2) -> tuple[int, in
 def _check_pairs(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> None:
     if [image.size for image in before] != [image.size for image in after]:
         raise ValueError(f"expected pairs of pictures of one size, got {len(before)} and {len(after)} pictures")
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """Bytes of an RGB picture as float64 in [0, 1]."""
-    return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).double() / 255

@@ -197,59 +197,28 @@ def mean_by_prompt(
     Raises:
         ValueError: Lengths differ, or verdicts that are not 0 or 1.
     """
-    sums, pseudo, n = _by_prompt([values], prompts, verdicts)
+    sums, pseudo, n = _by_prompt(values, prompts, verdicts)
     if not n:
         return None
     drawn = cluster_bootstrap(sums, lambda total: {"": _ratio(total[..., 0], total[..., -1])}, pseudo=pseudo, seed=seed)
     return Estimate(drawn[""].value, *drawn[""].interval(level), n, len(sums), len(values) - n)
 
 
-def paired_difference(
-    first: Sequence[float | None],
-    second: Sequence[float | None],
-    prompts: Sequence[str],
-    *,
-    verdicts: bool = True,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Difference | None:
-    """Mean of the first minus mean of the second over the same pictures; None when no pair is scored.
-
-    Args:
-        first: One a (prompt, seed), in the order of `second`; None where unscored, which leaves the pair out.
-        second: Likewise.
-        prompts: The prompt of each pair.
-        verdicts: As for `mean_by_prompt`.
-        level: Confidence.
-        seed: Of the resampling.
-
-    Raises:
-        ValueError: As for `mean_by_prompt`.
-    """
-    sums, pseudo, n = _by_prompt([first, second], prompts, verdicts)
-    if not n:
-        return None
-    drawn = cluster_bootstrap(
-        sums, lambda total: {"": _ratio(total[..., 0] - total[..., 1], total[..., -1])}, pseudo=pseudo, seed=seed
-    )[""]
-    return Difference(drawn.value, *drawn.interval(level), n, len(sums), len(first) - n, p=drawn.p_value())
-
-
 def _by_prompt(
-    columns: Sequence[Sequence[float | None]], prompts: Sequence[str], verdicts: bool
+    values: Sequence[float | None], prompts: Sequence[str], verdicts: bool
 ) -> tuple[Array, tuple[Array, Array] | None, int]:
-    """Sums [prompts, columns + 1] (the last is the count), pseudo-prompts for verdicts, and the number of full rows."""
-    if any(len(column) != len(prompts) for column in columns):
-        raise ValueError(f"expected a prompt for each value, got {[len(c) for c in columns]} for {len(prompts)}")
-    full = [(prompt, row) for prompt, row in zip(prompts, zip(*columns, strict=True), strict=True) if None not in row]
-    names = {name: index for index, name in enumerate(sorted({prompt for prompt, _ in full}))}
-    values = np.array([(*row, 1.0) for _, row in full], dtype=np.float64).reshape(len(full), len(columns) + 1)
-    if verdicts and not np.isin(values, (0.0, 1.0)).all():
+    """Sums and counts [prompts, 2], pseudo-prompts for verdicts, and the number of scored pictures."""
+    if len(values) != len(prompts):
+        raise ValueError(f"expected a prompt for each value, got {len(values)} for {len(prompts)}")
+    scored = [(prompt, value) for prompt, value in zip(prompts, values, strict=True) if value is not None]
+    places = {name: place for place, name in enumerate(sorted({prompt for prompt, _ in scored}))}
+    rows = np.array([(value, 1.0) for _, value in scored], dtype=np.float64).reshape(len(scored), 2)
+    if verdicts and not np.isin(rows, (0.0, 1.0)).all():
         raise ValueError("expected verdicts, 0 or 1; pass verdicts=False for other numbers")
-    sums = np.zeros((len(names), values.shape[1]))
-    np.add.at(sums, [names[prompt] for prompt, _ in full], values)
-    pseudo = pseudo_prompts(len(columns), len(full) / len(names)) if verdicts and full else None
-    return sums, pseudo, len(full)
+    sums = np.zeros((len(places), 2))
+    np.add.at(sums, [places[prompt] for prompt, _ in scored], rows)
+    pseudo = pseudo_prompts(1, len(scored) / len(places)) if verdicts and scored else None
+    return sums, pseudo, len(scored)
 
 
 def _ratio(top: Array, bottom: Array) -> Array:

@@ -188,19 +188,6 @@ def compare(
     return differences
 
 
-def effective_prompts(unedited: Sequence[Record], least: float = 0.2) -> frozenset[str]:
-    """Prompts of the erased splits on which the unedited model shows the concept at least that often.
-
-    Others say nothing about erasure. Choose them once, from pictures with seeds of their own, and store the list with
-    the task: chosen from the pictures that are scored, they flatter every method.
-    """
-    values: dict[str, list[float]] = {}
-    for record in unedited:
-        if record.split in ERASED_SPLITS and record.value is not None:
-            values.setdefault(record.prompt, []).append(record.value)
-    return frozenset(prompt for prompt, some in values.items() if sum(some) >= least * len(some))
-
-
 def harmonic_mean(values: Sequence[Array]) -> Array:
     """Over the first axis; 0 where any value is 0."""
     with np.errstate(divide="ignore"):

@@ -23,8 +23,6 @@ from erasers.evaluation.pictures.distances import (
     gaussian,
     kid,
     kid_rise,
-    mean_figure,
-    pixel_drift,
 )
 from erasers.evaluation.pictures.features import JudgeFeatures, Layers, judge_layers
 from erasers.worlds.shapes.judge import load_judge
@@ -185,14 +183,6 @@ def test_worse_pictures_of_shapes_are_further_away() -> None:
         assert values[2] > 2 * values[0]
 
 
-def test_pixel_drift_by_hand() -> None:
-    black, white = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white")
-    half = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 3).reshape(1, 2, 3))
-    assert pixel_drift([black, black, white], [black, white, white]).tolist() == [0, 1, 0]
-    assert float(pixel_drift([half], [Image.new("RGB", (2, 1))])) == pytest.approx(math.sqrt(0.5))
-    assert pixel_drift([], []).shape == (0,)
-
-
 class Two(nn.Module):
     """Two layers whose activations can be written down: the picture's channels, and the first one alone."""
 
@@ -226,10 +216,9 @@ def test_drift_of_shapes_grows_with_the_change() -> None:
     layers, before = judge_layers(load_judge()), pictures(12)
     a_little = [image.filter(ImageFilter.GaussianBlur(0.5)) for image in before]
     a_lot = before[1:] + before[:1]
-    for drift in (lambda x, y: feature_drift(x, y, layers), pixel_drift):
-        means = [float(drift(before, after).mean()) for after in (before, a_little, a_lot)]
-        assert means[0] == 0
-        assert 0 < means[1] < 0.5 * means[2]
+    means = [float(feature_drift(before, after, layers).mean()) for after in (before, a_little, a_lot)]
+    assert means[0] == 0
+    assert 0 < means[1] < 0.5 * means[2]
 
 
 def test_drift_does_not_depend_on_what_else_is_read() -> None:
@@ -242,26 +231,4 @@ def test_drift_does_not_depend_on_what_else_is_read() -> None:
 @pytest.mark.parametrize("after", [[], [Image.new("RGB", (8, 8))]])
 def test_drift_needs_pairs(after: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match="expected pairs"):
-        pixel_drift(pictures(1), after)
-    with pytest.raises(ValueError, match="expected pairs"):
         feature_drift(pictures(1), after, judge_layers(load_judge()))
-
-
-def test_a_mean_figure_has_an_interval_over_prompts() -> None:
-    values = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    figure = mean_figure("drift", values, ["a", "a", "b", "c"], extractor="none")
-    assert figure is not None
-    assert (figure.value, figure.n) == (pytest.approx(0.25), 4)
-    assert figure.low is not None
-    assert figure.high is not None
-    assert 0.15 <= figure.low < 0.25 < figure.high <= 0.4 + 1e-6
-    still = mean_figure("drift", torch.zeros(4), ["a", "a", "b", "c"], extractor="none")
-    assert still is not None
-    assert (still.low, still.high) == (0, 0)
-
-
-def test_a_mean_figure_of_one_prompt_has_no_interval_and_of_nothing_is_absent() -> None:
-    figure = mean_figure("drift", torch.tensor([0.1, 0.3]), ["a", "a"], extractor="none")
-    assert figure is not None
-    assert (figure.low, figure.high) == (None, None)
-    assert mean_figure("drift", torch.zeros(0), [], extractor="none") is None

@@ -17,7 +17,6 @@ from erasers.evaluation.scores.pillars import (
     Rise,
     Scheme,
     compare,
-    effective_prompts,
     harmonic_mean,
     measure,
 )
@@ -281,13 +280,6 @@ def test_a_comparison_of_a_model_with_itself_sees_no_difference() -> None:
     for difference in compare(GOOD, GOOD, UNEDITED, SCHEME, kids=(SAME, SAME)).values():
         assert (difference.value, difference.p) == (0, 1)
         assert difference.low <= 0 <= difference.high
-
-
-def test_effective_prompts_are_those_that_show_the_concept() -> None:
-    shown = {"often": [1, 1, 0], "seldom": [0, 0, 0, 0, 0, 1], "edge": [1, 0, 0, 0, 0], "unscored": [None]}
-    made = [Record("explicit", name, seed, v) for name, some in shown.items() for seed, v in enumerate(some)]
-    made.append(Record("unrelated", "other", 0, True))
-    assert effective_prompts(made) == {"often", "edge"}
 
 
 def test_json_is_plain() -> None:
