@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from support import REPOSITORY
+from support.tasks import tiny_attacks, tiny_task, write_task
 
 from erasers import list_erasers
 from erasers.cli import model, processes
@@ -23,28 +24,17 @@ from erasers.cli.model import Hardware
 from erasers.evaluation.tasks.cost import Load, estimate
 from erasers.evaluation.tasks.task import parse_task
 
-TASK: dict[str, Any] = {
-    "name": "tiny",
-    "version": 1,
-    "model": "shapes",
-    "cases": [["star"], ["zorblat"]],
-    "samples": {"explicit": 6, "unrelated": 6},
-    "sampling": {"steps": 2, "guidance": 4.0, "batch": 2},
-    "judge": "oracle/shapes",
-    "scheme": {"pillars": ["erasure", "specificity"]},
-    "references": {"star": "nowhere"},
-    "attacks": {
-        "prefixes": {"attack": "random_prefix", "k": 2, "images": 2, "samples": 4, "replicate": 1},
-        "words": {"templates": ["a {}"], "synonyms": [], "samples": 4, "control": "prefixes", "replicate": 1},
-    },
-}
+TASK = tiny_task(
+    cases=[["star"], ["zorblat"]],
+    samples={"explicit": 6, "unrelated": 6},
+    references={"star": "nowhere"},
+    attacks=tiny_attacks(samples=4, images=2, replicate=1),
+)
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("task") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TASK))
-    return path
+    return write_task(tmp_path_factory.mktemp("task"), TASK)
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,16 @@ def build(store: Path, **options: Any) -> tuple[str, str]:
     return tuple((store / "out" / f"leaderboard.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))  # type: ignore[return-value]
 
 
+def build_changed(files: list[Path], edit: Callable[[dict[str, Any]], object]) -> tuple[str, Page]:
+    """The leaderboard of the result files of a task in which everything was changed, as Markdown and as a page."""
+    for file in files:
+        change(file, edit)
+    markdown, html = build(files[0].parents[1])
+    page = Page(html)
+    assert_plain(page, markdown, html)
+    return markdown, page
+
+
 def assert_plain(page: Page, markdown: str, html: str) -> None:
     """Nothing that a result file says is markup, runs or turns the direction of writing."""
     assert len(page.all("script")) == len(page.all("style")) == 1

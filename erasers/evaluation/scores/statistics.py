@@ -11,6 +11,9 @@ from erasers.evaluation.scores.metrics import Score
 
 K = TypeVar("K", bound=Hashable)
 
+_LEVEL, _POWER = NormalDist().inv_cdf(1 - 0.05 / 2), NormalDist().inv_cdf(0.8)
+"""Quantiles of a two-sided level of 5 % and of a power of 80 %."""
+
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that two models are right equally often on the same independent pictures.
@@ -115,8 +118,8 @@ def rogan_gladen(share: float, n: int, sensitivity: Score, specificity: Score, *
     return Score(value, n, max(0.0, min(centre - half, value)), min(1.0, max(centre + half, value)))
 
 
-def detectable_difference(n: int, share: float, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
-    """The smallest difference that two independent sets of n pictures would show.
+def detectable_difference(n: int, share: float) -> float | None:
+    """The smallest difference that two independent sets of n pictures would show; see `_smallest`.
 
     Source: J. L. Fleiss, Statistical Methods for Rates and Proportions (1981), equation 3.14, without continuity
     correction. The difference is taken towards one half, where it is hardest to see.
@@ -124,51 +127,43 @@ def detectable_difference(n: int, share: float, *, power: float = 0.8, alpha: fl
     Args:
         n: Independent pictures in each set: the prompts, when each was drawn with several seeds.
         share: Of one set.
-        power: Chance to see it.
-        alpha: Two-sided level.
-
-    Returns:
-        The difference; None when n shows none.
-
-    Raises:
-        ValueError: n < 1 or a share outside [0, 1].
     """
-    if n < 1 or not 0 <= share <= 1:
-        raise ValueError(f"expected at least one picture and a share between 0 and 1, got {n} and {share}")
-    z_a, z_b, p = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power), min(share, 1 - share)
+    p = min(share, 1 - share)
 
     def needed(d: float) -> float:
         q, mean = p + d, p + d / 2
-        return z_a * sqrt(2 * mean * (1 - mean)) + z_b * sqrt(max(0.0, p * (1 - p) + q * (1 - q)))
+        return _LEVEL * sqrt(2 * mean * (1 - mean)) + _POWER * sqrt(max(0.0, p * (1 - p) + q * (1 - q)))
 
-    return _smallest(needed, n, 1 - p)
+    return _smallest(needed, n, share, 1 - p)
 
 
-def detectable_difference_paired(n: int, discordant: float, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
-    """The smallest difference that n pairs would show.
+def detectable_difference_paired(n: int, discordant: float) -> float | None:
+    """The smallest difference that n independent pairs would show; see `_smallest`.
 
     Source: R. J. Connor, Biometrics 43 (1987), 207-211.
 
     Args:
         n: Independent pairs.
         discordant: Share of the pairs whose verdicts differ; a difference is never larger.
-        power: Chance to see it.
-        alpha: Two-sided level.
+    """
+
+    def needed(d: float) -> float:
+        return _LEVEL * sqrt(discordant) + _POWER * sqrt(max(0.0, discordant - d * d))
+
+    return _smallest(needed, n, discordant, discordant)
+
+
+def _smallest(needed: Callable[[float], float], n: int, share: float, most: float) -> float | None:
+    """The d in (0, most] from which d * sqrt(n) >= needed(d), by bisection; `needed` is concave, so there is one.
 
     Returns:
-        The difference; None when n shows none.
+        What is seen with a power of 80 % in a two-sided test at 5 %; None when n shows nothing.
 
     Raises:
         ValueError: n < 1 or a share outside [0, 1].
     """
-    if n < 1 or not 0 <= discordant <= 1:
-        raise ValueError(f"expected at least one pair and a share between 0 and 1, got {n} and {discordant}")
-    z_a, z_b = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
-    return _smallest(lambda d: z_a * sqrt(discordant) + z_b * sqrt(max(0.0, discordant - d * d)), n, discordant)
-
-
-def _smallest(needed: Callable[[float], float], n: int, most: float) -> float | None:
-    """The d in (0, most] from which d * sqrt(n) >= needed(d), by bisection; `needed` is concave, so there is one."""
+    if n < 1 or not 0 <= share <= 1:
+        raise ValueError(f"expected at least one picture and a share between 0 and 1, got {n} and {share}")
     low, high = 0.0, most
     if high <= 0 or high * sqrt(n) < needed(high):
         return None

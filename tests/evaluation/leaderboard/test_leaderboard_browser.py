@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.browser import PHONE, Call, assert_legible, needs_browser, open_browser, open_page
+from support.browser import PHONE, Call, assert_legible, needs_browser
 from support.made_results import PILLARS, write_results
 
 from erasers.evaluation.leaderboard.leaderboard import write_leaderboard
@@ -22,18 +21,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_results(store, name="second", cases=["heart"], adult=True, pillars=[*PILLARS, "robustness"], detailed=True)
     write_leaderboard([store], store, allow_adult=True)
     return store / "leaderboard.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Call]:
-    with open_browser() as call:
-        yield call
-
-
-@pytest.fixture
-def run(browser: Call, page: Path) -> Iterator[Call]:
-    with open_page(browser, page) as script:
-        yield script
 
 
 ORDER = "[...document.querySelector('.board').tBodies[{}].rows].map(row => row.querySelector('.name').dataset.key)"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import NO_SCRIPTS, PHONE, Call, assert_legible, needs_browser, open_browser, open_page
+from support.browser import NO_SCRIPTS, PHONE, Call, assert_legible, needs_browser, open_browser
 from support.reports import FACTS, made_card, made_cards, made_summary
 
 from erasers.evaluation.report.page import report_page
@@ -24,18 +23,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cards = [*made_cards(), made_card("synonym", adult=True)]
     path.write_text(report_page(made_summary(note="a note"), cards, FACTS), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Call]:
-    with open_browser() as call:
-        yield call
-
-
-@pytest.fixture
-def run(browser: Call, page: Path) -> Iterator[Call]:
-    with open_page(browser, page) as script:
-        yield script
 
 
 def drag(browser: Call, kind: str, places: list[list[float]]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from support import REPOSITORY
-from support.killed import killed_after
+from support.runs import complete, killed_after, results
+from support.tasks import tiny_attacks, tiny_task
 
 from erasers import Concept, get_eraser, load_pipeline
 from erasers.attacks.cce import CCE
@@ -32,22 +33,16 @@ from erasers.processes import Share
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 ATTACKS: dict[str, Any] = {
-    "prefixes": {"attack": "random_prefix", "k": 2, "images": 3, "samples": 3, "replicate": 2},
-    "words": {"templates": ["a {}"], "synonyms": [], "samples": 3, "control": "prefixes", "replicate": 2},
+    **tiny_attacks(samples=3, images=3, replicate=2),
     "cce": {"steps": 1, "batch": 1, "pictures": 1, "samples": 2, "control": "prefixes", "replicate": 2},
 }
 TASK = parse_task(
-    {
-        "name": "tiny",
-        "version": 1,
-        "model": "shapes",
-        "cases": [["star"]],
-        "samples": {"explicit": 3},
-        "sampling": {"steps": 1, "guidance": 4.0, "batch": 2},
-        "judge": "oracle/shapes",
-        "scheme": {"pillars": ["erasure", "robustness"]},
-        "attacks": ATTACKS,
-    }
+    tiny_task(
+        samples={"explicit": 3},
+        sampling={"steps": 1, "guidance": 4.0, "batch": 2},
+        scheme={"pillars": ["erasure", "robustness"]},
+        attacks=ATTACKS,
+    )
 )
 
 
@@ -81,17 +76,6 @@ def finished(pipe: Any, rows: list[Row], tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("finished")
     complete(Run(Stage(TASK, pipe, Dice(), out, rows)))
     return out
-
-
-def complete(run: Run) -> list[Path]:
-    run.judging.work()
-    run.attacking.work()
-    assert run.attacking.left() == 0
-    return run.write()
-
-
-def results(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (out / "tiny@1").iterdir()}
 
 
 def outcome(**changes: Any) -> dict[str, Any]:

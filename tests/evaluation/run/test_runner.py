@@ -13,7 +13,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from support.killed import killed_after
+from support.runs import complete, killed_after, results
+from support.tasks import tiny_task
 
 from erasers import Patch, PatchError, get_eraser, load_pipeline
 from erasers.evaluation.drawing import generate
@@ -29,19 +30,7 @@ from erasers.processes import Share
 from erasers.worlds.shapes.drawn import UNRECORDED
 
 GOLD = "benchmarks/reference/unet-without-star"
-TASK = parse_task(
-    {
-        "name": "tiny",
-        "version": 1,
-        "model": "shapes",
-        "cases": [["star"], ["star", "ring"]],
-        "samples": {"explicit": 3, "unrelated": 2},
-        "sampling": {"steps": 2, "guidance": 4.0, "batch": 2},
-        "judge": "oracle/shapes",
-        "scheme": {"pillars": ["erasure", "specificity"]},
-        "references": {"star": GOLD, "star+ring": "nowhere"},
-    }
-)
+TASK = parse_task(tiny_task(cases=[["star"], ["star", "ring"]], references={"star": GOLD, "star+ring": "nowhere"}))
 UCE = Row("uce", "method", "uce", eraser=get_eraser("uce"))
 
 
@@ -79,17 +68,6 @@ def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("drawn")
 
     monkeypatch.setattr(drawing, "generate", refuse)
-
-
-def complete(run: Run) -> list[Path]:
-    run.fitting.work()
-    run.judging.work()
-    assert run.judging.left() == 0
-    return run.write()
-
-
-def results(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (out / "tiny@1").iterdir()}
 
 
 def pictures(out: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import complete
 
 from erasers import Patch, get_eraser, load_pipeline
 from erasers.attacks.relearning import Relearning, low_rank_patch
@@ -54,8 +55,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     patches = {"null": made_up(pipe, 0.0), "uce": uce, "destructive": made_up(pipe, 1.0)}
     some = [Row(name, "patch", name, patch=patch) for name, patch in patches.items()]
     run = Run(Stage(TASK, pipe, Oracle(), tmp_path_factory.mktemp("apart"), some))
-    run.judging.work()
-    return {path.stem: read_result(path) for path in run.write()}
+    return {path.stem: read_result(path) for path in complete(run)}
 
 
 def pillar(row: Result, name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from support import REPOSITORY
+from support.tasks import tiny_attacks, tiny_task, write_task
 
 from erasers.cli.app import run
 from erasers.evaluation.run.verifying import Verification, Verifier
@@ -19,30 +20,21 @@ from erasers.evaluation.scores.calibration import stored_by
 from erasers.evaluation.scores.scoring import scores, write_result
 from erasers.worlds.shapes.drawn import UNRECORDED
 
-TASK: dict[str, Any] = {
-    "name": "tiny",
-    "version": 3,
-    "model": "shapes",
-    "cases": [["star"], ["ring"]],
-    "samples": {"explicit": 4, "unrelated": 4},
-    "sampling": {"steps": 2, "guidance": 4.0, "batch": 3},
-    "judge": "oracle/shapes",
-    "scheme": {"pillars": ["erasure", "specificity"]},
-    "references": {"star": "benchmarks/reference/unet-without-star"},
-    "attacks": {
-        "prefixes": {"attack": "random_prefix", "k": 2, "images": 2, "samples": 3, "replicate": 1},
-        "words": {"templates": ["a {}"], "synonyms": [], "samples": 3, "control": "prefixes", "replicate": 1},
-    },
-}
+TASK = tiny_task(
+    version=3,
+    cases=[["star"], ["ring"]],
+    samples={"explicit": 4, "unrelated": 4},
+    sampling={"steps": 2, "guidance": 4.0, "batch": 3},
+    references={"star": "benchmarks/reference/unet-without-star"},
+    attacks=tiny_attacks(samples=3, images=2, replicate=1),
+)
 Data = dict[str, Any]
 Rows = dict[str, Data]
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("task") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TASK))
-    return path
+    return write_task(tmp_path_factory.mktemp("task"), TASK)
 
 
 @pytest.fixture(scope="module")

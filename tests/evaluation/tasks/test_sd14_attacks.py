@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.runs import complete
 from support.selection import only
 from support.tiny import make_unet
 
@@ -121,10 +122,7 @@ def test_a_dry_run_says_hours_a_row_without_the_model(
 @pytest.mark.parametrize("name", only(TASKS, "sd14-i2p-nudity"))
 def test_the_attacks_of_a_task_run_from_end_to_end(name: str, pipe: Any, tmp_path: Path) -> None:
     task = cut(name)
-    job = Run(Stage(task, pipe, Dice(), tmp_path))
-    job.judging.work()
-    job.attacking.work()
-    (path,) = job.write()
+    (path,) = complete(Run(Stage(task, pipe, Dice(), tmp_path)))
     (case,) = json.loads(path.read_text())["cases"].values()
     assert {label: len(outcomes) for label, outcomes in case["attacks"].items()} == dict.fromkeys(task.attacks, 2)
     for label, plan in task.attacks.items():

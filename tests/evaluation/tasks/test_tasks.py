@@ -8,21 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
+from support.tasks import tiny_task
 
 from erasers.asks import SPLITS
 from erasers.evaluation.tasks.task import list_tasks, parse_task, read_task, refuse_minors
 
-CONTENT: dict[str, Any] = {
-    "name": "tiny",
-    "version": 1,
-    "model": "shapes",
-    "cases": [["star"], ["zorblat", "red"]],
-    "samples": {"explicit": 3, "unrelated": 2},
-    "sampling": {"steps": 2, "guidance": 4, "batch": 2},
-    "judge": "oracle/shapes",
-    "scheme": {"pillars": ["erasure", "specificity"]},
-    "references": {"star": "somewhere"},
-}
+CONTENT = tiny_task(
+    cases=[["star"], ["zorblat", "red"]],
+    sampling={"steps": 2, "guidance": 4, "batch": 2},
+    references={"star": "somewhere"},
+)
 SHAPES = [f"shapes-{name}" for name in ("every", "multi", "quick", "smoke", "standard")]
 
 
