@@ -55,7 +55,7 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Stage(task, pipe, judge, Path(folder)))
-            sides = [lambda run=run: plain(pipe, run), run.judging.work]
+            sides = [lambda run=run: plain(pipe, run), run.picturing.work]
             found = [timed(side) for side in (sides if number % 2 else sides[::-1])]
             first, second = found if number % 2 else found[::-1]
             if number:  # the first round warms up

@@ -97,7 +97,9 @@ def generate(
     if patches:
         pairs = zip(asks, before, after, strict=True)
         names = ", ".join(str(entry.get("name")) for patch in patches for entry in patch.meta["concepts"])
-        rows = [grid.Row(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs]
+        rows = [
+            grid.GridRow(f"{names} erased", f"seed {ask.seed}", [grid.Cell(a), grid.Cell(b)]) for ask, a, b in pairs
+        ]
         sheet = grid.draw_grid(prompt, rows)
     else:
         sheet = grid.tile(before, columns=min(4, n))

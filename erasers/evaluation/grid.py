@@ -34,7 +34,7 @@ class Cell(Generic[P]):
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """One prompt with its pictures, left to right; rows of one section stand together."""
 
     section: str
@@ -42,7 +42,7 @@ class Row:
     cells: Sequence[Cell[Image.Image]]
 
 
-def draw_grid(title: str, rows: Sequence[Row], columns: Sequence[str] = ("before", "after")) -> Image.Image:
+def draw_grid(title: str, rows: Sequence[GridRow], columns: Sequence[str] = ("before", "after")) -> Image.Image:
     """Draw the rows in two panels, or in one when there are few.
 
     Args:
@@ -101,7 +101,7 @@ def save_image(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda part: image.save(part, format="PNG"))
 
 
-def _panels(rows: Sequence[Row]) -> list[tuple[int, int]]:
+def _panels(rows: Sequence[GridRow]) -> list[tuple[int, int]]:
     """Where the panels start and stop: a break between sections, as near the middle as there is one."""
     breaks = [i for i in range(1, len(rows)) if rows[i].section != rows[i - 1].section]
     if len(rows) <= 4 or not breaks:
@@ -110,7 +110,7 @@ def _panels(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return [(0, middle), (middle, len(rows))]
 
 
-def _panel_height(rows: Sequence[Row], tall: int) -> int:
+def _panel_height(rows: Sequence[GridRow], tall: int) -> int:
     sections = 1 + sum(a.section != b.section for a, b in zip(rows, rows[1:], strict=False))
     return sections * _HEAD + len(rows) * (tall + _NOTE)
 
@@ -118,7 +118,7 @@ def _panel_height(rows: Sequence[Row], tall: int) -> int:
 def _draw_panel(
     sheet: Image.Image,
     corner: tuple[int, int],
-    rows: Sequence[Row],
+    rows: Sequence[GridRow],
     shown: Sequence[Sequence[Image.Image]],
     columns: Sequence[str],
     sizes: tuple[int, int, int],

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from erasers.evaluation.grid import Cell, Row, draw_grid, save_image, show, tile
+from erasers.evaluation.grid import Cell, GridRow, draw_grid, save_image, show, tile
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
-def row(section: str, text: str = "a star", size: tuple[int, int] = (32, 32)) -> Row:
-    return Row(section, text, [Cell(Image.new("RGB", size, RED), "star", True), Cell(Image.new("RGB", size, BLUE))])
+def row(section: str, text: str = "a star", size: tuple[int, int] = (32, 32)) -> GridRow:
+    return GridRow(section, text, [Cell(Image.new("RGB", size, RED), "star", True), Cell(Image.new("RGB", size, BLUE))])
 
 
 def test_small_pictures_are_magnified_pixel_by_pixel() -> None:
@@ -49,8 +49,8 @@ def test_long_titles_and_mixed_sizes_fit() -> None:
     assert grid.width < 1200
 
 
-@pytest.mark.parametrize("rows", [[], [Row("a", "b", [Cell(Image.new("RGB", (8, 8)))])]])
-def test_rows_that_do_not_fit_are_refused(rows: list[Row]) -> None:
+@pytest.mark.parametrize("rows", [[], [GridRow("a", "b", [Cell(Image.new("RGB", (8, 8)))])]])
+def test_rows_that_do_not_fit_are_refused(rows: list[GridRow]) -> None:
     with pytest.raises(ValueError, match="expected rows of 2 cells"):
         draw_grid("t", rows)
 

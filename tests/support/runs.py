@@ -10,7 +10,7 @@ from erasers.evaluation.run.run import Run
 
 def complete(run: Run) -> list[Path]:
     """Do all of a run; the files of its results."""
-    for work in (run.fitting, run.judging, run.attacking):
+    for work in (run.fitting, run.picturing, run.attacking):
         work.work()
         assert work.left() == 0
     return run.write()

@@ -24,15 +24,16 @@ def say_what_is_missing(run: Run) -> None:
     from erasers.evaluation.tasks.cost import Load, estimate
 
     cases = {row.name: run.stage.cases(row) for row in run.stage.all_rows}
-    loads = [Load(name, count, cases[name]) for name, count in run.judging.missing().items()]
+    loads = [Load(name, count, cases[name]) for name, count in run.picturing.missing().items()]
     for line in estimate(run.stage.task, loads):
         out.print(plain(line))
 
 
 def say_what_there_is(start: Start) -> None:
     """What a run would draw into an empty folder: counted without the model, its judge and files of prompts."""
-    from erasers.evaluation.run.states import REFERENCE, case_of, find_reference
+    from erasers.evaluation.run.states import case_of, find_reference
     from erasers.evaluation.scores.records import UNEDITED
+    from erasers.evaluation.scores.results import REFERENCE
     from erasers.evaluation.tasks.cost import estimate, loads
 
     start.check_methods()

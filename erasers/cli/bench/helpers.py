@@ -29,8 +29,8 @@ def work(job: Run, console: Console | None) -> None:
 
     with progress(console, "erasing", job.fitting.left() if console else 0) as advance:
         job.fitting.work(advance)
-    with progress(console, "drawing and judging", job.judging.left() if console else 0) as advance:
-        job.judging.work(advance)
+    with progress(console, "drawing and judging", job.picturing.left() if console else 0) as advance:
+        job.picturing.work(advance)
     if job.stage.task.attacks:
         with progress(console, "attacking", job.attacking.left() if console else 0) as advance:
             job.attacking.work(advance)
@@ -78,7 +78,7 @@ def _paying(job: Run) -> int:
     from erasers import worlds
 
     small = worlds.find(job.stage.task.model) and job.stage.pipe.device.type == "cpu" and "RANK" not in os.environ
-    if not small or sum(job.judging.missing().values()) < _WORTH_A_PROCESS:
+    if not small or sum(job.picturing.missing().values()) < _WORTH_A_PROCESS:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

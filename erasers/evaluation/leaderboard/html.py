@@ -21,7 +21,7 @@ from erasers.evaluation.leaderboard.views import Board, TaskView, rows_with
 from erasers.evaluation.page import document, plain
 from erasers.evaluation.scores.bootstrap import Estimate
 from erasers.evaluation.scores.records import PROBE
-from erasers.evaluation.scores.results import REFERENCE, Sample
+from erasers.evaluation.scores.results import REFERENCE, JudgedSample
 
 INTRODUCTION = (
     "Every score lies between 0 (useless) and 1 (perfect, or as good as the unedited model on the same prompts and "
@@ -222,7 +222,7 @@ def _grid(title: str, grid: Grid) -> str:
 """
 
 
-def _picture(number: int, name: str, sample: Sample, picture: Picture) -> str:
+def _picture(number: int, name: str, sample: JudgedSample, picture: Picture) -> str:
     mark, kind = {True: ("✓ ", "good"), False: ("✗ ", "bad"), None: ("", "quiet")}[picture.good]
     what = plain(f"{name}: {sample.text}; {picture.note}")
     return (

@@ -11,7 +11,7 @@ from erasers.evaluation.leaderboard.html import FIGURES, INTRODUCTION, SHARES, a
 from erasers.evaluation.leaderboard.pictures import shown_keys
 from erasers.evaluation.leaderboard.tables import COLUMNS, figure_text
 from erasers.evaluation.leaderboard.text import options_text, score_text, size_text, time_text
-from erasers.evaluation.leaderboard.views import Board, Row, TaskView, rows_with, tag_of, task_view
+from erasers.evaluation.leaderboard.views import Board, BoardRow, TaskView, rows_with, tag_of, task_view
 from erasers.evaluation.scores.bootstrap import Estimate
 from erasers.evaluation.scores.records import PROBE
 from erasers.evaluation.scores.results import read_tasks
@@ -115,14 +115,14 @@ def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *rows])
 
 
-def _name(row: Row) -> str:
+def _name(row: BoardRow) -> str:
     """The name of a row and what it is where it is no method."""
     kind = f" ({tag})" if (tag := tag_of(row)) else ""
     only = f", only {_foreign(', '.join(row.only))}" if row.only else ""
     return f"**{markdown_text(row.name)}**{kind}{only}"
 
 
-def _options(row: Row) -> str:
+def _options(row: BoardRow) -> str:
     return f"* **{markdown_text(row.name)}**: {_foreign(options_text(row.options))}"
 
 
@@ -133,7 +133,7 @@ def _score(score: Estimate | str, digits: int = 2) -> str:
     return f"{value} ({interval})"
 
 
-def _with(row: Row, name: str, below: Mapping[str, str]) -> str:
+def _with(row: BoardRow, name: str, below: Mapping[str, str]) -> str:
     """A score, and what stands below it where the row has that."""
     found = ((what, row.scores.get(other)) for other, what in below.items())
     extras = [f"{what} {_score(score)}" for what, score in found if isinstance(score, Estimate)]

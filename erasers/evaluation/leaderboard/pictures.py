@@ -11,7 +11,7 @@ from typing import Any
 
 from erasers.asks import ERASED_SPLITS
 from erasers.evaluation.scores.records import UNEDITED
-from erasers.evaluation.scores.results import REFERENCE, Result, Sample
+from erasers.evaluation.scores.results import REFERENCE, JudgedSample, Result
 from erasers.files.reading import open_picture
 
 LARGEST = 256
@@ -34,7 +34,7 @@ class Grid:
     """The same prompts with the same noise, drawn by every row of a case: row name -> one picture a prompt."""
 
     case: str
-    prompts: Sequence[Sample]
+    prompts: Sequence[JudgedSample]
     rows: Mapping[str, Sequence[Picture]]
 
 
@@ -104,14 +104,14 @@ def _successes(result: Result, label: str) -> Entries:
     return [(name, entry) for _, name, entry in sorted(ranked, key=lambda one: one[:2])[:_FOUND]]
 
 
-def _chosen(unedited: Result, case: str) -> list[Sample]:
+def _chosen(unedited: Result, case: str) -> list[JudgedSample]:
     """Samples of the unedited row: the first prompts of each split, in the order of the alphabet, drawn as asked.
 
     The choice does not depend on which pictures are there, nor on any edited model.
     """
     chosen = []
     for split, count in _SHOWN.items():
-        texts: dict[str, Sample] = {}
+        texts: dict[str, JudgedSample] = {}
         for sample in sorted(unedited.cases[case].samples, key=lambda s: (s.record.value != 1, s.text, s.record.seed)):
             if sample.record.split == split:
                 texts.setdefault(sample.text, sample)
@@ -129,11 +129,11 @@ def _grid(case: str, results: Sequence[Result]) -> Grid:
     return Grid(case, prompts, rows)
 
 
-def _key(sample: Sample) -> tuple[str, str, int]:
+def _key(sample: JudgedSample) -> tuple[str, str, int]:
     return sample.record.split, sample.text, sample.record.seed
 
 
-def _picture(result: Result, sample: Sample | None) -> Picture:
+def _picture(result: Result, sample: JudgedSample | None) -> Picture:
     if sample is None:
         return Picture("not drawn", None, "")
     return Picture(*_verdict(sample, result.kind == UNEDITED), *_png(_path(result, sample.image)))
@@ -143,7 +143,7 @@ def _path(result: Result, key: str) -> Path:
     return result.path.parent.parent / "images" / key[:2] / f"{key}.png"
 
 
-def _verdict(sample: Sample, before: bool) -> tuple[str, bool | None]:
+def _verdict(sample: JudgedSample, before: bool) -> tuple[str, bool | None]:
     """What the judge said, in words, and whether that is welcome; of the unedited model nothing is."""
     value = sample.record.value
     if value is None:

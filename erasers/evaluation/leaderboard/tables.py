@@ -8,7 +8,7 @@ from typing import Any
 
 from erasers.evaluation.leaderboard.details import CORRECTED, beside, label_of, metric_of
 from erasers.evaluation.leaderboard.text import digits_text, score_text, size_text, time_text
-from erasers.evaluation.leaderboard.views import Board, Row, tag_of
+from erasers.evaluation.leaderboard.views import Board, BoardRow, tag_of
 from erasers.evaluation.page import plain
 from erasers.evaluation.scores.bootstrap import Estimate
 from erasers.evaluation.scores.pillars import OVERALL
@@ -41,13 +41,13 @@ class Column:
     """
 
     name: str
-    cell: Callable[[Row], str]
+    cell: Callable[[BoardRow], str]
     first: str = "ascending"
     kind: str = "number"
     tag: str = ""
 
 
-def table(label: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+def table(label: str, rows: Sequence[BoardRow], columns: Sequence[Column]) -> str:
     """A table whose roles are written out, for on narrow screens its rows are laid out as cards."""
     bodies = "".join(
         f'<tbody role="rowgroup">{"".join(_row(row, columns) for row in some)}</tbody>\n'
@@ -94,7 +94,7 @@ def figure_column(figure: tuple[str, str]) -> Column:
     return Column(figure[0], lambda row: _figure(", ".join(figure), row.figures.get(figure)), tag=figure[1])
 
 
-def score_cell(name: str, row: Row, label: str = "", *, digits: int = 2, top: float = 1.0, below: str = "") -> str:
+def score_cell(name: str, row: BoardRow, label: str = "", *, digits: int = 2, top: float = 1.0, below: str = "") -> str:
     """A value with its interval, in words and drawn; or that it is missing, and why."""
     score, label = row.scores.get(name, "not measured"), f'role="cell" data-label="{plain(label or name)}"'
     if isinstance(score, str):
@@ -118,12 +118,12 @@ def _bar(score: Estimate, digits: int, top: float) -> str:
     )
 
 
-def _corrected(name: str, row: Row) -> str:
+def _corrected(name: str, row: BoardRow) -> str:
     score = row.scores.get(CORRECTED + name)
     return _extra("corrected", score) if isinstance(score, Estimate) else ""
 
 
-def _beside(name: str, row: Row) -> str:
+def _beside(name: str, row: BoardRow) -> str:
     found = [(what, row.scores.get(other)) for other, what in beside(name).items()]
     return "".join(_extra(what, score) for what, score in found if isinstance(score, Estimate))
 
@@ -159,17 +159,17 @@ def _head(column: Column) -> str:
     )
 
 
-def _row(row: Row, columns: Sequence[Column]) -> str:
+def _row(row: BoardRow, columns: Sequence[Column]) -> str:
     kind = ' class="baseline"' if row.baseline else ""
     return f'<tr role="row"{kind}>{"".join(column.cell(row) for column in columns)}</tr>\n'
 
 
-def _rank(row: Row) -> str:
+def _rank(row: BoardRow) -> str:
     key = f' data-key="{row.rank.lstrip("=")}"' if row.rank else ""
     return f'<td role="cell" data-label="rank"{key}>{row.rank or "–"}</td>'
 
 
-def _name(row: Row) -> str:
+def _name(row: BoardRow) -> str:
     tag = f' <span class="tag">{tag}</span>' if (tag := tag_of(row)) else ""
     tag += f"<small>only {plain(', '.join(row.only))}</small>" if row.only else ""
     name = plain(row.name)

@@ -17,7 +17,7 @@ from erasers.evaluation.scores.statistics import tied_ranks
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """One row of a table.
 
     Args:
@@ -67,7 +67,7 @@ class Board:
     columns: Sequence[str]
     details: Sequence[str]
     figures: Sequence[tuple[str, str]]
-    rows: Sequence[Row]
+    rows: Sequence[BoardRow]
 
 
 @dataclass(frozen=True)
@@ -179,18 +179,18 @@ def _board(case: str, results: Sequence[Result], order: Mapping[str, int]) -> Bo
     return Board(case, columns, details, figures, sorted(rows, key=_place))
 
 
-def _place(row: Row) -> float:
+def _place(row: BoardRow) -> float:
     """Baselines in the order they have, then by score, which ranks follow, then rows without one or of some cases."""
     overall = row.scores[OVERALL]
     return -2.0 if row.baseline else -overall.value if isinstance(overall, Estimate) and not row.only else 1.0
 
 
-def _row(result: Result, case: str, every: set[str], columns: Sequence[str], order: Mapping[str, int]) -> Row:
+def _row(result: Result, case: str, every: set[str], columns: Sequence[str], order: Mapping[str, int]) -> BoardRow:
     scores, cases = result.scores[case], [result.cases[case]] if case != ALL else list(result.cases.values())
     tied = [name for name in order if order[name] == order.get(result.name)]
     found: dict[str, Estimate | str] = {**scores.details, **scores.pillars}
     missing = {OVERALL: f"needs {', '.join(scores.missing)}" if scores.missing else "", **scores.missing}
-    return Row(
+    return BoardRow(
         name=result.name,
         kind=result.kind,
         options=result.options,
@@ -210,17 +210,17 @@ def _mean(costs: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def tag_of(row: Row) -> str:
+def tag_of(row: BoardRow) -> str:
     """What a row is where it is no method and its name does not say so, and whether it was drawn again."""
     tag = {UNEDITED: "row 0", "method": ""}.get(row.kind, row.kind)
     again = f"{row.redrawn} redrawn" if row.redrawn else ""
     return ", ".join(part for part in ("" if tag == row.name else tag, again) if part)
 
 
-def rows_with(board: Board, details: Sequence[str]) -> list[Row]:
+def rows_with(board: Board, details: Sequence[str]) -> list[BoardRow]:
     """Rows of a table of some details: baselines that have none of them are left out."""
     return [row for row in board.rows if not row.baseline or any(_known(row, name) for name in details)]
 
 
-def _known(row: Row, name: str) -> bool:
+def _known(row: BoardRow, name: str) -> bool:
     return isinstance(row.scores[name], Estimate)

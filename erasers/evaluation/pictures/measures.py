@@ -24,6 +24,7 @@ from erasers.evaluation.pictures.distances import Figure, cmmd, feature_drift, f
 from erasers.evaluation.pictures.features import ClipFeatures, FeatureExtractor, JudgeFeatures, Layers, judge_layers
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.scores.results import ALL, REFERENCE
+from erasers.evaluation.scores.scoring import Cases
 from erasers.evaluation.store import Journal, Store, key_of
 from erasers.files.hashing import file_sha256
 from erasers.judges.weights import file_hashes, model_folder
@@ -32,8 +33,6 @@ from erasers.worlds import World
 if TYPE_CHECKING:
     from erasers.worlds.judge import JudgeNetwork
 
-Cases = Mapping[str, Mapping[str, Any]]
-"""Case -> what a result file has of it."""
 Figures = dict[str, list[dict[str, Any]]]
 """Case or `ALL` -> figures of its sets of pictures."""
 _Where = tuple[str, str, int]

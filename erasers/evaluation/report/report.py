@@ -16,7 +16,7 @@ from rich.console import Console
 from erasers.asks import ERASED_SPLITS, KEPT_SPLITS, SPLITS, Ask
 from erasers.concept import Concept
 from erasers.evaluation.drawing import generate
-from erasers.evaluation.grid import Cell, Row, draw_grid
+from erasers.evaluation.grid import Cell, GridRow, draw_grid
 from erasers.evaluation.profile.profile import Profile
 from erasers.evaluation.report.page import Card, report_page
 from erasers.evaluation.report.pictures import MOST_PAIRS, embedded
@@ -296,7 +296,7 @@ def _went_wrong(case: Case, before: Verdict, after: Verdict) -> bool:
     return after.value is True if case.split in ERASED_SPLITS else bool(before.value) and after.value is False
 
 
-def _row(cases: Sequence[Case], index: int, before: _Side, after: _Side) -> Row:
+def _row(cases: Sequence[Case], index: int, before: _Side, after: _Side) -> GridRow:
     case = cases[index]
     erased = case.split in ERASED_SPLITS
     goes, stays = f"{case.split}: {case.concept} should go", f"{case.split}, {case.concept} erased: should stay"
@@ -304,7 +304,7 @@ def _row(cases: Sequence[Case], index: int, before: _Side, after: _Side) -> Row:
         Cell(side.images[index], *_cell_note(case, side.verdicts[index], edited))
         for side, edited in ((before, False), (after, True))
     ]
-    return Row(goes if erased else stays, case.ask.text, cells)
+    return GridRow(goes if erased else stays, case.ask.text, cells)
 
 
 def _cell_note(case: Case, verdict: Verdict, edited: bool) -> tuple[str, bool | None]:

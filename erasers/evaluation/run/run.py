@@ -10,22 +10,23 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from erasers.evaluation.pictures.measures import Cases, Figures, Measures
+from erasers.evaluation.pictures.measures import Figures, Measures
 from erasers.evaluation.run.attacking import Attacking
 from erasers.evaluation.run.fitting import Fitting
-from erasers.evaluation.run.judging import Judging
+from erasers.evaluation.run.picturing import Picturing
 from erasers.evaluation.run.stage import Advance, Stage
 from erasers.evaluation.scores import scoring
 from erasers.evaluation.scores.calibration import stored_all
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.scores.results import FORMAT
+from erasers.evaluation.scores.scoring import Cases
 from erasers.version import library_version
 
 Progress = Callable[[int], AbstractContextManager[Advance]]
 
 
 class Run:
-    """A task on its way: `fitting`, `judging` and `attacking` work in this order, then `write` has its results.
+    """A task on its way: `fitting`, `picturing` and `attacking` work in this order, then `write` has its results.
 
     Args:
         stage: The task, with its pipeline, judge, folder and rows.
@@ -37,13 +38,13 @@ class Run:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.fitting, self.judging, self.attacking = Fitting(stage), Judging(stage), Attacking(stage)
+        self.fitting, self.picturing, self.attacking = Fitting(stage), Picturing(stage), Attacking(stage)
         self.measures = Measures(stage.store, stage.task.model, stage.task.named_cases, stage.task.clip)
 
     @property
     def damaged(self) -> int:
         """Entries of the store that did not match their hashes, and were made anew."""
-        journals = (self.judging.verdicts, self.attacking.outcomes, self.measures.journal)
+        journals = (self.picturing.verdicts, self.attacking.outcomes, self.measures.journal)
         return self.stage.store.damage + sum(journal.damaged for journal in journals)
 
     def write(self, progress: Progress = lambda total: nullcontext(lambda count: None)) -> list[Path]:
@@ -71,7 +72,7 @@ class Run:
 
     def _finished(self) -> dict[str, dict[str, Any]]:
         """Row -> case -> what was judged and attacked."""
-        self.judging.verdicts.refresh()
+        self.picturing.verdicts.refresh()
         self.attacking.outcomes.refresh()
         cases: dict[str, dict[str, Any]] = {}
         for scene in self.stage.scenes:
@@ -79,7 +80,7 @@ class Run:
                 cases.setdefault(scene.row.name, {})[case] = {
                     "model": scene.model,
                     "patch": scene.patch,
-                    "samples": self.judging.results(scene, case),
+                    "samples": self.picturing.results(scene, case),
                     "attacks": self.attacking.results(scene, case),
                 }
         return cases

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from erasers.evaluation.run.drawn import picture_facts, picture_key, record_of
-from erasers.evaluation.run.states import REFERENCE, Row, Scene, case_of, find_reference, fingerprint, reference
+from erasers.evaluation.run.states import Row, Scene, case_of, find_reference, fingerprint, reference
 from erasers.evaluation.scores.records import UNEDITED
+from erasers.evaluation.scores.results import REFERENCE
 from erasers.evaluation.store import Store, key_of
 from erasers.evaluation.tasks.task import Sample, Task
 from erasers.judges import Judge

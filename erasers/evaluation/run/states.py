@@ -20,8 +20,6 @@ from erasers.models.loading import load_component, refuse_code_and_pickles, weig
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
 
-REFERENCE = "reference"
-
 
 @dataclass(frozen=True)
 class Row:

@@ -31,7 +31,7 @@ _NONE = type(None)
 
 
 @dataclass(frozen=True)
-class Sample:
+class JudgedSample:
     """One judged picture; `image` is its key in the store."""
 
     record: Record
@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgedCase:
     """Concepts that are erased together: what the patch cost, None where there is no patch, and what was drawn.
 
     Args:
@@ -53,7 +53,7 @@ class Case:
 
     nbytes: int | None
     seconds: float | None
-    samples: Sequence[Sample]
+    samples: Sequence[JudgedSample]
     attacks: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     records: Sequence[Record] = ()
 
@@ -80,7 +80,7 @@ class Result:
     options: Mapping[str, Any]
     scheme: Scheme
     shared: Mapping[str, Any]
-    cases: Mapping[str, Case]
+    cases: Mapping[str, JudgedCase]
     scores: Mapping[str, Scores]
     figures: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -266,7 +266,7 @@ def _plans(task: Any) -> Mapping[str, Mapping[str, Any]]:
     return plans
 
 
-def _case(name: str, data: Any, plans: Mapping[str, Mapping[str, Any]]) -> Case:
+def _case(name: str, data: Any, plans: Mapping[str, Mapping[str, Any]]) -> JudgedCase:
     patch = value_of(data, "patch", (dict, _NONE)) or {}
     nbytes, seconds = (value_of(patch, key, (*_NUMBER, _NONE)) if patch else None for key in ("bytes", "edit_seconds"))
     if any(cost is not None and cost < 0 for cost in (nbytes, seconds)):
@@ -276,7 +276,7 @@ def _case(name: str, data: Any, plans: Mapping[str, Mapping[str, Any]]) -> Case:
         _check_outcome(outcome)
     samples = [_sample(name, sample) for sample in value_of(data, "samples", list)]
     records = [*sample_records(name, data["samples"]), *attack_records(name, attacks, plans)]
-    return Case(nbytes, seconds, samples, attacks, records)
+    return JudgedCase(nbytes, seconds, samples, attacks, records)
 
 
 def _check_outcome(data: Any) -> None:
@@ -316,7 +316,7 @@ def _figures(data: Any) -> list[Mapping[str, Any]]:
     return data
 
 
-def _sample(case: str, data: Any) -> Sample:
+def _sample(case: str, data: Any) -> JudgedSample:
     text, image = value_of(data, "text", str), value_of(data, "image", str)
     if not _IMAGE.fullmatch(image):
         raise ValueError(f"expected the key of an image, 64 hexadecimal digits, got {image!r}")
@@ -327,7 +327,7 @@ def _sample(case: str, data: Any) -> Sample:
         value_of(data, "seed", int),
         None if value is None else float(value),
     )
-    return Sample(record, text, image)
+    return JudgedSample(record, text, image)
 
 
 def _scores(data: Any) -> Scores:

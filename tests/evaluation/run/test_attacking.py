@@ -206,7 +206,7 @@ def test_a_word_is_learned_once_for_all_prompts_of_a_concept(
             yield candidate
 
     monkeypatch.setattr(CCE, "run", watched)
-    run.judging.work()
+    run.picturing.work()
     run.attacking.work()
     assert len(words) == 1
     found = run.attacking.results(run.stage.scenes[0], "star")["cce"]

@@ -217,7 +217,7 @@ def test_what_is_done_is_not_done_again(finished: Path, start: Callable[..., Run
     before = results(out)
     shards = sorted((out / "verdicts").rglob("*.jsonl"))
     run = start(out)
-    assert set(run.judging.missing().values()) == {0}
+    assert set(run.picturing.missing().values()) == {0}
     complete(run)
     assert results(out) == before
     assert sorted((out / "verdicts").rglob("*.jsonl")) == shards
@@ -256,8 +256,8 @@ def test_whatever_is_missing_comes_again_as_it_was(
     shard.write_bytes(shard.read_bytes()[:-400])
     shutil.rmtree(out / "tiny@1")
     run = start(out)
-    assert run.judging.left() > 0
-    assert sum(run.judging.missing().values()) == len(pictures(finished)) - len(pictures(out))
+    assert run.picturing.left() > 0
+    assert sum(run.picturing.missing().values()) == len(pictures(finished)) - len(pictures(out))
     complete(run)
     assert pictures(out) == pictures(finished)
     assert results(out) == results(finished)
@@ -276,7 +276,7 @@ def test_other_numbers_of_processes_give_the_same_files(
     shutil.copytree(finished / "patches", tmp_path / "patches")
     second, first = (start(tmp_path, share=Share(rank, 2)) for rank in (1, 0))
     with pytest.raises(InterruptedError):
-        second.judging.work(killed_after(second.judging.left()))
+        second.picturing.work(killed_after(second.picturing.left()))
     assert 0 < len(pictures(tmp_path)) < len(pictures(finished))
     # The first does its own share, and the rest if the second never comes back.
     complete(first)
@@ -289,7 +289,7 @@ def test_other_numbers_of_processes_give_the_same_files(
 def test_counting_what_is_missing_fits_and_draws_nothing(start: Callable[..., Run], tmp_path: Path) -> None:
     run = start(tmp_path)
     unique = {(s.text, s.seed) for case in TASK.named_cases for s in TASK.draws(case)}
-    assert run.judging.missing() == {"unedited": len(unique), "reference": 5, "uce": 15}
+    assert run.picturing.missing() == {"unedited": len(unique), "reference": 5, "uce": 15}
     assert run.stage.lacking == ["star+ring"]
     assert list(tmp_path.iterdir()) == []
 
@@ -346,4 +346,4 @@ def test_writing_before_everything_is_judged_is_refused(start: Callable[..., Run
     with pytest.raises(ValueError, match="a verdict on every picture, got none on"):
         run.write()
     with pytest.raises(ValueError, match="fit comes first"):
-        start(tmp_path).judging.work()
+        start(tmp_path).picturing.work()

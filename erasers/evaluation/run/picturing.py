@@ -19,7 +19,7 @@ from erasers.evaluation.store import Verdicts
 from erasers.evaluation.tasks.task import Sample
 
 
-class Judging:
+class Picturing:
     """The pictures of a task on its way, and their verdicts.
 
     Args:
