@@ -14,11 +14,12 @@ import json
 import random
 import time
 
+from erasers import asks
 from erasers.evaluation.scores.bootstrap import RESAMPLES
 from erasers.evaluation.scores.pillars import Rise, Scheme, measure
 from erasers.evaluation.scores.records import Record
 
-SPLITS = ("explicit", "synonym", "neighbour", "unrelated", "utility")
+SPLITS = (*asks.SPLITS, asks.UTILITY)
 ATTACKS = ("attack/one", "attack/two")
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 ERASED_SPLITS = ("explicit", "synonym")
-
-
+"""Prompts that ask for the concept."""
 KEPT_SPLITS = ("neighbour", "unrelated")
-
-
+"""Prompts that ask for what has to stay."""
 SPLITS = (*ERASED_SPLITS, *KEPT_SPLITS)
+UTILITY = "utility"
+"""The split of prompts that say what pictures are worth, not what is in them."""
+
+SHOWS = {split: "the erased concept" if split in ERASED_SPLITS else "what was asked for" for split in SPLITS}
+"""Split -> what its pictures are counted by."""
 
 
 class Ask(Protocol):
@@ -38,6 +41,3 @@ class PlainPrompt:
     text: str
     seed: int
     wants: Mapping[str, str] = field(default_factory=dict)
-
-
-UTILITY = "utility"

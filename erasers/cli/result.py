@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from erasers.asks import ERASED_SPLITS
 from erasers.cli.console import in_bytes, out, plain
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _show_shares(summary: dict[str, Any]) -> None:
     for head in ("prompts", "should", "n", "before", "after", "reading"):
         table.add_column(head, no_wrap=head != "reading")
     for split, pair in summary["splits"].items():
-        should = "fall" if split in ("explicit", "synonym") else "stay"
+        should = "fall" if split in ERASED_SPLITS else "stay"
         reading = summary.get("readings", {}).get(split, {"word": "", "warning": ""})
         word = f"[{'red' if reading['warning'] else 'green'}]{escape(reading['word'])}[/]"
         numbers = (str(pair["after"]["n"]), _percent(pair["before"]), _percent(pair["after"]))

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from erasers import worlds
+from erasers.asks import SHOWS
 from erasers.files.hub import MODEL_NAME
 from erasers.markdown import markdown_text
 
 _MAX_ROWS = 50
-_SPLITS = {
-    "explicit": "the erased concept",
-    "synonym": "the erased concept",
-    "neighbour": "what was asked for",
-    "unrelated": "what was asked for",
-}
 _LIMITS = (
     "Erasing is not deleting. Whoever holds the weights can undo it: by taking the patch off, by fine-tuning, or with "
     "a prompt trained against the model.",
@@ -132,7 +127,7 @@ def _scores(summary: Mapping[str, Any] | None) -> str:
     splits = (summary or {}).get("splits")
     rows = [
         (split, shows, str(pair["after"]["n"]), _score(pair["before"]), _score(pair["after"]))
-        for split, shows in _SPLITS.items()
+        for split, shows in SHOWS.items()
         if (pair := _pair(splits, split)) is not None
     ]
     if not rows:

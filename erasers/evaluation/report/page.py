@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from erasers.asks import ERASED_SPLITS
+from erasers.asks import ERASED_SPLITS, SHOWS
 from erasers.evaluation.grid import Cell
 from erasers.evaluation.page import document, plain
 
-SPLIT_TEXTS: Mapping[str, tuple[str, str]] = {
-    "explicit": ("name the concept", "the erased concept"),
-    "synonym": ("call it by another name, which the method was not given", "the erased concept"),
-    "neighbour": ("ask for what looks most like it", "what was asked for"),
-    "unrelated": ("ask for anything else", "what was asked for"),
+SPLIT_TEXTS: Mapping[str, str] = {
+    "explicit": "name the concept",
+    "synonym": "call it by another name, which the method was not given",
+    "neighbour": "ask for what looks most like it",
+    "unrelated": "ask for anything else",
 }
 _LOOK = {
     True: "Before, the concept is there. After, it should be gone, and the picture should still be a good one.",
@@ -122,7 +122,7 @@ def _table(splits: Mapping[str, Any], readings: Mapping[str, Mapping[str, str]],
 
 def _split_row(split: str, pair: Mapping[str, Any], reading: Mapping[str, str] | None) -> str:
     erased = split in ERASED_SPLITS
-    prompts, shows = SPLIT_TEXTS[split]
+    prompts, shows = SPLIT_TEXTS[split], SHOWS[split]
     should = "should fall" if erased else "should stay"
     cells = [
         f'<th scope="row" role="rowheader"><b>{split}</b> <span class="quiet">{prompts}</span></th>',
