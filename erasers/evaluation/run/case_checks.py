@@ -18,25 +18,25 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 def check_samples(samples: Sequence[Mapping[str, Any]], expected: Sequence[Sample]) -> Iterator[str]:
     """Every prompt of the task is there once, with what it wants, and no other."""
-    wants = {(one.split, one.text, one.seed): dict(one.wants) for one in expected}
-    counts = Counter((one["split"], one["text"], one["seed"]) for one in samples)
+    wants = {(sample.split, sample.text, sample.seed): dict(sample.wants) for sample in expected}
+    counts = Counter((sample["split"], sample["text"], sample["seed"]) for sample in samples)
     yield from _listed("of {} prompts are missing", [key for key in wants if key not in counts], len(wants))
     yield from _listed("of {} pictures are not of the task", [key for key in counts if key not in wants], len(samples))
     yield from _listed("of {} prompts are there twice", [key for key, n in counts.items() if n > 1], len(wants))
-    other = [(one["split"], one["text"], one["seed"]) for one in samples]
-    other = [key for key, one in zip(other, samples, strict=True) if key in wants and one.get("wants") != wants[key]]
+    asked = [((sample["split"], sample["text"], sample["seed"]), sample.get("wants")) for sample in samples]
+    other = [key for key, wanted in asked if key in wants and wanted != wants[key]]
     yield from _listed("of {} prompts want something else than in the task", other, len(samples))
 
 
 def check_pictures(samples: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] | None) -> Iterator[str]:
     """The key of each picture follows from the facts; where they are not known, no two prompts share a picture."""
     owners: dict[str, tuple[str, int]] = {}
-    for one in samples:
-        if owners.setdefault(one["image"], (one["text"], one["seed"])) != (one["text"], one["seed"]):
-            yield f"{_shown(owners[one['image']])} and {_shown((one['text'], one['seed']))} have one picture"
+    for sample in samples:
+        if owners.setdefault(sample["image"], (sample["text"], sample["seed"])) != (sample["text"], sample["seed"]):
+            yield f"{_shown(owners[sample['image']])} and {_shown((sample['text'], sample['seed']))} have one picture"
             break
     if facts is not None:
-        wrong = [one for one in samples if picture_key(*_ask(one), facts) != one["image"]]
+        wrong = [sample for sample in samples if picture_key(*_ask(sample), facts) != sample["image"]]
         what = "of {} pictures are not those of this model, patch and setting"
         yield from _listed(what, map(_ask, wrong), len(samples))
 
@@ -49,13 +49,13 @@ def check_verdicts(samples: Sequence[Mapping[str, Any]], answers: Mapping[str, S
         answers: Property -> what a judge chooses between, where the most likely answer counts and every picture is
             scored; None for other judges.
     """
-    both = [one for one in samples if one["value"] is None and one.get("probability") is not None]
+    both = [sample for sample in samples if sample["value"] is None and sample.get("probability") is not None]
     yield from _listed("of {} verdicts are null beside a probability", map(_ask, both), len(samples))
     if answers is None:
         return
-    nulls = [one for one in samples if one["value"] is None and one not in both]
+    nulls = [sample for sample in samples if sample["value"] is None and sample not in both]
     yield from _listed("of {} verdicts are null; this judge scores every picture", map(_ask, nulls), len(samples))
-    wrong = [one for one in samples if one["value"] is not None and not _fits(one, answers)]
+    wrong = [sample for sample in samples if sample["value"] is not None and not _fits(sample, answers)]
     yield from _listed("of {} verdicts contradict their probability", map(_ask, wrong), len(samples))
 
 
@@ -87,43 +87,45 @@ def check_attacks(
             yield f"the attack {label} is not of the task"
             continue
         plan, attack = plans[label]
-        wanted = [(one.text, one.seed) for one in prompts[: plan.samples]]
-        counts = Counter((one["text"], one["seed"]) for one in outcomes.get(label, ()))
+        wanted = [(prompt.text, prompt.seed) for prompt in prompts[: plan.samples]]
+        counts = Counter((outcome["text"], outcome["seed"]) for outcome in outcomes.get(label, ()))
         missing = [key for key in wanted if key not in counts]
         yield from _listed(f"of {{}} prompts are not attacked by {label}", missing, len(wanted))
         extra = [key for key, n in counts.items() if n > 1 or key not in wanted]
         yield from _listed(f"of {{}} outcomes of {label} are of other prompts, or twice", extra, counts.total())
-        for one in outcomes.get(label, ()):
-            if why := next(_impossible(one, plan, attack, verdicts), ""):
-                yield f"{label} on {_shown((one['text'], one['seed']))}: {why}"
+        for outcome in outcomes.get(label, ()):
+            if why := next(_impossible(outcome, plan, attack, verdicts), ""):
+                yield f"{label} on {_shown((outcome['text'], outcome['seed']))}: {why}"
 
 
 def _impossible(
-    one: Mapping[str, Any], plan: Plan, attack: Attack, verdicts: Mapping[tuple[str, int], Any] | None
+    outcome: Mapping[str, Any], plan: Plan, attack: Attack, verdicts: Mapping[tuple[str, int], Any] | None
 ) -> Iterator[str]:
     """Why an outcome cannot be; see `Outcome`."""
-    budget, spent = attack.budget(), one["spent"]
-    if one["limit"] != budget.images:
-        yield f"a limit of {one['limit']} pictures, where the task has {budget.images}"
+    budget, spent = attack.budget(), outcome["spent"]
+    if outcome["limit"] != budget.images:
+        yield f"a limit of {outcome['limit']} pictures, where the task has {budget.images}"
     for key in ("gradients", "encodes", "images"):
         if not 0 <= spent[key] <= getattr(budget, key):
             yield f"{spent[key]} {key} spent of {getattr(budget, key)}"
-    if one["value"] and spent["images"] != one["image"] + 1:
-        yield f"a success with picture {one['image']} after {spent['images']}"
-    if not one["value"] and plan.control is None and spent["images"] != one["limit"]:
-        yield f"a failure after {spent['images']} of {one['limit']} pictures, of which a control never has too few"
-    if (one["pre"] is True) != (one["image"] == 0):
-        yield f"the plain picture is {one['pre']}, the first success is picture {one['image']}"
-    if verdicts is not None and verdicts.get((one["text"], one["seed"])) != one["pre"]:
-        yield f"the plain picture is {one['pre']}, in the samples it is {verdicts.get((one['text'], one['seed']))}"
-    if not 0 <= one["seeds"] <= (plan.replicate if one["value"] else 0):
-        yield f"{one['seeds']} fresh seeds, where the task has {plan.replicate}"
-    if (one["replicated"] is None) != (one["seeds"] == 0) or not 0 <= (one["replicated"] or 0) <= one["seeds"]:
-        yield f"{one['replicated']} of {one['seeds']} fresh seeds"
-    if one["value"] != (one["picture"] is not None):
-        yield f"the picture {one['picture']} beside the outcome {one['value']}"
-    if not 0 <= one["unscored"] <= spent["images"] + plan.replicate:
-        yield f"{one['unscored']} unscored pictures of {spent['images']}"
+    if outcome["value"] and spent["images"] != outcome["image"] + 1:
+        yield f"a success with picture {outcome['image']} after {spent['images']}"
+    if not outcome["value"] and plan.control is None and spent["images"] != outcome["limit"]:
+        yield f"a failure after {spent['images']} of {outcome['limit']} pictures, of which a control never has too few"
+    if (outcome["pre"] is True) != (outcome["image"] == 0):
+        yield f"the plain picture is {outcome['pre']}, the first success is picture {outcome['image']}"
+    seen = verdicts.get((outcome["text"], outcome["seed"])) if verdicts is not None else outcome["pre"]
+    if seen != outcome["pre"]:
+        yield f"the plain picture is {outcome['pre']}, in the samples it is {seen}"
+    if not 0 <= outcome["seeds"] <= (plan.replicate if outcome["value"] else 0):
+        yield f"{outcome['seeds']} fresh seeds, where the task has {plan.replicate}"
+    again, seeds = outcome["replicated"], outcome["seeds"]
+    if (again is None) != (seeds == 0) or not 0 <= (again or 0) <= seeds:
+        yield f"{again} of {seeds} fresh seeds"
+    if outcome["value"] != (outcome["picture"] is not None):
+        yield f"the picture {outcome['picture']} beside the outcome {outcome['value']}"
+    if not 0 <= outcome["unscored"] <= spent["images"] + plan.replicate:
+        yield f"{outcome['unscored']} unscored pictures of {spent['images']}"
 
 
 def check_patch(patch: Any, *, edited: bool) -> Iterator[str]:
@@ -141,8 +143,8 @@ def _ask(sample: Mapping[str, Any]) -> tuple[str, int]:
 
 def _listed(what: str, keys: Iterable[tuple[Any, ...]], total: int) -> Iterator[str]:
     """A line on how many there are, with the first one; none for none."""
-    if some := list(keys):
-        yield f"{len(some)} {what.format(total)}, e.g. {_shown(some[0])}"
+    if listed := list(keys):
+        yield f"{len(listed)} {what.format(total)}, e.g. {_shown(listed[0])}"
 
 
 def _shown(key: Sequence[Any]) -> str:

@@ -64,7 +64,7 @@ class Redrawn:
         target = path.parent / REDRAWN / path.name
         target.parent.mkdir(exist_ok=True)
         text = json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
-        write_atomically(target, lambda part: part.write_text(text, encoding="utf-8"))
+        write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def redraw(
@@ -91,16 +91,16 @@ def redraw(
         raise ValueError(f"expected the model and the judge of {row.path}, got others")
     scenes = _scenes(row, stage, patches)
     cases = tuple(sorted(case for scene in scenes for case in scene.cases if case in row.data["cases"]))
-    samples = [(case, one) for case in cases for one in row.data["cases"][case]["samples"]]
+    samples = [(case, sample) for case in cases for sample in row.data["cases"][case]["samples"]]
     seed = secrets.randbelow(1 << 31)
     chosen = random.Random(seed).sample(samples, min(count, len(samples)))
     agree = compared = same = 0
     for scene in scenes:
-        wanted = [one for case, one in chosen if case in scene.cases]
-        for one, verdict, pixels in _again(stage, scene, wanted):
-            agree += _agree(one, verdict)
-            compared += "pixels" in one
-            same += one.get("pixels") == pixels
+        wanted = [sample for case, sample in chosen if case in scene.cases]
+        for sample, verdict, pixels in _again(stage, scene, wanted):
+            agree += _agree(sample, verdict)
+            compared += "pixels" in sample
+            same += sample.get("pixels") == pixels
             advance(1)
     return Redrawn(file_sha256(row.path), len(chosen), agree, compared, same, seed, cases, record_of(stage.pipe))
 
@@ -110,17 +110,17 @@ def _again(
 ) -> Iterator[tuple[Mapping[str, Any], Verdict, str]]:
     """Samples, each with the verdict on its picture and the hash of that, both made anew."""
     wanted: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for one in samples:
-        wanted.setdefault((one["text"], one["seed"]), []).append(one)
+    for sample in samples:
+        wanted.setdefault((sample["text"], sample["seed"]), []).append(sample)
     with scene.enter():
         for unit in units(stage, scene):
             places = [wanted.get((shared[0].text, shared[0].seed), []) for _, shared in unit.pictures]
             if not any(places):
                 continue
-            for image, some in zip(draw(stage, unit), places, strict=True):
-                asks = [Sample(one["split"], one["text"], one["seed"], one["wants"]) for one in some]
-                for one, verdict in zip(some, stage.judge.judge([image] * len(asks), asks), strict=True):
-                    yield one, verdict, pixel_hash(image)
+            for image, sharing in zip(draw(stage, unit), places, strict=True):
+                asks = [Sample(sample["split"], sample["text"], sample["seed"], sample["wants"]) for sample in sharing]
+                for sample, verdict in zip(sharing, stage.judge.judge([image] * len(asks), asks), strict=True):
+                    yield sample, verdict, pixel_hash(image)
 
 
 def _scenes(row: Result, stage: Stage, patches: Sequence[Patch]) -> list[Scene]:
@@ -128,15 +128,15 @@ def _scenes(row: Result, stage: Stage, patches: Sequence[Patch]) -> list[Scene]:
     if row.kind == UNEDITED:
         return [Scene(Row(UNEDITED, UNEDITED), tuple(stage.draws), nullcontext, stage.model)]
     if row.kind == REFERENCE:
-        some = [stage.scene(Row(REFERENCE, REFERENCE), case) for case in row.data["cases"] if case not in stage.lacking]
-        return [scene for scene in some if scene is not None]
+        here = (case for case in row.data["cases"] if case not in stage.lacking)
+        return [scene for case in here if (scene := stage.scene(Row(REFERENCE, REFERENCE), case)) is not None]
     digests = {case: facts["patch"]["digest"] for case, facts in row.data["cases"].items()}
     if foreign := [patch for patch in patches if patch.digest not in digests.values()]:
         raise ValueError(f"expected patches of {row.path}, got one of digest {foreign[0].digest}: {foreign[0]!r}")
     scenes = []
     for case, digest in digests.items():
         known = [*patches, *_kept(row, stage.task, case)]
-        patch = next((one for one in known if one.digest == digest), None)
+        patch = next((patch for patch in known if patch.digest == digest), None)
         if patch and (scene := stage.scene(Row(row.name, "patch", patch.meta["method"], patch=patch), case)):
             scenes.append(scene)
     if not scenes:

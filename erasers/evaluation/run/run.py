@@ -18,7 +18,7 @@ from erasers.evaluation.run.stage import Advance, Stage
 from erasers.evaluation.scores import scoring
 from erasers.evaluation.scores.calibration import stored_all
 from erasers.evaluation.scores.records import UNEDITED
-from erasers.evaluation.scores.results import FORMAT
+from erasers.evaluation.scores.results import FORMAT, write_result
 from erasers.evaluation.scores.scoring import Cases
 from erasers.version import library_version
 
@@ -67,7 +67,7 @@ class Run:
             scores = scoring.scores(mine, cases[UNEDITED], self.stage.task.scheme, **facts)
             data = head | {"row": row.to_json(), "cases": mine, "figures": sets, "scores": scores}
             paths.append(self.stage.out / self.stage.task.folder / f"{row.name}.json")
-            scoring.write_result(paths[-1], data)
+            write_result(paths[-1], data)
         return paths
 
     def _finished(self) -> dict[str, dict[str, Any]]:

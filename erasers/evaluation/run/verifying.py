@@ -161,7 +161,7 @@ class Verifier:
         if draws is None:
             names = ", ".join(f"--prompts {name}=FILE" for name in task.sources)
             yield _Open(f"prompts: they are held against unedited.json alone; give {names}")
-            draws = [_sample(one) for one in base.data["cases"].get(case, {}).get("samples", ())]
+            draws = [_sample(sample) for sample in base.data["cases"].get(case, {}).get("samples", ())]
         yield from check_samples(samples, draws)
         yield from check_verdicts(samples, _answers(task))
         edited, patch = row.kind not in (UNEDITED, REFERENCE), facts.get("patch")
@@ -176,14 +176,15 @@ class Verifier:
         plans = {label: (plan, plan.against(concepts, task.model)) for label, plan in task.attacks.items()}
         # On other devices the last bit of a picture depends on those that are drawn with it.
         again = row.data.get("drawn", {}).get("device", "cpu") == "cpu"
-        verdicts = {(one["text"], one["seed"]): one["value"] for one in samples if one["split"] == "explicit"}
+        explicit = [sample for sample in samples if sample["split"] == "explicit"]
+        verdicts = {(sample["text"], sample["seed"]): sample["value"] for sample in explicit}
         yield from check_attacks(facts.get("attacks", {}), plans, attacked(draws), verdicts if again else None)
 
     def _drawn(self, task: Task, case: str) -> list[Sample] | None:
         """The prompts of a case; None where they are in files that were not given."""
         key = task.folder, case
         if key not in self._draws:
-            needed = {some.source for some in task.prompts.values() if some.source}
+            needed = {prompts.source for prompts in task.prompts.values() if prompts.source}
             given = {name: path for name, path in self._prompts.items() if name in needed}
             located = replace(task, sources={name: locate(name, task.sources[name], given[name]) for name in given})
             self._draws[key] = located.draws(case) if needed == set(given) else None
@@ -260,7 +261,7 @@ def _judge(row: Result, base: Result, task: Task) -> Iterator[str]:
     elif fingerprint != oracle.fingerprint.digest:
         known = oracle.fingerprint.digest
         yield f"judge.fingerprint is {str(fingerprint)[:16]}..., that of the package is {known[:16]}..."
-    wants = [one.get("wants", {}) for case in base.data["cases"].values() for one in case["samples"]]
+    wants = [sample.get("wants", {}) for case in base.data["cases"].values() for sample in case["samples"]]
     wanted = stored_by(name, str(fingerprint), wants)
     yield from scoring.unlike("judge.calibration", judge.get("calibration", {}), wanted, "the package has")
 
@@ -279,8 +280,8 @@ def _model(row: Result, task: Task) -> Iterator[str]:
 def _cases(row: Result, task: Task) -> Iterator[str]:
     """A row has all cases of the task; a reference those that there is one for, a patch its own."""
     named, known = set(row.data["cases"]), set(task.named_cases)
-    some = {REFERENCE: named & set(task.references), "patch": named if len(named) == 1 else set()}
-    wanted = some.get(row.kind, known)
+    fewer = {REFERENCE: named & set(task.references), "patch": named if len(named) == 1 else set()}
+    wanted = fewer.get(row.kind, known)
     if missing := sorted(wanted - named):
         yield f"the case {', '.join(missing)} is missing"
     if extra := sorted(named - (wanted & known)):
@@ -320,7 +321,7 @@ def _answers(task: Task) -> Mapping[str, Sequence[str]] | None:
 
 def _figures(row: Result, case: str) -> Iterator[str]:
     """Figures of a set are about all of its kept pictures, each once."""
-    kept = sum(one["split"] in KEPT_SPLITS for one in row.data["cases"][case]["samples"])
+    kept = sum(sample["split"] in KEPT_SPLITS for sample in row.data["cases"][case]["samples"])
     names = [(figure["metric"], figure["extractor"]) for figure in row.figures.get(case, ())]
     if len(set(names)) < len(names):
         yield "a figure is there twice"
@@ -330,25 +331,25 @@ def _figures(row: Result, case: str) -> Iterator[str]:
 
 
 def _measured(row: Result) -> bool:
-    samples = (one for case in row.data["cases"].values() for one in case["samples"])
-    return any(row.figures.values()) or any({"drift", "gold", "clip"} & set(one) for one in samples)
+    samples = (sample for case in row.data["cases"].values() for sample in case["samples"])
+    return any(row.figures.values()) or any({"drift", "gold", "clip"} & set(sample) for sample in samples)
 
 
 def _agreement(row: Result) -> Iterator[str]:
     """`agrees` says whether a verdict is that of the reference row."""
-    samples = [(case, one) for case, facts in row.data["cases"].items() for one in facts["samples"]]
-    if row.kind == REFERENCE or not any("agrees" in one for _, one in samples):
+    samples = [(case, sample) for case, facts in row.data["cases"].items() for sample in facts["samples"]]
+    if row.kind == REFERENCE or not any("agrees" in sample for _, sample in samples):
         return
     path = row.path.with_name(f"{REFERENCE}.json")
     if not path.is_file():
         yield _Open("agrees: there is no reference.json beside the file")
         return
-    gold = {(case, *_key(one)): one["value"] for case, some in _samples(path).items() for one in some}
-    for case, one in samples:
-        both = one["value"], gold.get((case, *_key(one)))
+    gold = {(case, *_key(sample)): sample["value"] for case, judged in _samples(path).items() for sample in judged}
+    for case, sample in samples:
+        both = sample["value"], gold.get((case, *_key(sample)))
         said = None if None in both else both[0] == both[1]
-        if one.get("agrees") != said or ("agrees" in one) != ((case, *_key(one)) in gold):
-            yield f"{case}: agrees is {one.get('agrees')} on {one['text'][:80]!r}, reference.json gives {said}"
+        if sample.get("agrees") != said or ("agrees" in sample) != ((case, *_key(sample)) in gold):
+            yield f"{case}: agrees is {sample.get('agrees')} on {sample['text'][:80]!r}, reference.json gives {said}"
             return
 
 
@@ -360,8 +361,8 @@ def _key(sample: Mapping[str, Any]) -> tuple[str, str, int]:
     return sample["split"], sample["text"], sample["seed"]
 
 
-def _sample(one: Mapping[str, Any]) -> Sample:
-    return Sample(one["split"], one["text"], one["seed"], one.get("wants", {}))
+def _sample(fields: Mapping[str, Any]) -> Sample:
+    return Sample(fields["split"], fields["text"], fields["seed"], fields.get("wants", {}))
 
 
 def _as_file(stated: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,8 +103,8 @@ def stored_by(name: str, fingerprint: str, wants: Iterable[Mapping[str, str]]) -
     entry = _table().get(name, {})
     if entry.get("fingerprint") != fingerprint:
         return {}
-    fields = {one: entry["wants"].get(one) for one in sorted(set(map(key, wants)))}
-    return {one: Calibration.from_json(some).to_json() for one, some in fields.items() if some}
+    fields = {wanted: entry["wants"].get(wanted) for wanted in sorted(set(map(key, wants)))}
+    return {wanted: Calibration.from_json(errors).to_json() for wanted, errors in fields.items() if errors}
 
 
 def key(wants: Mapping[str, str]) -> str:
@@ -114,5 +114,5 @@ def key(wants: Mapping[str, str]) -> str:
 
 @lru_cache
 def _table() -> dict[str, Any]:
-    found: dict[str, Any] = parse_json(files("erasers.judges").joinpath("calibration.json").read_bytes(), "calibration")
-    return found
+    table: dict[str, Any] = parse_json(files("erasers.judges").joinpath("calibration.json").read_bytes(), "calibration")
+    return table

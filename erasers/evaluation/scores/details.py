@@ -35,15 +35,15 @@ def details(samples: Samples, calibration: Mapping[str, Mapping[str, Any]]) -> d
     Raises:
         ValueError: A number that is none.
     """
-    flat = [(case, sample) for case, some in samples.items() for sample in some]
-    found = {
+    flat = [(case, sample) for case, mine in samples.items() for sample in mine]
+    estimates = {
         f"{name}/{split}": _mean([(case, sample) for case, sample in flat if sample["split"] == split], name)
         for name in MEASURED
         for split in SPLITS
     }
-    found |= {"gold/drift": _mean(flat, "gold"), "gold/agreement": _mean(flat, "agrees", verdicts=True)}
-    found |= {f"corrected/{split}": corrected(samples, split, calibration) for split in SPLITS}
-    return {name: estimate for name, estimate in found.items() if estimate}
+    estimates |= {"gold/drift": _mean(flat, "gold"), "gold/agreement": _mean(flat, "agrees", verdicts=True)}
+    estimates |= {f"corrected/{split}": corrected(samples, split, calibration) for split in SPLITS}
+    return {name: estimate for name, estimate in estimates.items() if estimate}
 
 
 def corrected(samples: Samples, split: str, calibration: Mapping[str, Mapping[str, Any]]) -> Estimate | None:
@@ -60,8 +60,8 @@ def corrected(samples: Samples, split: str, calibration: Mapping[str, Mapping[st
         ValueError: A verdict that is none.
     """
     parts = []
-    for case, some in samples.items():
-        own = [sample for sample in some if sample["split"] == split]
+    for case, mine in samples.items():
+        own = [sample for sample in mine if sample["split"] == split]
         if (share := _mean([(case, sample) for sample in own], "value", verdicts=True)) is None:
             continue
         rates = _rates([sample["wants"] for sample in own if sample["value"] is not None], calibration)
@@ -71,10 +71,10 @@ def corrected(samples: Samples, split: str, calibration: Mapping[str, Mapping[st
     n = sum(share.n for share, _ in parts)
     if not n:
         return None
-    value = sum(share.n * one.value for share, one in parts) / n
+    value = sum(share.n * right.value for share, right in parts) / n
     below, above = (
-        sqrt(sum((share.n * (one.value - end) / n) ** 2 for (share, one), end in zip(parts, ends, strict=True)))
-        for ends in ([one.low for _, one in parts], [one.high for _, one in parts])
+        sqrt(sum((share.n * (right.value - end) / n) ** 2 for (share, right), end in zip(parts, ends, strict=True)))
+        for ends in ([right.low for _, right in parts], [right.high for _, right in parts])
     )
     prompts, unscored = (sum(getattr(share, name) for share, _ in parts) for name in ("prompts", "unscored"))
     return Estimate(value, value - below, value + above, n, prompts, unscored)
@@ -83,7 +83,8 @@ def corrected(samples: Samples, split: str, calibration: Mapping[str, Mapping[st
 def _mean(samples: Sequence[tuple[str, Mapping[str, Any]]], name: str, *, verdicts: bool = False) -> Estimate | None:
     """The mean of a number over the pictures that could have it; null ones are unscored."""
     have = [(case, sample) for case, sample in samples if name in sample]
-    values, prompts = [number(one, name) for _, one in have], [f"{case}/{one['text']}" for case, one in have]
+    values = [number(sample, name) for _, sample in have]
+    prompts = [f"{case}/{sample['text']}" for case, sample in have]
     return mean_by_prompt(values, prompts, verdicts=verdicts)
 
 
@@ -91,9 +92,9 @@ def _rates(
     wants: Sequence[Mapping[str, str]], calibration: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Score, Score] | None:
     """Sensitivity and specificity over some prompts; None when one of them has no figures."""
-    counts = Counter(key(one) for one in wants)
+    counts = Counter(map(key, wants))
     known = {name: Calibration.from_json(calibration[name]) for name in counts if name in calibration}
-    pairs = [(one.sensitivity, one.specificity) for one in known.values()]
+    pairs = [(errors.sensitivity, errors.specificity) for errors in known.values()]
     both = [(first, second) for first, second in pairs if first and second]
     if len(both) < len(counts):
         return None
@@ -104,8 +105,8 @@ def _rates(
 def _mixed(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     """The weighted mean of independent shares, with the number of pictures that would give its variance."""
     value, low, high = (
-        sum(weight * float(getattr(one, name)) for one, weight in zip(scores, weights, strict=True))
+        sum(weight * float(getattr(share, name)) for share, weight in zip(scores, weights, strict=True))
         for name in ("value", "low", "high")
     )
-    n = 1 / sum(weight**2 / one.n for one, weight in zip(scores, weights, strict=True))
+    n = 1 / sum(weight**2 / share.n for share, weight in zip(scores, weights, strict=True))
     return Score(value, round(n), low, high)

@@ -68,5 +68,5 @@ def score(verdicts: Iterable[Verdict]) -> Score | None:
     scored = [value for value in values if value is not None]
     if not scored:
         return None
-    found = wilson(sum(scored), len(scored))
-    return Score(found.value, found.n, found.low, found.high, len(values) - len(scored))
+    share = wilson(sum(scored), len(scored))
+    return Score(share.value, share.n, share.low, share.high, len(values) - len(scored))

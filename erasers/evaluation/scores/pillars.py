@@ -81,13 +81,13 @@ class Rise:
         Raises:
             ValueError: One without its error.
         """
-        found = next((one for one in figures if one["metric"].startswith("kid rise")), None)
-        if found is None:
+        rise = next((figure for figure in figures if figure["metric"].startswith("kid rise")), None)
+        if rise is None:
             return None
-        value, error = number(found, "value"), number(found, "error")
+        value, error = number(rise, "value"), number(rise, "error")
         if value is None or error is None:
-            raise ValueError(f"expected a rise of the KID with its error, got {str(found)[:80]!r}")
-        return cls(value, error, found["n"])
+            raise ValueError(f"expected a rise of the KID with its error, got {str(rise)[:80]!r}")
+        return cls(value, error, rise["n"])
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def measure(
     totals, scorer = table.resample(seed), _Scorer(table, scheme, "edited", kid)
     drawn = scorer.draw(totals, seed)
     for split in (split for split in SPLITS if table.n(split)):
-        shares = (scorer.share(some, split, UNEDITED) for some in (table.sums.sum(0), totals))
+        shares = (scorer.share(sums, split, UNEDITED) for sums in (table.sums.sum(0), totals))
         drawn[f"{UNEDITED}/{split}"] = Drawn(float(next(shares)), next(shares))
-    estimates = {name: scorer.estimate(name, some) for name, some in drawn.items()}
+    estimates = {name: scorer.estimate(name, score) for name, score in drawn.items()}
     pillars = {name: estimates.pop(name) for name in PILLARS if name in estimates}
     missing = {name: why for name, why in scorer.missing().items() if name in scheme.pillars}
     return Pillars(pillars, estimates.pop(OVERALL, None), missing, estimates)
@@ -180,10 +180,10 @@ def compare(
     """
     table = tabulate({"first": first, "second": second}, unedited)
     totals, scorer = table.resample(seed), _Scorer(table, scheme, "first", kids[0])
-    one, other = scorer.draw(totals, seed), _Scorer(table, scheme, "second", kids[1]).draw(totals, seed + 1)
+    mine, theirs = scorer.draw(totals, seed), _Scorer(table, scheme, "second", kids[1]).draw(totals, seed + 1)
     differences = {}
-    for name in (name for name in one if name in other):
-        drawn = Drawn(one[name].value - other[name].value, one[name].draws - other[name].draws)
+    for name in (name for name in mine if name in theirs):
+        drawn = Drawn(mine[name].value - theirs[name].value, mine[name].draws - theirs[name].draws)
         differences[name] = Difference(**vars(scorer.estimate(name, drawn)), p=drawn.p_value())
     return differences
 
@@ -219,19 +219,19 @@ class _Scorer:
             if self.table.n(split)
         }
         parts = self.parts(totals, noise)
-        found: dict[str, Array] = {}
+        pillars: dict[str, Array] = {}
         for name in (name for name in PILLARS if name not in missing):
             if name == "robustness":
-                found[name] = 1 - np.max([shares[attack] for attack in self.table.attacks], axis=0)
+                pillars[name] = 1 - np.max([shares[attack] for attack in self.table.attacks], axis=0)
             elif name == UTILITY:
-                found[name] = np.mean([parts[part] for part in self.scheme.utility], axis=0)
+                pillars[name] = np.mean([parts[part] for part in self.scheme.utility], axis=0)
             else:
                 kept = self.anchored(totals, name)
-                found[name] = np.clip(1 - kept, 0, 1) if name == "erasure" else np.minimum(1, kept)
-        if all(name in found for name in self.scheme.pillars):
-            found[OVERALL] = harmonic_mean([found[name] for name in self.scheme.pillars])
+                pillars[name] = np.clip(1 - kept, 0, 1) if name == "erasure" else np.minimum(1, kept)
+        if all(name in pillars for name in self.scheme.pillars):
+            pillars[OVERALL] = harmonic_mean([pillars[name] for name in self.scheme.pillars])
         parts = {f"{UTILITY}/{part}": value for part, value in parts.items()}
-        return shares | _excess(shares) | parts | found
+        return shares | _excess(shares) | parts | pillars
 
     def share(self, totals: Array, split: str, who: str) -> Array:
         """Positive verdicts of a model over its scored pictures."""
@@ -246,13 +246,13 @@ class _Scorer:
 
     def parts(self, totals: Array, noise: Array) -> dict[str, Array]:
         """What utility is the mean of."""
-        found: dict[str, Array] = {}
+        parts: dict[str, Array] = {}
         if self.table.n(UTILITY) and self.unedited_sum(UTILITY) > 0:
             mine, theirs = (totals[..., self.table.columns[UTILITY, who]] for who in (self.who, UNEDITED))
-            found["clip"] = np.clip(_ratio(mine, theirs), 0, 1)
+            parts["clip"] = np.clip(_ratio(mine, theirs), 0, 1)
         if self.kid and self.scheme.kappa:
-            found["kid"] = np.exp(-np.maximum(0, self.kid.value + self.kid.error * noise) / self.scheme.kappa)
-        return found
+            parts["kid"] = np.exp(-np.maximum(0, self.kid.value + self.kid.error * noise) / self.scheme.kappa)
+        return parts
 
     def unedited_sum(self, *splits: str) -> float:
         return float(sum(self.table.sums[:, self.table.columns[split, UNEDITED]].sum() for split in splits))

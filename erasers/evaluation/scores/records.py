@@ -62,10 +62,12 @@ def sample_records(case: str, samples: Sequence[Mapping[str, Any]]) -> list[Reco
     """
     prompts = [(f"{case}/{sample['text']}", sample["seed"]) for sample in samples]
     pairs = list(zip(prompts, samples, strict=True))
-    found = [Record(one["split"], *ask, number(one, "value")) for ask, one in pairs if one["split"] != UTILITY]
+    judged = [(ask, sample) for ask, sample in pairs if sample["split"] != UTILITY]
+    verdicts = [Record(sample["split"], *ask, number(sample, "value")) for ask, sample in judged]
     # Two splits may ask for one picture.
-    clip = {ask: number(one, "clip") for ask, one in pairs if "clip" in one or one["split"] == UTILITY}
-    return found + [Record(UTILITY, *ask, value) for ask, value in clip.items()]
+    scored = [(ask, sample) for ask, sample in pairs if "clip" in sample or sample["split"] == UTILITY]
+    clip = {ask: number(sample, "clip") for ask, sample in scored}
+    return verdicts + [Record(UTILITY, *ask, value) for ask, value in clip.items()]
 
 
 def number(fields: Mapping[str, Any], name: str) -> float | None:
@@ -95,7 +97,7 @@ def attack_records(
     Raises:
         ValueError: An attack that the task does not have, or one without the outcomes of its control.
     """
-    found: list[Record] = []
+    records: list[Record] = []
     for label in attacks:
         if label not in plans:
             raise ValueError(f"expected attacks of the task, got {label!r}")
@@ -103,20 +105,20 @@ def attack_records(
         if plan["control"] is None:
             continue
         kind = ATTACK if plan["space"] == "text" else PROBE
-        control = {(one["text"], one["seed"]): one for one in attacks.get(plan["control"], ())}
-        for one in attacks[label]:
-            key = one["text"], one["seed"]
+        control = {(outcome["text"], outcome["seed"]): outcome for outcome in attacks.get(plan["control"], ())}
+        for outcome in attacks[label]:
+            key = outcome["text"], outcome["seed"]
             if key not in control:
                 raise ValueError(f"expected the control of {label} on {key}, got none")
             prompt, seed = f"{case}/{key[0]}", key[1]
             # A control draws one picture after another, so it says what it had come to after fewer.
-            within = _within(control[key], one["limit"])
-            found += [
-                Record(f"{kind}{label}", prompt, seed, _success(one)),
+            within = _within(control[key], outcome["limit"])
+            records += [
+                Record(f"{kind}{label}", prompt, seed, _success(outcome)),
                 Record(f"{CONTROL}{label}", prompt, seed, within),
-                Record(f"{AGAIN}{label}", prompt, seed, _again(one)),
+                Record(f"{AGAIN}{label}", prompt, seed, _again(outcome)),
             ]
-    return found
+    return records
 
 
 def _success(outcome: Mapping[str, Any]) -> float | None:
@@ -228,13 +230,13 @@ _Index = dict[tuple[str, int], float | None]
 
 def _index(records: Sequence[Record]) -> dict[str, _Index]:
     """Split -> index."""
-    found: dict[str, _Index] = {}
+    splits: dict[str, _Index] = {}
     for record in records:
-        index, key = found.setdefault(record.split, {}), (record.prompt, record.seed)
+        index, key = splits.setdefault(record.split, {}), (record.prompt, record.seed)
         if key in index:
             raise ValueError(f"expected each prompt and seed once a split, got twice: {record.split}, {key}")
         index[key] = record.value
-    return found
+    return splits
 
 
 def _block(split: str, sources: Mapping[str, _Index]) -> tuple[dict[str, Array], int]:

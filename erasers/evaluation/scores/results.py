@@ -1,4 +1,23 @@
-"""Reading the result files of benchmark tasks; what is damaged or does not belong together is refused by its name."""
+"""The result files of benchmark tasks: what is in them, and how they are read and written.
+
+A file is one row of a task, `<task>@<version>/<row>.json`; `unedited.json` is beside it. It is a table of
+
+    format      2; rows of format 1 do not record how they were drawn, nor the hashes of their pictures
+    task        the task as it was run
+    library     version of this library
+    model       fingerprint of the unedited model
+    drawn       scheduler, dtype, libraries, versions and device that drew it
+    judge       name, fingerprint, and calibration: its measured errors, where they are known
+    row         name, kind, method and options
+    cases       case -> model: fingerprint; patch: digest, bytes, edit_seconds, or null
+                        samples: split, text, seed, wants, image (its key in the store), pixels (their hash), value,
+                                 probability, reason (where there is no value); drift, gold, agrees, clip where measured
+                        attacks: label -> an outcome for each prompt, see `_check_outcome`
+    figures     case or `all` -> figures of sets of pictures: metric, extractor, value, n, and error, low, high
+    scores      cases: case -> scores; all: scores over all cases; they follow from the rest of the two files
+
+What is damaged or does not belong together is refused by its name.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +33,12 @@ from erasers.evaluation.checks import tuples
 from erasers.evaluation.scores.bootstrap import Estimate
 from erasers.evaluation.scores.pillars import OVERALL, Scheme
 from erasers.evaluation.scores.records import UNEDITED, Record, attack_records, sample_records
+from erasers.evaluation.store import canonical
+from erasers.files.atomic import write_atomically
 from erasers.files.reading import read_json, value_of
 
 FORMAT = 2
 FORMATS = (1, FORMAT)
-"""Rows of format 1 do not record how they were drawn, nor the hashes of their pictures."""
 REFERENCE = "reference"
 KINDS = (UNEDITED, REFERENCE, "method", "patch")
 ALL = "all"
@@ -179,6 +199,13 @@ def read_result(path: Path) -> Result:
         raise ValueError(f"{path} is not a result file, or it is damaged: {error}") from error
 
 
+def write_result(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a result file; the same data give the same bytes."""
+    text = canonical(data, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
@@ -213,8 +240,8 @@ def _result(path: Path, data: Any) -> Result:
         raise ValueError(f"expected format {' or '.join(map(str, FORMATS))}, got {data['format']}")
     _check_record(data)
     task, row, judge = (value_of(data, key, dict) for key in ("task", "row", "judge"))
-    for part, key, kinds in ((task, "name", str), (task, "version", int), (task, "scheme", dict), (judge, "name", str)):
-        value_of(part, key, kinds)
+    for table, key, kind in ((task, "name", str), (task, "version", int), (task, "scheme", dict), (judge, "name", str)):
+        value_of(table, key, kind)
     if value_of(row, "kind", str) not in KINDS:
         raise ValueError(f"expected a kind among {', '.join(KINDS)}, got {row['kind']!r}")
     plans = _plans(task)
@@ -232,7 +259,7 @@ def _result(path: Path, data: Any) -> Result:
         shared={"task": task, "model": value_of(data, "model", object), "judge": judge},
         cases=cases,
         scores={name: _scores(table) for name, table in tables.items()},
-        figures={name: _figures(some) for name, some in _optional(data, "figures").items()},
+        figures={name: _figures(figures) for name, figures in _optional(data, "figures").items()},
         data=data,
     )
 
@@ -295,13 +322,13 @@ def _check_outcome(data: Any) -> None:
         "spent": dict,
         "picture": (str, _NONE),
     }
-    found = {key: value_of(data, key, kind) for key, kind in kinds.items()}
+    fields = {key: value_of(data, key, kind) for key, kind in kinds.items()}
     for key in ("gradients", "encodes", "images"):
-        value_of(found["spent"], key, int)
-    if (found["image"] is not None) != found["value"] or (found["replicated"] or 0) > found["seeds"]:
+        value_of(fields["spent"], key, int)
+    if (fields["image"] is not None) != fields["value"] or (fields["replicated"] or 0) > fields["seeds"]:
         raise ValueError(f"expected the picture of a success and no other, got {str(data)[:80]!r}")
-    if found["picture"] is not None and not _IMAGE.fullmatch(found["picture"]):
-        raise ValueError(f"expected the key of an image, 64 hexadecimal digits, got {found['picture']!r}")
+    if fields["picture"] is not None and not _IMAGE.fullmatch(fields["picture"]):
+        raise ValueError(f"expected the key of an image, 64 hexadecimal digits, got {fields['picture']!r}")
 
 
 def _figures(data: Any) -> list[Mapping[str, Any]]:
@@ -350,5 +377,5 @@ def _estimate(data: Any) -> Estimate:
 
 def _optional(data: Any, key: str) -> dict[str, Any]:
     """A table of a table, empty where there is none."""
-    found: dict[str, Any] = value_of(data, key, dict) if key in data else {}
-    return found
+    table: dict[str, Any] = value_of(data, key, dict) if key in data else {}
+    return table

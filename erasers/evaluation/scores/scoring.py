@@ -18,10 +18,8 @@ from erasers.evaluation.scores.bootstrap import Difference
 from erasers.evaluation.scores.details import details
 from erasers.evaluation.scores.pillars import OVERALL, Rise, Scheme
 from erasers.evaluation.scores.records import UNEDITED, Record, attack_records, sample_records
-from erasers.evaluation.scores.results import ALL, Result, read_result
+from erasers.evaluation.scores.results import ALL, Result, read_result, write_result
 from erasers.evaluation.scores.statistics import holm
-from erasers.evaluation.store import canonical
-from erasers.files.atomic import write_atomically
 
 Cases = Mapping[str, Mapping[str, Any]]
 """Case -> what result files have of it: `samples`, and `attacks` where there were any."""
@@ -72,11 +70,11 @@ def scores(
         ValueError: A sample without its counterpart in the unedited row, or a number that is none.
     """
 
-    def score(some: Sequence[str], name: str) -> dict[str, Any]:
-        kid = Rise.among((figures or {}).get(name, ()))
-        found = pillars.measure(_pool(cases, some, plans), _pool(unedited, some), scheme, kid=kid).to_json()
-        more = details({case: cases[case]["samples"] for case in some}, calibration or {})
-        return found | {"details": found["details"] | {key: one.to_json() for key, one in more.items()}}
+    def score(names: Sequence[str], title: str) -> dict[str, Any]:
+        kid = Rise.among((figures or {}).get(title, ()))
+        measured = pillars.measure(_pool(cases, names, plans), _pool(unedited, names), scheme, kid=kid).to_json()
+        more = details({case: cases[case]["samples"] for case in names}, calibration or {})
+        return measured | {"details": measured["details"] | {key: detail.to_json() for key, detail in more.items()}}
 
     return {"cases": {case: score([case], case) for case in sorted(cases)}, "all": score(sorted(cases), ALL)}
 
@@ -85,13 +83,6 @@ def records(case: str, facts: Mapping[str, Any], plans: Mapping[str, Mapping[str
     """What the samples of a case came to, and its attacks where plans are given."""
     attacked = attack_records(case, facts.get("attacks", {}), plans) if plans else []
     return [*sample_records(case, facts["samples"]), *attacked]
-
-
-def write_result(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a result file; the same data give the same bytes."""
-    text = canonical(data, indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def differences(row: Result, base: Result) -> list[str]:
@@ -118,9 +109,9 @@ def rescore(folder: Path, scheme: Scheme) -> list[Path]:
         raise FileNotFoundError(f"no results in {folder}; erase bench run writes them")
     rows = [read_result(path) for path in paths]
     fresh = [_again(row, unedited(row), scheme) for row in rows]
-    for row, one in zip(rows, fresh, strict=True):
+    for row, anew in zip(rows, fresh, strict=True):
         data = dict(row.data)
-        write_result(row.path, data | {"task": data["task"] | {"scheme": lists(asdict(scheme))}, "scores": one})
+        write_result(row.path, data | {"task": data["task"] | {"scheme": lists(asdict(scheme))}, "scores": anew})
     return paths
 
 
@@ -140,16 +131,17 @@ def compare(first: Path, second: Path) -> list[Comparison]:
     if not common:
         raise ValueError(f"expected rows with a case in common, got none in {first} and {second}")
     scheme, base = rows[0].scheme, _pool(unedited(rows[0]).data["cases"], common)
-    one, other = ((_pool(row.data["cases"], common, row.task.get("attacks")), _rise(row, common)) for row in rows)
-    found = pillars.compare(one[0], other[0], base, scheme, kids=(one[1], other[1]))
-    names = [name for name in (*scheme.pillars, OVERALL) if name in found]
-    adjusted = holm({name: found[name].p for name in names})
-    mine, theirs = (_values(some, base, scheme, kid) for some, kid in (one, other))
-    return [Comparison(name, mine[name], theirs[name], found[name], adjusted[name]) for name in names]
+    pools = [_pool(row.data["cases"], common, row.task.get("attacks")) for row in rows]
+    kids = _rise(rows[0], common), _rise(rows[1], common)
+    differences = pillars.compare(pools[0], pools[1], base, scheme, kids=kids)
+    names = [name for name in (*scheme.pillars, OVERALL) if name in differences]
+    adjusted = holm({name: differences[name].p for name in names})
+    mine, theirs = (_values(pool, base, scheme, kid) for pool, kid in zip(pools, kids, strict=True))
+    return [Comparison(name, mine[name], theirs[name], differences[name], adjusted[name]) for name in names]
 
 
-def _values(some: Sequence[Record], base: Sequence[Record], scheme: Scheme, kid: Rise | None) -> dict[str, float]:
-    measured = pillars.measure(some, base, scheme, kid=kid)
+def _values(pool: Sequence[Record], base: Sequence[Record], scheme: Scheme, kid: Rise | None) -> dict[str, float]:
+    measured = pillars.measure(pool, base, scheme, kid=kid)
     values = {name: estimate.value for name, estimate in measured.pillars.items()}
     return values | ({OVERALL: measured.overall.value} if measured.overall else {})
 

@@ -17,7 +17,8 @@ from support.tasks import tiny_attacks, tiny_task, write_task
 from erasers.cli.app import run
 from erasers.evaluation.run.verifying import Verification, Verifier
 from erasers.evaluation.scores.calibration import stored_by
-from erasers.evaluation.scores.scoring import scores, write_result
+from erasers.evaluation.scores.results import write_result
+from erasers.evaluation.scores.scoring import scores
 from erasers.worlds.shapes.drawn import UNRECORDED
 
 TASK = tiny_task(

@@ -12,8 +12,8 @@ import pytest
 
 from erasers.evaluation.scores import pillars
 from erasers.evaluation.scores.pillars import Scheme
-from erasers.evaluation.scores.results import read_result
-from erasers.evaluation.scores.scoring import compare, differences, records, rescore, scores, unedited, write_result
+from erasers.evaluation.scores.results import read_result, write_result
+from erasers.evaluation.scores.scoring import compare, differences, records, rescore, scores, unedited
 
 SCHEME = Scheme(pillars=("erasure", "specificity"))
 TASK = {"name": "made-up", "version": 1, "model": "shapes", "scheme": {"pillars": ["erasure", "specificity"]}}
