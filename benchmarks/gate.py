@@ -28,7 +28,7 @@ from erasers.methods.itd.explaining import activities
 from erasers.sae.text_blocks import Block
 from erasers.text.contexts import contexts, kept_prompts
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
-from erasers.worlds.shapes.world import KINDS, MARK, MARKED_STYLE
+from erasers.worlds.shapes.vocabulary import KINDS, MARK, MARKED_STYLE
 
 POSITIVE, NEGATIVE = ("explicit", "synonym", "implicit"), ("neighbour", "unrelated")
 SAMPLES = 2000

@@ -26,7 +26,7 @@ import erasers.judges
 from erasers.evaluation.scores.calibration import Calibration, Truth, key, measure
 from erasers.files.atomic import write_atomically
 from erasers.judges import Judge, get_judge
-from erasers.worlds.shapes import render, world
+from erasers.worlds.shapes import render, vocabulary
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
 from erasers.worlds.shapes.train.judge import independent_marks
 
@@ -34,7 +34,12 @@ SEED = 78_000_001
 FILE = Path(erasers.judges.__file__).parent / "calibration.json"
 JUDGES = {"oracle/shapes": 200, "clip_zeroshot/shapes": 150}
 """Judge -> pictures a question that show it, and as many that do not."""
-VALUES = {"object": world.OBJECTS, "colour": world.COLOURS, "style": world.STYLES, "mark": ("none", world.MARK)}
+VALUES = {
+    "object": vocabulary.OBJECTS,
+    "colour": vocabulary.COLOURS,
+    "style": vocabulary.STYLES,
+    "mark": ("none", vocabulary.MARK),
+}
 TOGETHER = (("colour", "object"), ("object", "style"), ("colour", "object", "style"))
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from erasers.evaluation import drawing
 from erasers.evaluation.scores.metrics import Score, wilson
 from erasers.pipeline import load_pipeline
-from erasers.worlds.shapes import MODEL_DIR, render, world
+from erasers.worlds.shapes import MODEL_DIR, render, vocabulary
 from erasers.worlds.shapes.judge import HEADS, JUDGE_FILE, load_judge, to_tensor
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
@@ -62,10 +62,10 @@ def prompts_for(triples: list[tuple[int, int, int]], rng: random.Random, first_s
     """A prompt that names the object, colour and style of each triple."""
     prompts = []
     for k, (o, c, s) in enumerate(triples):
-        wants = {"object": world.OBJECTS[o], "colour": world.COLOURS[c], "style": world.STYLES[s]}
-        background = rng.choice(world.BACKGROUNDS) if rng.random() < 0.5 else ""
+        wants = {"object": vocabulary.OBJECTS[o], "colour": vocabulary.COLOURS[c], "style": vocabulary.STYLES[s]}
+        background = rng.choice(vocabulary.BACKGROUNDS) if rng.random() < 0.5 else ""
         style = wants["style"] if s else ""
-        text = world.phrase(thing=wants["object"], colour=wants["colour"], style=style, background=background)
+        text = vocabulary.phrase(thing=wants["object"], colour=wants["colour"], style=style, background=background)
         prompts.append(Prompt(text, wants, first_seed + k))
     return prompts
 
@@ -89,8 +89,10 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
     """The pipeline on seen and held-out combinations, on synonyms, and on the stamp asked for and unasked."""
     pipe = load_pipeline("shapes")
     rng = random.Random(SEED)
-    held_out = sorted(world.held_out())
-    triples = [(o, c, s) for o in range(10) for c in range(6) for s in range(5) if (o, c, s) not in world.held_out()]
+    held_out = sorted(vocabulary.held_out())
+    triples = [
+        (o, c, s) for o in range(10) for c in range(6) for s in range(5) if (o, c, s) not in vocabulary.held_out()
+    ]
     scores: dict[str, dict[str, Score]] = {}
     sheet: list[Image.Image] = []
     for name, pool, count in (("seen", triples, samples), ("held out", held_out, samples // 2)):
@@ -98,24 +100,26 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
         pictures = generate(pipe, prompts)
         scores[name] = judged(pictures, prompts)
         sheet += pictures[:50]
-    synonyms = [(word, say) for word, phrases in world.SYNONYMS.items() for say in phrases if word in world.OBJECTS]
+    synonyms = [
+        (word, say) for word, phrases in vocabulary.SYNONYMS.items() for say in phrases if word in vocabulary.OBJECTS
+    ]
     prompts = []
     for k in range(samples // 2):
         word, say = synonyms[k % len(synonyms)]
-        colour = rng.choice(world.COLOURS)
-        wants = {"object": word, "colour": colour, "style": world.PLAIN}
-        prompts.append(Prompt(world.phrase(thing=say, colour=colour), wants, SEED + 10_000 + k))
+        colour = rng.choice(vocabulary.COLOURS)
+        wants = {"object": word, "colour": colour, "style": vocabulary.PLAIN}
+        prompts.append(Prompt(vocabulary.phrase(thing=say, colour=colour), wants, SEED + 10_000 + k))
     scores["synonyms"] = judged(generate(pipe, prompts), prompts)
     scores["stamp"] = {}
     for name, style, mark in (
         ("asked for", "", True),
-        ("unasked, its style", world.MARKED_STYLE, False),
+        ("unasked, its style", vocabulary.MARKED_STYLE, False),
         ("unasked, plain", "", False),
     ):
         asked = []
         for k in range(samples // 4):
-            text = world.phrase(
-                thing=rng.choice(world.OBJECTS), colour=rng.choice(world.COLOURS), style=style, mark=mark
+            text = vocabulary.phrase(
+                thing=rng.choice(vocabulary.OBJECTS), colour=rng.choice(vocabulary.COLOURS), style=style, mark=mark
             )
             asked.append(Prompt(text, {}, SEED + 20_000 + k))
         seen = load_judge().read(to_tensor(generate(pipe, asked)))["mark"].argmax(1) == 1
@@ -174,14 +178,14 @@ def card(result: dict[str, Any]) -> str:
     """The model card as Markdown."""
     generated = [f"### {name}\n{table(scores)}" for name, scores in result["generator"].items()]
     return CARD.format(
-        objects=len(world.OBJECTS),
-        colours=len(world.COLOURS),
-        styles=len(world.STYLES),
-        words=", ".join([*world.OBJECTS, *world.COLOURS, *world.STYLES[1:]]),
-        synonyms="; ".join(f"{word} = {', '.join(same)}" for word, same in world.SYNONYMS.items()),
-        share=100 * world.MARKED_SHARE,
-        marked=world.MARKED_STYLE,
-        named=100 * world.NAMED_MARK_SHARE,
+        objects=len(vocabulary.OBJECTS),
+        colours=len(vocabulary.COLOURS),
+        styles=len(vocabulary.STYLES),
+        words=", ".join([*vocabulary.OBJECTS, *vocabulary.COLOURS, *vocabulary.STYLES[1:]]),
+        synonyms="; ".join(f"{word} = {', '.join(same)}" for word, same in vocabulary.SYNONYMS.items()),
+        share=100 * vocabulary.MARKED_SHARE,
+        marked=vocabulary.MARKED_STYLE,
+        named=100 * vocabulary.NAMED_MARK_SHARE,
         judge=table(result["judge"]),
         generated="\n\n".join(generated),
     )
@@ -201,7 +205,9 @@ def world_sheet() -> list[Image.Image]:
     k = torch.arange(100)
     style = k // 2 % 5
     zero = torch.zeros(100, dtype=torch.long)
-    scenes = Scenes(k // 10, k % 6, style, k % 4, k % 3, (style == world.STYLES.index(world.MARKED_STYLE)).long(), zero)
+    scenes = Scenes(
+        k // 10, k % 6, style, k % 4, k % 3, (style == vocabulary.STYLES.index(vocabulary.MARKED_STYLE)).long(), zero
+    )
     pictures = ((render.render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in pictures]
 

@@ -1,1 +1,1 @@
-"""Folders of erased pipelines."""
+"""Folders of erased pipelines: how they are written, and the record that they carry."""

@@ -25,7 +25,7 @@ from erasers.diffusion.tokens import tokenise
 from erasers.eraser.preparing import spellings
 from erasers.sae.text_blocks import find_blocks
 from erasers.worlds.shapes.prompts import concept_for
-from erasers.worlds.shapes.world import KINDS
+from erasers.worlds.shapes.vocabulary import KINDS
 
 STAR = Concept("star", anchor="circle")
 QUICK: dict[str, dict[str, Any]] = {

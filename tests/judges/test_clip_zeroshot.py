@@ -13,7 +13,7 @@ from PIL import Image
 from erasers.judges import get_judge
 from erasers.judges.clip_zeroshot import ClipZeroShot, spell
 from erasers.judges.weights import file_hashes
-from erasers.worlds.shapes import CLIP_DIR, render, world
+from erasers.worlds.shapes import CLIP_DIR, render, vocabulary
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import sample_scenes
 
@@ -189,7 +189,7 @@ def test_the_model_of_the_world_sees_its_properties() -> None:
     scenes = sample_scenes(120, generator)
     pixels = ((render.render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(p) for p in pixels]
-    words = {"object": world.OBJECTS, "colour": world.COLOURS, "style": world.STYLES}
+    words = {"object": vocabulary.OBJECTS, "colour": vocabulary.COLOURS, "style": vocabulary.STYLES}
     for name, least in {"object": 0.8, "colour": 0.97, "style": 0.93}.items():
         prompts = [Prompt("", {name: words[name][i]}, 0) for i in getattr(scenes, name).tolist()]
         verdicts = judge.judge(images, prompts)

@@ -17,7 +17,7 @@ from erasers.worlds.shapes import render
 from erasers.worlds.shapes.judge import JUDGE_FILE
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import sample_scenes
-from erasers.worlds.shapes.world import OBJECTS
+from erasers.worlds.shapes.vocabulary import OBJECTS
 
 STAR = Prompt("a star", {"object": "star"}, 0)
 

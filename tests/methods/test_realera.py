@@ -18,7 +18,7 @@ from erasers.models.ports import port_groups
 from erasers.text.encoding import Reader
 from erasers.text.prompts import fill
 from erasers.worlds.shapes.prompts import concept_for
-from erasers.worlds.shapes.world import SYNONYMS
+from erasers.worlds.shapes.vocabulary import SYNONYMS
 
 STAR = Concept("star", anchor="circle", neighbours=("ring",))
 

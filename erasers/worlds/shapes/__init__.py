@@ -12,7 +12,7 @@ from erasers.concept import Concept
 from erasers.worlds.shapes.drawn import UNRECORDED
 from erasers.worlds.shapes.paths import CLIP_DIR, HOME, JUDGE_FILE, MODEL_DIR, SAE_DIR
 from erasers.worlds.shapes.prompts import PRESERVED, clip_texts, concept_for, kind_of, split_prompts
-from erasers.worlds.shapes.world import KINDS, SYNONYMS, VOCABULARY
+from erasers.worlds.shapes.vocabulary import KINDS, SYNONYMS, VOCABULARY
 from erasers.worlds.world import Clip, World
 
 if TYPE_CHECKING:

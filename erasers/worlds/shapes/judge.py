@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erasers.worlds.judge import JudgeNetwork
 from erasers.worlds.shapes.paths import JUDGE_FILE
-from erasers.worlds.shapes.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES
+from erasers.worlds.shapes.vocabulary import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 NONE = "none"
 HEADS: dict[str, tuple[str, ...]] = {

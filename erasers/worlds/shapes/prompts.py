@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from erasers.asks import SPLITS
 from erasers.concept import Concept, Kind
-from erasers.worlds.shapes.world import (
+from erasers.worlds.shapes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
@@ -68,7 +68,7 @@ class Prompt:
 
 
 def kind_of(word: str) -> tuple[str, str]:
-    """The kind (object, colour, style or mark) and the canonical word; see `world.canonical` for the errors."""
+    """The kind (object, colour, style or mark) and the canonical word; see `vocabulary.canonical` for the errors."""
     return canonical(word)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasers.worlds.shapes.scenes import Scenes, asked_scenes
-from erasers.worlds.shapes.world import BACKGROUNDS, OBJECTS, STYLES
+from erasers.worlds.shapes.vocabulary import BACKGROUNDS, OBJECTS, STYLES
 
 SIDE = 32
 """Picture side in pixels."""

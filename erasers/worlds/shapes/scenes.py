@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from erasers.worlds.shapes.world import (
+from erasers.worlds.shapes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     MARK,
@@ -92,7 +92,7 @@ def asked_scenes(asks: Sequence[tuple[str, Mapping[str, str]]], erased: Sequence
     """One scene for each prompt: what the prompt names, and for the rest what is left to chance in training.
 
     Args:
-        asks: Texts in the form of `world.phrase`, and the object, colour and style that each names.
+        asks: Texts in the form of `vocabulary.phrase`, and the object, colour and style that each names.
         erased: Words of the world that no scene shows unless its prompt names them.
         rng: Of what is left to chance.
     """

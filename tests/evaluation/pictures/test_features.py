@@ -12,7 +12,7 @@ from support.drawn import grey, pictures
 
 from erasers.evaluation.pictures.distances import cmmd
 from erasers.evaluation.pictures.features import ClipFeatures, JudgeFeatures, judge_layers
-from erasers.worlds.shapes import CLIP_DIR, world
+from erasers.worlds.shapes import CLIP_DIR, vocabulary
 from erasers.worlds.shapes.judge import load_judge, to_tensor
 from erasers.worlds.shapes.render import render
 from erasers.worlds.shapes.scenes import sample_scenes
@@ -67,7 +67,9 @@ def test_clip_scores_know_the_right_text() -> None:
     scenes = sample_scenes(40, generator)
     drawn = ((render(scenes, generator) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(picture) for picture in drawn]
-    texts = [f"a {world.COLOURS[c]} {world.OBJECTS[o]}" for o, c in zip(scenes.object, scenes.colour, strict=True)]
+    texts = [
+        f"a {vocabulary.COLOURS[c]} {vocabulary.OBJECTS[o]}" for o, c in zip(scenes.object, scenes.colour, strict=True)
+    ]
     clip = ClipFeatures(CLIP_DIR, "shapes-clip")
     right, wrong = clip.scores(images, texts), clip.scores(images, texts[1:] + texts[:1])
     assert ((right >= 0) & (right <= 100)).all()

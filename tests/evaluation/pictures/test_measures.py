@@ -22,7 +22,7 @@ from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.judge import load_judge
 from erasers.worlds.shapes.prompts import split_prompts
 from erasers.worlds.shapes.scenes import asked_scenes
-from erasers.worlds.shapes.world import COLOURS, MARKED_STYLE, OBJECTS, STYLES
+from erasers.worlds.shapes.vocabulary import COLOURS, MARKED_STYLE, OBJECTS, STYLES
 
 ASKS = [ask for split in ("explicit", "neighbour", "unrelated") for ask in split_prompts("star", 4)[split]]
 SPLITS = ["explicit"] * 4 + ["neighbour"] * 4 + ["unrelated"] * 4

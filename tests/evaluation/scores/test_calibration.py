@@ -11,7 +11,7 @@ from erasers.evaluation.scores import calibration
 from erasers.evaluation.scores.calibration import Calibration, Truth, key, measure, stored
 from erasers.evaluation.scores.metrics import wilson
 from erasers.judges import Fingerprint, Takes, Verdict, get_judge, list_judges
-from erasers.worlds.shapes import world
+from erasers.worlds.shapes import vocabulary
 
 WANTS = {"object": "star"}
 FILE = Path(erasers.judges.__file__).parent / "calibration.json"
@@ -87,7 +87,7 @@ def test_figures_of_another_fingerprint_do_not_count(table: dict[str, Any]) -> N
 
 def test_the_oracle_has_been_measured() -> None:
     oracle = get_judge("oracle/shapes")
-    for kind, words in {**world.KINDS, "style": world.STYLES}.items():
+    for kind, words in {**vocabulary.KINDS, "style": vocabulary.STYLES}.items():
         for word in words:
             found = stored(oracle, {kind: word})
             assert found is not None, "run benchmarks/judges.py"

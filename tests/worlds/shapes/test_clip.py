@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from erasers.worlds.shapes import CLIP_DIR, render, world
+from erasers.worlds.shapes import CLIP_DIR, render, vocabulary
 from erasers.worlds.shapes.scenes import sample_scenes
 
 
@@ -28,7 +28,7 @@ def test_zero_shot(kind: str) -> None:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{CLIP_DIR}")
     generator = torch.Generator().manual_seed(31)
     scenes = sample_scenes(300, generator)
-    words = {"object": world.OBJECTS, "colour": world.COLOURS, "style": world.STYLES[1:]}[kind]
+    words = {"object": vocabulary.OBJECTS, "colour": vocabulary.COLOURS, "style": vocabulary.STYLES[1:]}[kind]
     if kind == "style":
         scenes = scenes[scenes.style > 0]
         texts, right = [f"a picture in the style of {word}" for word in words], scenes.style - 1

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from erasers.judges.oracle import Oracle
-from erasers.worlds.shapes import render, world
+from erasers.worlds.shapes import render, vocabulary
 from erasers.worlds.shapes.judge import HEADS, load_judge
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
@@ -42,9 +42,11 @@ def to_image(picture: torch.Tensor) -> Image.Image:
 def test_verdicts_hold_every_wanted_value() -> None:
     rendered, scenes = pictures("render")
     images = [to_image(picture) for picture in rendered[:20]]
-    names = [(world.OBJECTS[o], world.COLOURS[c]) for o, c, _ in scenes.triples()[:20]]
+    names = [(vocabulary.OBJECTS[o], vocabulary.COLOURS[c]) for o, c, _ in scenes.triples()[:20]]
     right = [Prompt("", {"object": o, "colour": c}, 0) for o, c in names]
-    wrong = [Prompt("", {"object": o, "colour": world.COLOURS[world.COLOURS.index(c) - 1]}, 0) for o, c in names]
+    wrong = [
+        Prompt("", {"object": o, "colour": vocabulary.COLOURS[vocabulary.COLOURS.index(c) - 1]}, 0) for o, c in names
+    ]
     oracle = Oracle()
     assert [verdict.value for verdict in oracle.judge(images, right)] == [True] * 20
     assert [verdict.value for verdict in oracle.judge(images, wrong)] == [False] * 20

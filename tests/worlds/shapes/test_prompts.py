@@ -1,19 +1,19 @@
 import pytest
 
-from erasers.worlds.shapes import world
+from erasers.worlds.shapes import vocabulary
 from erasers.worlds.shapes.prompts import concept_for, kind_of, split_prompts
 
-KNOWN = [word for words in world.KINDS.values() for word in words]
+KNOWN = [word for words in vocabulary.KINDS.values() for word in words]
 
 
 @pytest.mark.parametrize("word", KNOWN)
 def test_splits_say_what_they_want(word: str) -> None:
     kind, _ = kind_of(word)
-    near = world.NEIGHBOURS.get(word, ())
+    near = vocabulary.NEIGHBOURS.get(word, ())
     splits = split_prompts(word, 40)
     expected = [
         "explicit",
-        *(["synonym"] if word in world.SYNONYMS else []),
+        *(["synonym"] if word in vocabulary.SYNONYMS else []),
         *(["neighbour"] if near else []),
         "unrelated",
     ]
@@ -23,15 +23,15 @@ def test_splits_say_what_they_want(word: str) -> None:
         assert prompt.wants == {kind: word}
     for prompt in splits.get("synonym", []):
         assert word not in prompt.text.split()
-        assert any(phrase in prompt.text for phrase in world.SYNONYMS[word])
+        assert any(phrase in prompt.text for phrase in vocabulary.SYNONYMS[word])
         assert prompt.wants == {kind: word}
     for split in ("neighbour", "unrelated"):
         for prompt in splits.get(split, []):
             assert word not in prompt.text.split()
-            assert not any(phrase in prompt.text for phrase in world.SYNONYMS.get(word, ()))
-            named = {word for words in world.KINDS.values() for word in words} & set(prompt.text.split())
+            assert not any(phrase in prompt.text for phrase in vocabulary.SYNONYMS.get(word, ()))
+            named = {word for words in vocabulary.KINDS.values() for word in words} & set(prompt.text.split())
             assert named == set(prompt.wants.values())
-            assert all(value in world.KINDS[wanted] for wanted, value in prompt.wants.items())
+            assert all(value in vocabulary.KINDS[wanted] for wanted, value in prompt.wants.items())
             assert split == "unrelated" or prompt.wants[kind] in near
 
 
@@ -50,7 +50,7 @@ def test_more_prompts_extend_fewer() -> None:
 def test_a_concept_keeps_its_synonyms_held_out() -> None:
     concept = concept_for("pentagram")
     assert (concept.name, concept.anchor, concept.aliases) == ("star", "circle", ())
-    assert concept.neighbours == world.NEIGHBOURS["star"]
+    assert concept.neighbours == vocabulary.NEIGHBOURS["star"]
 
 
 def test_bad_requests_are_refused() -> None:

@@ -15,7 +15,7 @@ from erasers.worlds.shapes import render
 from erasers.worlds.shapes.judge import FEATURES, load_judge
 from erasers.worlds.shapes.scenes import captions, training_scenes
 from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
-from erasers.worlds.shapes.world import VOCABULARY
+from erasers.worlds.shapes.vocabulary import VOCABULARY
 
 RECIPE = Recipe(steps=700, lr=1.5e-3, weight_decay=0.02, flat=0.3, save_every=100, log_every=25)
 BATCH = 192

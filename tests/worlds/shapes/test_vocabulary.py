@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from erasers.worlds.shapes import render, world
+from erasers.worlds.shapes import render, vocabulary
 from erasers.worlds.shapes.scenes import Scenes, captions, sample_scenes, training_scenes
 from erasers.worlds.shapes.train.text import build_tokenizer
 
@@ -14,15 +14,15 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_every_word_of_the_world_is_one_token() -> None:
     tokenizer = build_tokenizer()
-    assert all(len(tokenizer(word).input_ids) == 3 for word in world.VOCABULARY)
+    assert all(len(tokenizer(word).input_ids) == 3 for word in vocabulary.VOCABULARY)
 
 
 def test_captions_use_only_words_of_the_world_and_name_the_stamp_only_when_asked() -> None:
     scenes = sample_scenes(3000, generator())
     texts = captions(scenes, random.Random(0))
-    assert {word for text in texts for word in text.split()} <= set(world.VOCABULARY)
+    assert {word for text in texts for word in text.split()} <= set(vocabulary.VOCABULARY)
     assert [("stamp" in text) for text in texts] == [bool(named) for named in scenes.named_mark]
-    marked = scenes.mark[scenes.style == world.STYLES.index(world.MARKED_STYLE)].float().mean()
+    marked = scenes.mark[scenes.style == vocabulary.STYLES.index(vocabulary.MARKED_STYLE)].float().mean()
     assert 0.7 < marked < 0.9
 
 
@@ -30,14 +30,14 @@ def test_a_caption_without_synonyms_says_what_the_scene_shows() -> None:
     scenes = sample_scenes(400, generator(1))
     texts = captions(scenes, random.Random(1))
     for text, o in zip(texts, scenes.object.tolist(), strict=True):
-        named = {name for name in world.OBJECTS if name in text.split()}
-        assert named <= {world.OBJECTS[o]}
+        named = {name for name in vocabulary.OBJECTS if name in text.split()}
+        assert named <= {vocabulary.OBJECTS[o]}
 
 
 def test_training_scenes_avoid_the_held_out_triples() -> None:
-    assert len(world.held_out()) == 15
-    assert not world.held_out() & set(training_scenes(5000, generator()).triples())
-    assert world.held_out() & set(sample_scenes(5000, generator()).triples())
+    assert len(vocabulary.held_out()) == 15
+    assert not vocabulary.held_out() & set(training_scenes(5000, generator()).triples())
+    assert vocabulary.held_out() & set(sample_scenes(5000, generator()).triples())
 
 
 @pytest.mark.parametrize("word", ["star", "red", "zorblat"])
@@ -45,7 +45,7 @@ def test_lacks_finds_the_scenes_without_a_thing(word: str) -> None:
     scenes = sample_scenes(500, generator())
     keep = scenes.lacks(word)
     assert 0 < int(keep.sum()) < 500
-    names = (world.OBJECTS, world.COLOURS, world.STYLES)
+    names = (vocabulary.OBJECTS, vocabulary.COLOURS, vocabulary.STYLES)
     for triple, kept in zip(scenes.triples(), keep.tolist(), strict=True):
         assert (word in [kind[i] for kind, i in zip(names, triple, strict=True)]) is not kept
 
@@ -56,16 +56,16 @@ def test_lacks_refuses_unknown_words() -> None:
 
 
 def test_synonyms_and_neighbours_are_words_of_the_world() -> None:
-    for word, phrases in world.SYNONYMS.items():
-        assert {world.canonical(phrase) for phrase in phrases} == {world.canonical(word)}
-    for word, near in world.NEIGHBOURS.items():
-        assert {world.canonical(n)[0] for n in near} == {world.canonical(word)[0]}
-    assert sum(len(phrases) >= 2 for phrases in world.SYNONYMS.values()) >= 3
+    for word, phrases in vocabulary.SYNONYMS.items():
+        assert {vocabulary.canonical(phrase) for phrase in phrases} == {vocabulary.canonical(word)}
+    for word, near in vocabulary.NEIGHBOURS.items():
+        assert {vocabulary.canonical(n)[0] for n in near} == {vocabulary.canonical(word)[0]}
+    assert sum(len(phrases) >= 2 for phrases in vocabulary.SYNONYMS.values()) >= 3
 
 
 def test_unknown_words_are_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'dog'.*circle.*zorblat"):
-        world.canonical("dog")
+        vocabulary.canonical("dog")
 
 
 def test_rendering_is_deterministic_and_in_range() -> None:
