@@ -22,7 +22,7 @@ import torch
 from architectures import CLIP_G, CLIP_L, SD14_UNET, SDXL_UNET, T5_XXL, VAE
 
 from erasers import Concept, get_eraser, load_pipeline
-from erasers.diffusion.needs import gigabytes
+from erasers.diffusion.memory import gigabytes
 from erasers.files.atomic import write_atomically
 from erasers.models.families import UnsupportedPipeline
 from erasers.models.ports import find_family, groups_of

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
+from erasers.diffusion.batches import mean_in_parts
 from erasers.diffusion.conditions import Condition, encode
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.gradients import LossScale, frozen
 from erasers.diffusion.latents import latents_of
-from erasers.diffusion.needs import Pass, mean_in_parts
+from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.diffusion.batches import at_most
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.draws import seeds
-from erasers.diffusion.needs import at_most, memory_told, samples_together
+from erasers.diffusion.memory import memory_told
+from erasers.diffusion.needs import samples_together
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -27,7 +27,7 @@ def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], memory: in
     if not eraser.trains:
         out.print(f"{eraser.name} trains nothing")
         return
-    from erasers.diffusion.needs import free_memory, gigabytes
+    from erasers.diffusion.memory import free_memory, gigabytes
     from erasers.training.foretelling import PASSES_OF_A_GRADIENT, REFERENCE
     from erasers.training.loop import TrainedEraser, seconds_a_pass
 

@@ -111,6 +111,6 @@ def bytes_of(memory: str | None) -> int | None:
     """
     if memory is None:
         return None
-    from erasers.diffusion.needs import parse_memory
+    from erasers.diffusion.memory import parse_memory
 
     return parse_memory(memory)

@@ -57,6 +57,6 @@ def _in_options(message: str) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    from erasers.diffusion.needs import is_out_of_memory
+    from erasers.diffusion.memory import is_out_of_memory
 
     return is_out_of_memory(error)

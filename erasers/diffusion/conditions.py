@@ -31,10 +31,11 @@ class Condition(NamedTuple):
         return Condition(self.states[rows], None if self.pooled is None else self.pooled[rows])
 
 
-def cat(*parts: Condition) -> Condition:
+def cat(*several: Condition) -> Condition:
     """Conditions one after the other."""
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Condition(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+    pooled = [condition.pooled for condition in several if condition.pooled is not None]
+    states = torch.cat([condition.states for condition in several])
+    return Condition(states, torch.cat(pooled) if pooled else None)
 
 
 @torch.no_grad()
@@ -51,11 +52,11 @@ def conditions(pipe: Any, texts: Sequence[str], clip_skip: int | None = None) ->
         return cat(*(Condition(encode(pipe, tokenise(pipe, text), clip_skip)) for text in texts))
     more = {"device": pipe.unet.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     more |= {} if clip_skip is None else {"clip_skip": clip_skip}
-    found = []
+    each = []
     for text in texts:
         output = pipe.encode_prompt(text, **more)
-        found.append(Condition(output[0], output[2] if len(output) > 2 else None))
-    return cat(*found)
+        each.append(Condition(output[0], output[2] if len(output) > 2 else None))
+    return cat(*each)
 
 
 def unprompted(pipe: Any) -> Condition:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import Condition
-from erasers.diffusion.needs import Summands, mean_in_parts
 from erasers.diffusion.noise import noised, target_of
 
 

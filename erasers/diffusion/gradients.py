@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from erasers.diffusion.needs import Summands
+from erasers.diffusion.batches import Summands
+from erasers.models.components import parameters_of
 
 _START = 2.0**16
 _GROWS_AFTER = 500
@@ -88,15 +89,16 @@ class LossScale:
             return self._derived(loss, inputs)
         whole: list[torch.Tensor] = []
         for number in range(len(loss)):
-            found = self._derived(loss.make(number), inputs, keep=number + 1 < len(loss))
-            whole = [sum_ + slope for sum_, slope in zip(whole, found, strict=True)] if whole else found
+            slopes = self._derived(loss.make(number), inputs, keep=number + 1 < len(loss))
+            whole = [total + slope for total, slope in zip(whole, slopes, strict=True)] if whole else slopes
         return whole
 
     def _derived(self, loss: torch.Tensor, inputs: list[torch.Tensor], *, keep: bool = False) -> list[torch.Tensor]:
         """The scaled gradient of one loss; with `keep` parts of its graph are derived again."""
         scaled = loss * self.value if self.on else loss
-        found = torch.autograd.grad(scaled, inputs, allow_unused=True, retain_graph=keep)
-        return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(inputs, found, strict=True)]
+        slopes = torch.autograd.grad(scaled, inputs, allow_unused=True, retain_graph=keep)
+        pairs = zip(inputs, slopes, strict=True)
+        return [torch.zeros_like(value) if slope is None else slope for value, slope in pairs]
 
     def _follow(self, bad: bool) -> None:
         scale, since, skipped, row = self.state.tolist()
@@ -115,7 +117,8 @@ class LossScale:
 
 def half_of(pipe: Any) -> torch.dtype | None:
     """The half precision that a module of a pipeline has, float16 first; None where all are whole."""
-    kinds = {part.dtype for part in pipe.components.values() if isinstance(part, nn.Module) and hasattr(part, "dtype")}
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    kinds = {module.dtype for module in modules if hasattr(module, "dtype")}
     return next((kind for kind in (torch.float16, torch.bfloat16) if kind in kinds), None)
 
 
@@ -136,8 +139,7 @@ def unmixed(like: torch.Tensor) -> AbstractContextManager[Any]:
 @contextmanager
 def frozen(pipe: Any) -> Iterator[None]:
     """Inside, no parameter of the pipeline asks for a gradient; afterwards those do that did."""
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    trained = [parameter for part in modules for parameter in part.parameters() if parameter.requires_grad]
+    trained = [parameter for _, parameter in parameters_of(pipe) if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:

@@ -107,13 +107,13 @@ def sample_bank(
     """
     order = torch.arange(len(condition.states)).repeat(rounds)
     shape = latent_shape(pipe)
-    parts = []
+    walks = []
     for index in order.split(way.batch):
         noise = gaussian(torch.empty(len(index), *shape, device=pipe.unet.device), generator)
-        parts.append(_walk(pipe, condition.rows(index), empty, index, noise, way))
+        walks.append(_walk(pipe, condition.rows(index), empty, index, noise, way))
         advance(len(index))
     fields = LatentBank.__dataclass_fields__
-    return LatentBank(**{name: torch.cat([getattr(part, name) for part in parts]) for name in fields})
+    return LatentBank(**{name: torch.cat([getattr(walk, name) for walk in walks]) for name in fields})
 
 
 def draw_pictures(
@@ -125,12 +125,12 @@ def draw_pictures(
     advance: Callable[[int], None] = lambda count: None,
 ) -> torch.Tensor:
     """x_0 `[n, c, h, w]`, one for each row of the condition; arguments as for `sample_bank`."""
-    parts = []
+    pictures = []
     for index in torch.arange(len(condition.states)).split(way.batch):
         noise = gaussian(torch.empty(len(index), *latent_shape(pipe), device=pipe.unet.device), generator)
-        parts.append(_walk(pipe, condition.rows(index), empty, index, noise, way).pictures)
+        pictures.append(_walk(pipe, condition.rows(index), empty, index, noise, way).pictures)
         advance(len(index))
-    return torch.cat(parts)
+    return torch.cat(pictures)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a pass through a network with gradients needs, by counting, and passes in parts that fit the memory there is.
+"""What a pass through a network with gradients needs, by counting.
 
 A network is run once, for one sample, on the meta device, where tensors have shapes and no values: nothing is drawn,
 trained or measured. What its backward pass needs is counted as it is saved.
@@ -6,12 +6,8 @@ trained or measured. What its backward pass needs is counted as it is saved.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from erasers.diffusion.latents import latent_shape
-from erasers.models.components import component
+from erasers.diffusion.memory import free_memory, gigabytes
+from erasers.models.components import component, parameters_of
 
 _META = torch.device("meta")
 _HALF = (torch.float16, torch.bfloat16)
@@ -30,11 +27,6 @@ _PRODUCTS = (functional.linear, functional.conv2d)
 _NORMS = (functional.group_norm, functional.layer_norm)
 _UNITS = ("ResnetBlock2D", "BasicTransformerBlock")
 """What diffusers computes again under gradient checkpointing."""
-_USED = 0.9
-"""Share of the free memory of a device that is planned for; kernels and the allocator need the rest."""
-_MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([mgt])i?b?", re.ASCII)
-_UNITS_OF_MEMORY = {"m": 2**20, "g": 2**30, "t": 2**40}
-_together: ContextVar[int | None] = ContextVar("together", default=None)
 
 
 @dataclass(frozen=True)
@@ -71,40 +63,6 @@ class Need:
         return self.fixed + self.sample * min(batch, self.samples)
 
 
-@contextmanager
-def at_most(samples: int | None) -> Iterator[None]:
-    """Inside, at most so many samples go through the denoiser together where gradients are taken; None: all of them."""
-    token = _together.set(samples)
-    try:
-        yield
-    finally:
-        _together.reset(token)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch says that a device is full."""
-    told = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
-
-
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """Inside, a device that runs out of memory is an error that says what to set.
-
-    Raises:
-        ValueError: It did.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ValueError(
-            "the device ran out of memory; set memory to less than it has, such as 16GB, or take "
-            "gradient_checkpointing=true, a rank above 0, fewer trained weights or half precision"
-        ) from error
-
-
 def samples_together(pipe: Any, passes: Sequence[Pass], memory: int | None) -> int | None:
     """How many samples of these backward passes fit the memory there is; None: all of them.
 
@@ -122,7 +80,7 @@ def samples_together(pipe: Any, passes: Sequence[Pass], memory: int | None) -> i
     if budget is None:
         return None
     model = sum(parameter.nbytes for _, parameter in parameters_of(pipe))
-    needs = [need_of(pipe, one) for one in passes]
+    needs = [need_of(pipe, backward) for backward in passes]
     largest = max(need.samples for need in needs)
     fits = [batch for batch in range(1, largest + 1) if _fits(needs, batch, budget - model)]
     if not fits and memory is not None:
@@ -137,81 +95,6 @@ def _fits(needs: Sequence[Need], batch: int, room: int) -> bool:
     return all(need.nbytes(batch) <= room for need in needs)
 
 
-def together(count: int) -> bool:
-    """Whether so many samples may go through the denoiser together."""
-    most = _together.get()
-    return most is None or count <= most
-
-
-def parts(count: int) -> list[slice]:
-    """The rows of a batch in parts of what may go through the denoiser together."""
-    size = _together.get() or count
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-Piece = Callable[[], Mapping[str, torch.Tensor]]
-"""Makes the named losses of a part of a batch, each times the share of its rows that the part has."""
-
-
-class Summands:
-    """A loss in summands, each of which is made, and derived, when the one before is gone.
-
-    Args:
-        pieces: Make them.
-        total: Named losses of a piece -> the loss of it.
-    """
-
-    def __init__(self, pieces: Sequence[Piece], total: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]) -> None:
-        self._pieces, self._total = pieces, total
-        self.shown: dict[str, float] = {}
-        """The named losses of the whole batch, once all pieces were made."""
-
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def make(self, number: int) -> torch.Tensor:
-        """The loss of a piece."""
-        losses = self._pieces[number]()
-        for name, value in losses.items():
-            self.shown[name] = self.shown.get(name, 0.0) + float(value.detach())
-        return self._total(losses)
-
-
-def mean_in_parts(count: int, loss: Callable[[slice], torch.Tensor]) -> Summands:
-    """A mean over a batch, in summands.
-
-    Args:
-        count: Rows of the batch.
-        loss: The mean over some of them.
-    """
-
-    def piece(rows: slice) -> dict[str, torch.Tensor]:
-        return {"loss": loss(rows) * ((rows.stop - rows.start) / count)}
-
-    return Summands([partial(piece, rows) for rows in parts(count)], lambda losses: losses["loss"])
-
-
-def errors_in_parts(goals: Mapping[str, torch.Tensor], guess: Callable[[slice], torch.Tensor]) -> list[Piece]:
-    """Mean squared errors of groups that go through the denoiser as one batch, in pieces.
-
-    Args:
-        goals: Name of a group -> what is to be predicted of it `[n, ...]`; the batch has the groups in that order.
-        guess: What is predicted of some rows of the batch.
-    """
-
-    def piece(rows: slice) -> dict[str, torch.Tensor]:
-        guessed, losses, start = guess(rows), {}, 0
-        for name, goal in goals.items():
-            low, high = max(start, rows.start) - start, min(start + len(goal), rows.stop) - start
-            if low < high:
-                own = guessed[low + start - rows.start : high + start - rows.start]
-                losses[name] = functional.mse_loss(own, goal[low:high]) * ((high - low) / len(goal))
-            start += len(goal)
-        return losses
-
-    return [partial(piece, rows) for rows in parts(sum(map(len, goals.values())))]
-
-
 def denoiser_flops(pipe: Any) -> float:
     """Floating-point operations of the denoiser for one latent, forward; a multiplication and an addition are two."""
     unet: Any = component(pipe, "unet")
@@ -221,40 +104,12 @@ def denoiser_flops(pipe: Any) -> float:
     return float(counter.get_total_flops() + fused.flops)
 
 
-def free_memory(pipe: Any) -> int | None:
-    """Bytes that the device of the denoiser has for more, and those of the pipeline; None on a CPU."""
-    device = pipe.unet.device
-    if device.type != "cuda":
-        return None
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    own = sum(parameter.nbytes for _, parameter in parameters_of(pipe) if parameter.device.type == "cuda")
-    return own + int(_USED * (torch.cuda.mem_get_info(device)[0] + cached))
-
-
-def gigabytes(nbytes: float) -> str:
-    """Bytes in GB of 2^30, or in MB of 2^20."""
-    return f"{nbytes / 2**30:.3g} GB" if nbytes >= 2**30 else f"{nbytes / 2**20:.3g} MB"
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of a text such as 24GB, 800MB or 24GiB, all of them powers of two.
-
-    Raises:
-        ValueError: Another text.
-    """
-    match = _MEMORY.fullmatch(text.strip().lower())
-    found = float(match[1]) * _UNITS_OF_MEMORY[match[2]] if match else 0.0
-    if not 0 < found < 2**60:
-        raise ValueError(f"expected memory such as 24GB or 800MB, got {text!r:.40}")
-    return int(found)
-
-
-def need_of(pipe: Any, one: Pass, checkpointing: bool = False) -> Need:
+def need_of(pipe: Any, backward: Pass, checkpointing: bool = False) -> Need:
     """What a backward pass needs on a pipeline of a UNet and a CLIP text encoder, its weights not counted."""
-    text = one.texts > 0
-    sample = _saved_by_denoiser(pipe, one.trained, text, checkpointing) if one.samples else 0
-    fixed = one.texts * _saved_by_text_encoder(pipe, one.trained) if text else 0
-    return Need(one.samples, sample, fixed)
+    text = backward.texts > 0
+    sample = _saved_by_denoiser(pipe, backward.trained, text, checkpointing) if backward.samples else 0
+    fixed = backward.texts * _saved_by_text_encoder(pipe, backward.trained) if text else 0
+    return Need(backward.samples, sample, fixed)
 
 
 def _saved_by_denoiser(pipe: Any, trained: Collection[str], text: bool, checkpointing: bool) -> int:
@@ -297,12 +152,12 @@ def _denoise(pipe: Any, weights: Mapping[str, torch.Tensor], *, text: bool) -> N
     functional_call(unet, dict(weights), (latents, torch.zeros(1, device=_META)), arguments)
 
 
-def _meta_weights(module: nn.Module, part: str, trained: Collection[str]) -> dict[str, torch.Tensor]:
+def _meta_weights(module: nn.Module, owner: str, trained: Collection[str]) -> dict[str, torch.Tensor]:
     wanted = set(trained)
     named = {name: torch.empty_like(value, device=_META) for name, value in module.named_parameters()}
     for name, value in named.items():
         plain = ".".join(step for step in name.split(".") if step not in ("base_layer", "_orig_mod"))
-        value.requires_grad_(f"{part}.{plain}" in wanted)
+        value.requires_grad_(f"{owner}.{plain}" in wanted)
     return named | {name: torch.empty_like(value, device=_META) for name, value in module.named_buffers()}
 
 
@@ -382,11 +237,12 @@ class _AsOnDevice(TorchFunctionMode):
             # Two products of [.., L, d] by [d, S] and back.
             self.flops += 4 * query.numel() * key.shape[-2]
             return _Attention.apply(  # type: ignore[no-untyped-call]
-                *(_cast(one, self._half) for one in (query, key, value))
+                *(_cast(value, self._half) for value in (query, key, value))
             )
         dtype = self._half if func in _PRODUCTS else torch.float32 if func in _NORMS and self._half else None
         return func(
-            *(_cast(one, dtype) for one in args), **{name: _cast(one, dtype) for name, one in (kwargs or {}).items()}
+            *(_cast(value, dtype) for value in args),
+            **{name: _cast(value, dtype) for name, value in (kwargs or {}).items()},
         )
 
 
@@ -407,18 +263,10 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError
 
 
-def parameters_of(pipe: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(full name, parameter) of all components."""
-    for part, module in pipe.components.items():
-        if isinstance(module, nn.Module):
-            for name, parameter in module.named_parameters():
-                yield f"{part}.{name}", parameter
-
-
 def text_flops(pipe: Any) -> float:
     """Operations for a prompt: two for each token and weight of the text encoders, tables of embeddings left out."""
-    parts = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None]
-    weights = sum(p.numel() for part in parts for name, p in part.named_parameters() if "embedding" not in name)
+    named = [(name, weight) for name, weight in parameters_of(pipe) if name.startswith("text_encoder")]
+    weights = sum(weight.numel() for name, weight in named if "embedding" not in name)
     return float(2.0 * weights * _tokens(pipe))
 
 

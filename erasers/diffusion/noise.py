@@ -74,7 +74,7 @@ def random_times(pipe: Any, count: int, generator: torch.Generator) -> torch.Ten
 
 def middle_times(pipe: Any, count: int) -> list[int]:
     """The middles of `count` equal parts of all times: 10, 30, ..., 990 for 50 of 1000."""
-    return [(2 * part + 1) * total_times(pipe) // (2 * count) for part in range(count)]
+    return [(2 * number + 1) * total_times(pipe) // (2 * count) for number in range(count)]
 
 
 def time_grid(pipe: Any, steps: int) -> list[int]:

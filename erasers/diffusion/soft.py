@@ -48,10 +48,10 @@ class SoftPrompt:
         self.text = text
         self.ids = tokenise(pipe, text)
         for word, count in counts.items():
-            found = int((self.ids == self._carriers[word]).sum())
-            if found != count:
+            read = int((self.ids == self._carriers[word]).sum())
+            if read != count:
                 raise ValueError(
-                    f"expected room for {count} soft tokens of {word!r}, got {found}; the prompt is too long for the "
+                    f"expected room for {count} soft tokens of {word!r}, got {read}; the prompt is too long for the "
                     f"{pipe.tokenizer.model_max_length} tokens of the text encoder"
                 )
 
@@ -91,8 +91,12 @@ class SoftPrompt:
 
 def _carrier(tokenizer: Any, used: set[int]) -> int:
     """The first token that is a word of its own and not in use."""
-    for one in range(len(tokenizer)):
-        text = decode(tokenizer, torch.tensor([one]))
-        if one not in used and text and tokenizer(f"{text} {text}", add_special_tokens=False).input_ids == [one, one]:
-            return one
+    for token in range(len(tokenizer)):
+        text = decode(tokenizer, torch.tensor([token]))
+        if (
+            token not in used
+            and text
+            and tokenizer(f"{text} {text}", add_special_tokens=False).input_ids == [token] * 2
+        ):
+            return token
     raise ValueError("expected a token that is a word of its own beside those of the prompt, got none")

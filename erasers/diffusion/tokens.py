@@ -28,10 +28,10 @@ def token_table(pipe: Any) -> torch.Tensor:
 
 def whole_words(tokenizer: Any) -> torch.Tensor:
     """Ids of the tokens that can be typed as words: decoded and tokenised again, they are the same token."""
-    texts = {one: decode(tokenizer, torch.tensor([one])) for one in range(len(tokenizer))}
-    typed = {one: text for one, text in texts.items() if text and text.isprintable()}
+    texts = {token: decode(tokenizer, torch.tensor([token])) for token in range(len(tokenizer))}
+    typed = {token: text for token, text in texts.items() if text and text.isprintable()}
     again = tokenizer(list(typed.values()), add_special_tokens=False).input_ids
-    return torch.tensor([one for one, back in zip(typed, again, strict=True) if back == [one]])
+    return torch.tensor([token for token, back in zip(typed, again, strict=True) if back == [token]])
 
 
 def decode(tokenizer: Any, ids: torch.Tensor) -> str:

@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts
+from erasers.diffusion.batches import Piece, Summands, errors_in_parts, mean_in_parts
 from erasers.diffusion.conditions import Condition, conditions, encode, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.latent_bank import LatentBank, Way, sample_bank
-from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts
+from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_supported, layers_read

@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.batches import mean_in_parts
 from erasers.diffusion.conditions import Condition, conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank
-from erasers.diffusion.needs import Pass, mean_in_parts
+from erasers.diffusion.needs import Pass
 from erasers.diffusion.supported import check_drawable
 from erasers.options import require_above
 from erasers.text.prompts import Templates, fill, require_templates, templates_for

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import conditions, encode, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.latents import latent_shape, latents_of
-from erasers.diffusion.needs import Pass, Summands, mean_in_parts
+from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import tokenise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -138,3 +139,11 @@ def refuse_fused(name: str, attention: nn.Module) -> None:
         raise ValueError(
             f"{name} is fused with its neighbours; call pipe.{name.partition('.')[0]}.unfuse_qkv_projections() first"
         )
+
+
+def parameters_of(pipe: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(full name, parameter) of all components."""
+    for component_name, module in pipe.components.items():
+        if isinstance(module, nn.Module):
+            for name, parameter in module.named_parameters():
+                yield f"{component_name}.{name}", parameter

@@ -10,8 +10,9 @@ import torch
 
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.latents import latent_shape
-from erasers.diffusion.needs import Need, Pass, denoiser_flops, gigabytes, need_of, parameters_of, text_flops
-from erasers.models.components import component
+from erasers.diffusion.memory import gigabytes
+from erasers.diffusion.needs import Need, Pass, denoiser_flops, need_of, text_flops
+from erasers.models.components import component, parameters_of
 
 PASSES_OF_A_GRADIENT = 3
 """A backward pass takes as long as two forward passes of the denoiser."""

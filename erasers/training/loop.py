@@ -17,12 +17,13 @@ import torch
 from rich.console import Console
 
 from erasers.concept import Concept, Concepts
+from erasers.diffusion.batches import at_most
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen, mixed
 from erasers.diffusion.latents import latent_shape
-from erasers.diffusion.needs import at_most, free_memory, memory_told
+from erasers.diffusion.memory import free_memory, memory_told
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from erasers.concept import Concept
+from erasers.diffusion.batches import Summands
 from erasers.diffusion.gradients import LossScale, unmixed
-from erasers.diffusion.needs import Summands
 from erasers.files.hashing import tensor_hashes
 from erasers.models.components import below_adapters, component, find_parameter, submodule
 from erasers.models.readers import text_readers

@@ -15,17 +15,10 @@ from support.trained import METHODS, STAR
 
 from erasers import get_eraser
 from erasers.attacks import Attack, get_attack
+from erasers.diffusion.batches import at_most, errors_in_parts, mean_in_parts, parts
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.needs import (
-    Pass,
-    at_most,
-    errors_in_parts,
-    mean_in_parts,
-    memory_told,
-    need_of,
-    parts,
-    samples_together,
-)
+from erasers.diffusion.memory import memory_told
+from erasers.diffusion.needs import Pass, need_of, samples_together
 from erasers.evaluation.tasks.task import Sample
 from erasers.judges import Verdict
 from erasers.training import loop as training

@@ -21,7 +21,8 @@ from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen
 from erasers.diffusion.low_rank import attention_layers, fresh_factors
-from erasers.diffusion.needs import Need, Pass, denoiser_flops, need_of, parse_memory, text_flops
+from erasers.diffusion.memory import parse_memory
+from erasers.diffusion.needs import Need, Pass, denoiser_flops, need_of, text_flops
 from erasers.diffusion.tokens import tokenise
 from erasers.training.foretelling import Demand, Foretold, foretell
 from erasers.training.student import Student, names_of

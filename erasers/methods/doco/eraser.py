@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.latents import latent_shape
-from erasers.diffusion.needs import Pass, Summands, mean_in_parts
+from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import clean, noise_again
 from erasers.diffusion.supported import check_drawable
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss

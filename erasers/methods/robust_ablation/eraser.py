@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.batches import Piece, Summands, errors_in_parts, mean_in_parts, parts, together
 from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
@@ -20,7 +21,7 @@ from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import unmixed
 from erasers.diffusion.latent_bank import Way
 from erasers.diffusion.low_rank import attention_layers
-from erasers.diffusion.needs import Pass, Piece, Summands, errors_in_parts, mean_in_parts, parts, together
+from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
 from erasers.diffusion.supported import check_supported
 from erasers.methods.robust_ablation.pool import Maker, Pool

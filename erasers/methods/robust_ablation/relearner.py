@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from erasers.attacks.relearning import low_rank_rate
+from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import Condition
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.low_rank import added, fresh_factors
-from erasers.diffusion.needs import Summands, mean_in_parts
 from erasers.diffusion.rates import Rate
 from erasers.methods.robust_ablation.pool import Pool
 
