@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from erasers.concept import Concept
-from erasers.files.atomic import put_in_place, temporary_beside
+from erasers.files.atomic import flush, put_in_place, temporary_beside
 from erasers.files.report_folder import FILES
 
 # What the temporary file beside a target has more in its name.
@@ -109,6 +109,7 @@ def written_or_kept(write: Callable[[Path], object], target: Path, *, overwrite:
     try:
         try:
             write(part)
+            flush(part)
             put_in_place(part, target, overwrite=overwrite)
         finally:
             part.unlink(missing_ok=True)

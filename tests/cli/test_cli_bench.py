@@ -17,12 +17,16 @@ import yaml
 from support import REPOSITORY
 from support.tasks import tiny_attacks, tiny_task, write_task
 
-from erasers import list_erasers
+from erasers import get_eraser, list_erasers, load_pipeline
 from erasers.cli import model, processes
 from erasers.cli.app import run
 from erasers.cli.model import Hardware
+from erasers.eraser import eraser_class
+from erasers.evaluation.run.stage import Stage
+from erasers.evaluation.run.states import Row
 from erasers.evaluation.tasks.cost import Load, estimate
-from erasers.evaluation.tasks.task import parse_task
+from erasers.evaluation.tasks.task import parse_task, read_task
+from erasers.judges import get_judge
 
 TASK = tiny_task(
     cases=[["star"], ["zorblat"]],
@@ -166,16 +170,39 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
         "unedited  4 pictures to draw; at most 0.00012 CPU-hours with attacks",
         "reference  0 pictures to draw; at most 0 CPU-hours with attacks",
         "uce  4 pictures to draw; at most 0.00012 CPU-hours with attacks",
-        "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps); "
-        "fitting is not counted",
+        "estimate  5.8e-05 CPU-hours for 8 pictures, 0.026 s each (measured on one core of a CPU at 2 steps)",
         *(f"attack {label}  at most 0 gradients and 12 pictures; 8.7e-05 CPU-hours" for label in ("prefixes", "words")),
         "estimate  at most 0.00017 CPU-hours for attacks, 0 CPU-hours of it once for all rows",
     ]
     assert "no reference for star here: nowhere is not there" in printed.err
     assert run(["bench", "run", str(task), "--limit", "1", "--out", str(out), "--dry-run"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert rows == ["unedited", "reference", *list_erasers(), "estimate", "attack", "attack", "estimate"]
+    trained = [name for name in list_erasers() if eraser_class(name).trains]
+    fits = ["fit"] * len(trained)
+    assert rows == ["unedited", "reference", *list_erasers(), "estimate", *fits, "attack", "attack", "estimate"]
     assert not out.exists()
+
+
+def test_a_dry_run_counts_the_trainings_that_are_lacking(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "run", str(task), "--method", "esd", "--method", "uce", "--limit", "1", "--out", str(tmp_path)]
+
+    def fits() -> list[str]:
+        capsys.readouterr()
+        assert run([*command, "--dry-run"]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit ")]
+
+    # What one training takes is 800 calls, 1,600 with gradients and 6 texts: 0.0065 s a call, and three with gradients.
+    calls = "esd  1,600 denoiser calls, 3,200 with gradients, 12 texts encoded"
+    assert fits() == [f"fit {calls}; {0.0065 * (1600 + 3 * 3200 + 12 / 50) / 3600:.2g} CPU-hours"]
+    pipe, trained = load_pipeline("shapes"), Row("esd", "method", "esd", eraser=get_eraser("esd-shapes"))
+    stage = Stage(read_task(task).limited(1), pipe, get_judge("oracle/shapes"), tmp_path, [trained])
+    patch = get_eraser("uce").fit(pipe, stage.task.concepts("star"))
+    stage.store.add_patch(stage.patch_key(trained, "star"), patch, 1.0)
+    assert fits() == [
+        f"fit esd  800 denoiser calls, 1,600 with gradients, 6 texts encoded; {0.0065 * 5600 / 3600:.2g} CPU-hours"
+    ]
 
 
 def test_hours_follow_from_steps_pixels_and_what_attacks_may_spend() -> None:

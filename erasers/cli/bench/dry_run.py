@@ -20,12 +20,12 @@ def is_embedded(name: str) -> bool:
 
 
 def say_what_is_missing(run: Run) -> None:
-    """What a run on this folder would still draw."""
+    """What a run on this folder would still draw and train."""
     from erasers.evaluation.tasks.cost import Load, estimate
 
     cases = {row.name: run.stage.cases(row) for row in run.stage.all_rows}
     loads = [Load(name, count, cases[name]) for name, count in run.picturing.missing().items()]
-    for line in estimate(run.stage.task, loads):
+    for line in estimate(run.stage.task, loads, run.fitting.costs()):
         out.print(plain(line))
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from erasers.concept import as_concepts
+from erasers.concept import Concept, as_concepts
+from erasers.diffusion.counting import Calls
+from erasers.eraser import Eraser
 from erasers.evaluation.run.stage import Advance, Stage
 from erasers.evaluation.run.states import Row, kept_patch
+from erasers.patch import Patch
+from erasers.training.loop import TrainedEraser
 
 
 class Fitting:
@@ -34,6 +39,17 @@ class Fitting:
                 self._fit(row, case)
                 advance(1)
 
+    def costs(self) -> dict[str, Calls]:
+        """Row -> what fitting what is lacking of it will put through the networks, by counting; trainings alone."""
+        costs: dict[str, Calls] = {}
+        for row, case in self._jobs():
+            concepts = as_concepts(self.stage.task.concepts(case))
+            if isinstance(row.eraser, TrainedEraser) and self.stage.scene(row, case) is None:
+                kept = self._kept(row, row.eraser, case, concepts)
+                calls = Calls() if kept else row.eraser.cost(self.stage.pipe, concepts)
+                costs[row.name] = costs.get(row.name, Calls()) + calls
+        return costs
+
     def _jobs(self) -> list[tuple[Row, str]]:
         return [(row, case) for row in self.stage.rows if row.eraser for case in self.stage.cases(row)]
 
@@ -42,10 +58,15 @@ class Fitting:
         if row.eraser is None:
             return
         concepts, started = as_concepts(stage.task.concepts(case)), time.perf_counter()
-        if kept := kept_patch(stage.task.places(stage.task.patches), row.method, row.eraser, case, concepts):
+        if kept := self._kept(row, row.eraser, case, concepts):
             kept.base_weights(stage.pipe)
             stage.store.add_patch(stage.patch_key(row, case), kept, None)
             return
         more: dict[str, Any] = {"memory": stage.memory} if row.eraser.trains else {}
         patch = row.eraser.fit(stage.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False, **more)
         stage.store.add_patch(stage.patch_key(row, case), patch, round(time.perf_counter() - started, 4))
+
+    def _kept(self, row: Row, eraser: Eraser, case: str, concepts: Sequence[Concept]) -> Patch | None:
+        """The patch that the task brings along."""
+        task = self.stage.task
+        return kept_patch(task.places(task.patches), row.method, eraser, case, concepts)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from erasers import worlds
+from erasers.diffusion.counting import Calls
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.tasks.attacks import Plan
 from erasers.evaluation.tasks.task import Task
@@ -108,12 +109,13 @@ def loads(task: Task, rows: Mapping[str, Sequence[str]]) -> list[Load]:
     return [Load(name, _pictures(task, cases, shared=name == UNEDITED), cases) for name, cases in rows.items()]
 
 
-def estimate(task: Task, rows: Sequence[Load]) -> Iterator[str]:
-    """Lines on what is to be drawn, and on what attacks may spend at most.
+def estimate(task: Task, rows: Sequence[Load], fits: Mapping[str, Calls] | None = None) -> Iterator[str]:
+    """Lines on what is to be drawn and fitted, and on what attacks may spend at most.
 
     Args:
         task: The task.
         rows: Those that are drawn and attacked.
+        fits: Row -> what its trainings put through the networks; None where nobody counted.
     """
     speed, ready = pace(task), Work()
     attacked = {row.name: Work() for row in rows}
@@ -124,8 +126,11 @@ def estimate(task: Task, rows: Sequence[Load]) -> Iterator[str]:
         yield f"{row.name}  {row.pictures} pictures to draw; {more if task.attacks else speed.said(Work(row.pictures))}"
     pictures = sum(row.pictures for row in rows)
     seconds = speed.seconds * speed.picture
-    each = f"{seconds:.2g} s each ({speed.basis}); fitting is not counted"
+    each = f"{seconds:.2g} s each ({speed.basis})" + ("; fitting is not counted" if fits is None else "")
     yield f"estimate  {speed.said(Work(pictures))} for {pictures} pictures, {each}"
+    for name, calls in (fits or {}).items():
+        work = Work(passes=calls.denoiser, gradients=calls.gradients, encodes=calls.texts)
+        yield f"fit {name}  {calls}; {speed.said(work)}"
     cases = list(dict.fromkeys(case for row in rows for case in row.cases))
     for label, plan in task.attacks.items():
         spent = sum((_spent(task, plan, case) for row in rows for case in row.cases), Work())
