@@ -101,13 +101,13 @@ def _text(path: Path, option: str) -> str:
 
 
 def _csv_entries(text: str) -> list[Any]:
-    rows = csv.DictReader(io.StringIO(text), strict=True, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text), strict=True, skipinitialspace=True)
     try:
-        found = [dict(row) for row in rows]
+        rows = [dict(row) for row in reader]
     except csv.Error as error:
         raise ValueError(f"expected CSV, got {error}") from None
     split = [
-        {key: value.split(";") if key in _LISTS and value else value for key, value in row.items()} for row in found
+        {key: value.split(";") if key in _LISTS and value else value for key, value in row.items()} for row in rows
     ]
     # An empty cell says nothing; "" as an anchor is written as two quotes in YAML.
     return [{key: value for key, value in row.items() if value != ""} for row in split]
@@ -128,13 +128,13 @@ def _entry(entry: Any, what: str) -> dict[str, Any]:
         raise ValueError(f"{what}: expected a name under 'concept', got {str(entry)[:80]!r}")
     if unknown := [key for key in entry if key not in COLUMNS]:
         raise ValueError(f"{what}: expected columns among {', '.join(COLUMNS)}, got {str(unknown[0])[:80]!r}")
-    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for key, value in entry.items():
         texts = value if isinstance(value, list) and key in _LISTS else [value]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{what}: expected text under {key!r}, got {str(value)[:80]!r}")
         kept: Sequence[str] = [text.strip() for text in texts]
-        found[key] = tuple(text for text in kept if text) if key in _LISTS else kept[0]
-    if found.get("kind", "object") not in KINDS:
-        raise ValueError(f"{what}: expected a kind among {', '.join(KINDS)}, got {found['kind']!r}")
-    return found
+        read[key] = tuple(text for text in kept if text) if key in _LISTS else kept[0]
+    if read.get("kind", "object") not in KINDS:
+        raise ValueError(f"{what}: expected a kind among {', '.join(KINDS)}, got {read['kind']!r}")
+    return read

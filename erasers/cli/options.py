@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+T = TypeVar("T", float | None, int | None)
 
 DEFAULT_MODEL = "CompVis/stable-diffusion-v1-4"
 
@@ -36,26 +39,18 @@ STEPS, SIZE, SEED, GUIDANCE = 10_000, 16_384, 2**63 - 1_000, 10_000.0
 """The most that the command takes; what is more is a slip, and would run for ever or out of memory."""
 
 
-def finite(value: float | None) -> float | None:
-    """A number that is one: ranges let `nan` through.
+def _require(holds: Callable[[float], bool], expected: str) -> Callable[[T], T]:
+    """What the argument parser asks about a number that was given; it refuses one that the ranges let through."""
 
-    Raises:
-        ValueError: It is not.
-    """
-    if value is not None and not isfinite(value):
-        raise ValueError(f"expected a finite number, got {value}")
-    return value
+    def check(value: T) -> T:
+        if value is not None and not holds(value):
+            raise ValueError(f"{expected}, got {value}")
+        return value
+
+    return check
 
 
-def _multiple_of_8(size: int | None) -> int | None:
-    """A side that autoencoders take, which make eight pixels of one place or more.
-
-    Raises:
-        ValueError: Another one.
-    """
-    if size is not None and size % 8:
-        raise ValueError(f"--size: expected a multiple of 8, got {size}")
-    return size
+finite = _require(isfinite, "expected a finite number")
 
 
 Size = Annotated[
@@ -63,7 +58,8 @@ Size = Annotated[
     typer.Option(
         min=8,
         max=SIZE,
-        callback=_multiple_of_8,
+        # Autoencoders make eight pixels, or more, of one place.
+        callback=_require(lambda side: side % 8 == 0, "--size: expected a multiple of 8"),
         help="Side of the pictures in pixels. [dim]the model's own[/dim]",
         rich_help_panel=PICTURES,
     ),

@@ -86,12 +86,12 @@ def export(
         pipe = base.load(hardware)
     with TemporaryDirectory(dir=folder.absolute().parent, prefix=".erasers-") as staging:
         if form == "delta":
-            part = patch.to_delta(pipe, staging, force=force)
+            written = patch.to_delta(pipe, staging, force=force)
         else:
-            part = patch.to_lora(pipe, staging, form="peft" if form == "lora" else form, force=force)
+            written = patch.to_lora(pipe, staging, form="peft" if form == "lora" else form, force=force)
         folder.mkdir(exist_ok=True)
-        path = folder / part.name
-        put_in_place(part, path, overwrite=overwrite)
+        path = folder / written.name
+        put_in_place(written, path, overwrite=overwrite)
     out.print(f"{form} in {escape(str(path))}  ({path.stat().st_size} bytes)")
 
 

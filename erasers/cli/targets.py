@@ -105,14 +105,14 @@ def written_or_kept(write: Callable[[Path], object], target: Path, *, overwrite:
     Raises:
         OSError: Says where it is instead.
     """
-    part = temporary_beside(target)
+    temporary = temporary_beside(target)
     try:
         try:
-            write(part)
-            flush(part)
-            put_in_place(part, target, overwrite=overwrite)
+            write(temporary)
+            flush(temporary)
+            put_in_place(temporary, target, overwrite=overwrite)
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         kept = Path(tempfile.mkdtemp(prefix="erasers-")) / target.name[-80:]
         try:

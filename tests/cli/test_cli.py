@@ -489,7 +489,7 @@ def test_a_model_without_a_judge_gets_a_picture_and_a_note(
 
 def test_a_warning_of_the_library_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["circle", "square", "triangle", "star", "cross", "heart", "crescent", "ring", "hexagon", "arrow", "red"]
-    concepts = [part for word in words for part in ("--concept", word)]
+    concepts = [argument for word in words for argument in ("--concept", word)]
     options = ("--anchor", "blue", "--model", "shapes", "--method", "uce", "--out", "all.safetensors")
     assert cli.run([*concepts, *options]) == 0
     assert capsys.readouterr().err.startswith("warning: erasing 11 concepts")

@@ -52,8 +52,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int 
 
 
 def parameters(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for one in command.params:
-        yield path, one
+    for parameter in command.params:
+        yield path, parameter
     for name, inner in getattr(command, "commands", {}).items():
         yield from parameters(inner, (*path, name))
 
@@ -61,15 +61,15 @@ def parameters(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
 def test_every_number_of_the_command_has_bounds() -> None:
     command: Any = typer.main.get_command(cli.app)
     kinds = []
-    for path, one in parameters(command):
-        kind = str(one.type_descriptor.annotation)
+    for path, parameter in parameters(command):
+        kind = str(parameter.type_descriptor.annotation)
         if "int" not in kind and "float" not in kind:
             continue
-        assert None not in (one.min, one.max), (path, one.name)
+        assert None not in (parameter.min, parameter.max), (path, parameter.name)
         kinds.append(kind)
         for text in ("nan", "inf", "-inf", "1e999") if "float" in kind else ("99999999999999999999",):
             with pytest.raises(Exception, match="finite|should be"):
-                one.process_value(command.make_context("erase", []), text)
+                parameter.process_value(command.make_context("erase", []), text)
     assert len(kinds) > 15
     assert any("float" in kind for kind in kinds)
 

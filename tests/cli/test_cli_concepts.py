@@ -44,28 +44,31 @@ def built(**options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("text", [YAML, YAML.replace("- van gogh", "- {concept: van gogh}")])
 def test_a_table_of_concepts_in_yaml(text: str) -> None:
     Path("c.yaml").write_text(text)
-    found = built(concepts_file=Path("c.yaml"), preserve=["a boat"], anchor=["van gogh=a picture"])
-    assert list(found) == ["dragon", "some painter", "van gogh", "pikachu"]
-    assert (found["dragon"].anchor, found["dragon"].aliases) == ("creature", ("drake", "wyvern"))
-    assert found["dragon"].preserve == ("a castle on a hill", "a boat")
-    assert (found["some painter"].kind, found["some painter"].anchor) == ("style", "")
-    assert (found["van gogh"].aliases, found["van gogh"].anchor) == (("vincent van gogh",), "a picture")
-    assert (found["pikachu"].kind, found["pikachu"].anchor) == ("identity", "a mouse")
+    concepts = built(concepts_file=Path("c.yaml"), preserve=["a boat"], anchor=["van gogh=a picture"])
+    assert list(concepts) == ["dragon", "some painter", "van gogh", "pikachu"]
+    assert (concepts["dragon"].anchor, concepts["dragon"].aliases) == ("creature", ("drake", "wyvern"))
+    assert concepts["dragon"].preserve == ("a castle on a hill", "a boat")
+    assert (concepts["some painter"].kind, concepts["some painter"].anchor) == ("style", "")
+    assert (concepts["van gogh"].aliases, concepts["van gogh"].anchor) == (("vincent van gogh",), "a picture")
+    assert (concepts["pikachu"].kind, concepts["pikachu"].anchor) == ("identity", "a mouse")
 
 
 def test_a_table_by_concept() -> None:
     Path("c.yml").write_text("dragon: {anchor: lizard}\nmoon:\n")
-    found = built(concepts_file=Path("c.yml"))
-    assert {name: concept.anchor for name, concept in found.items()} == {"dragon": "lizard", "moon": "celestial body"}
+    concepts = built(concepts_file=Path("c.yml"))
+    assert {name: concept.anchor for name, concept in concepts.items()} == {
+        "dragon": "lizard",
+        "moon": "celestial body",
+    }
 
 
 def test_a_table_of_concepts_in_csv() -> None:
     Path("c.csv").write_text(CSV, encoding="utf-8")
-    found = built(concepts_file=Path("c.csv"))
-    assert found["dragon"].aliases == ("drake", "wyvern")
-    assert found["dragon"].preserve == ("a castle, on a hill", "a boat")
-    assert (found["some painter"].kind, found["some painter"].anchor) == ("style", "")
-    assert (found["church"].anchor, found["church"].aliases) == ("tower", ("chapel", "cathedral"))
+    concepts = built(concepts_file=Path("c.csv"))
+    assert concepts["dragon"].aliases == ("drake", "wyvern")
+    assert concepts["dragon"].preserve == ("a castle, on a hill", "a boat")
+    assert (concepts["some painter"].kind, concepts["some painter"].anchor) == ("style", "")
+    assert (concepts["church"].anchor, concepts["church"].aliases) == ("tower", ("chapel", "cathedral"))
 
 
 @pytest.mark.parametrize(
@@ -157,8 +160,8 @@ def test_pictures_reach_few_shot(pipe: Any, capsys: pytest.CaptureFixture[str]) 
 def test_pictures_by_concept() -> None:
     Path("shots").mkdir()
     photo("shots/a.png")
-    found = build_concepts(["star", "moon"], Words(images=["moon=shots"]))
-    assert [len(concept.images) for concept in found] == [0, 1]
+    concepts = build_concepts(["star", "moon"], Words(images=["moon=shots"]))
+    assert [len(concept.images) for concept in concepts] == [0, 1]
     with pytest.raises(ValueError, match="with several concepts say whose it is, e.g. --images star=shots"):
         build_concepts(["star", "moon"], Words(images=["shots"]))
 
@@ -214,10 +217,10 @@ def test_the_kind_of_a_concept_chooses_its_anchor(pipe: Any, capsys: pytest.Capt
 
 
 def test_kinds_by_concept_and_over_a_table_or_preset() -> None:
-    found = {one.name: one for one in build_concepts(["star", "moon"], Words(kind=["moon=style"]))}
-    assert {name: one.kind for name, one in found.items()} == {"star": "object", "moon": "style"}
+    concepts = {concept.name: concept for concept in build_concepts(["star", "moon"], Words(kind=["moon=style"]))}
+    assert {name: concept.kind for name, concept in concepts.items()} == {"star": "object", "moon": "style"}
     both = build_concepts(["star", "moon"], Words(kind=["identity", "moon=style"], anchor=["star=a friend"]))
-    assert [(one.kind, one.anchor) for one in both] == [("identity", "a friend"), ("style", "")]
+    assert [(concept.kind, concept.anchor) for concept in both] == [("identity", "a friend"), ("style", "")]
     Path("c.yaml").write_text(YAML)
     assert built(concepts_file=Path("c.yaml"), kind=["some painter=identity"])["some painter"].anchor == "a person"
     (gogh,) = build_concepts(["van gogh"], Words(kind=["identity"]))

@@ -104,7 +104,7 @@ def test_what_is_missing_is_said_before_any_work(name, model, capsys):
         error = capsys.readouterr().err
         assert error.startswith(f"error: {name} draws from ")
         assert len(error.splitlines()) == 1
-        for option in (part for part in CASES[name] if part.startswith("--") and "strength" not in part):
+        for option in (word for word in CASES[name] if word.startswith("--") and "strength" not in word):
             assert f"{option} FILE" in error
     assert not Path("star.safetensors").exists()
     assert not Path("report").exists()
