@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard
 from erasers.evaluation.leaderboard.pictures import shrunk
+from erasers.evaluation.leaderboard.write import shown_images, write_leaderboard
 from erasers.evaluation.run.verifying import Verifier, verified
 from erasers.evaluation.scores.results import Result, read_tasks, result_files
 from erasers.files.atomic import write_atomically

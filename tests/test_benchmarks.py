@@ -17,7 +17,7 @@ from support.scripts import benchmark
 
 from erasers import Concept, load_pipeline
 from erasers.eraser import get_eraser, options_for
-from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard
+from erasers.evaluation.leaderboard.write import shown_images, write_leaderboard
 from erasers.evaluation.scores.scoring import compare as compare_rows
 from erasers.evaluation.scores.statistics import holm
 from erasers.methods.rece import RECE

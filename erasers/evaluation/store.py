@@ -117,7 +117,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The hash first: a picture without one would count as damaged.
         self._hashes.add(key, hashlib.sha256(content.getvalue()).hexdigest())
-        write_atomically(path, lambda part: part.write_bytes(content.getvalue()))
+        write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
         self._whole.add(key)
 
     def read_patch(self, key: str) -> tuple[Patch, dict[str, Any]] | None:
@@ -144,7 +144,7 @@ class Store:
         _first(path, patch.save)
         facts: dict[str, Any] = {"bytes": path.stat().st_size, "edit_seconds": edit_seconds}
         text = canonical(_sealed(facts | {"key": key, "patch": file_sha256(path)}))
-        _first(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
+        _first(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def _patch_path(self, key: str) -> Path:
         return self.root / "patches" / f"{key}.safetensors"
@@ -199,12 +199,12 @@ class Journal(_Lines):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._found: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
         super().__init__(folder)
 
     def get(self, key: str) -> Any:
         """The JSON value under a key; None when there is none yet."""
-        return self._found.get(key)
+        return self._known.get(key)
 
     def add(self, items: Iterable[tuple[str, Any]]) -> None:
         """Keep values, all or none of which are on disk when this returns.
@@ -216,7 +216,7 @@ class Journal(_Lines):
         self._append([{"key": key, "value": value} for key, value in items])
 
     def _take(self, entry: Any) -> None:
-        self._found.setdefault(entry["key"], entry["value"])
+        self._known.setdefault(entry["key"], entry["value"])
 
 
 class Verdicts(_Lines):
@@ -228,7 +228,7 @@ class Verdicts(_Lines):
     """
 
     def __init__(self, root: Path, judge: str) -> None:
-        self._found: dict[tuple[str, str], tuple[Verdict, str]] = {}
+        self._known: dict[tuple[str, str], tuple[Verdict, str]] = {}
         super().__init__(root / "verdicts" / judge[:16])
 
     def get(self, image: str, wants: Mapping[str, str]) -> Verdict | None:
@@ -240,12 +240,12 @@ class Verdicts(_Lines):
         return self._entry(image, wants)[1]
 
     def _entry(self, image: str, wants: Mapping[str, str]) -> tuple[Verdict | None, str]:
-        return self._found.get((image, canonical(dict(wants))), (None, ""))
+        return self._known.get((image, canonical(dict(wants))), (None, ""))
 
-    def add(self, some: Iterable[tuple[str, Mapping[str, str], Verdict, str]]) -> None:
+    def add(self, verdicts: Iterable[tuple[str, Mapping[str, str], Verdict, str]]) -> None:
         """Keep verdicts on pictures with these hashes of pixels, all or none of which are on disk when this returns."""
         entries = []
-        for image, wants, verdict, pixels in some:
+        for image, wants, verdict, pixels in verdicts:
             facts = {"value": verdict.value, "probability": verdict.probability, "reason": verdict.reason}
             entries.append({"image": image, "wants": dict(wants), "pixels": pixels, **facts})
         self._append(entries)
@@ -253,24 +253,24 @@ class Verdicts(_Lines):
     def _take(self, entry: Any) -> None:
         key = (entry["image"], canonical(entry["wants"]))
         verdict = Verdict(entry["value"], entry["probability"], entry["reason"])
-        self._found.setdefault(key, (verdict, entry["pixels"]))
+        self._known.setdefault(key, (verdict, entry["pixels"]))
 
 
 class _Hashes(_Lines):
     """Every sha256 that the file of a picture has had; processes that draw one at a time may draw it differently."""
 
     def __init__(self, folder: Path) -> None:
-        self._found: dict[str, set[str]] = {}
+        self._known: dict[str, set[str]] = {}
         super().__init__(folder)
 
     def of(self, key: str) -> set[str]:
-        return self._found.get(key, set())
+        return self._known.get(key, set())
 
     def add(self, key: str, digest: str) -> None:
         self._append([{"key": key, "file": digest}])
 
     def _take(self, entry: Any) -> None:
-        self._found.setdefault(entry["key"], set()).add(entry["file"])
+        self._known.setdefault(entry["key"], set()).add(entry["file"])
 
 
 def _write_all(file: FileIO, content: bytes) -> None:
@@ -304,12 +304,12 @@ def _opened(entry: Any) -> dict[str, Any]:
 
 def _first(path: Path, write: Any) -> None:
     """Let `write` fill `path` unless it is there already; of several processes the first one wins."""
-    part = temporary_beside(path)
+    temporary = temporary_beside(path)
     try:
-        write(part)
-        flush(part)
-        os.link(part, path)
+        write(temporary)
+        flush(temporary)
+        os.link(temporary, path)
     except FileExistsError:
         pass
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

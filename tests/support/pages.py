@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from erasers.evaluation.leaderboard.leaderboard import write_leaderboard
+from erasers.evaluation.leaderboard.write import write_leaderboard
 
 VOID = {"meta", "input", "img", "br", "rect"}
 

@@ -58,7 +58,7 @@ def leaderboard(
     prompts: PromptFiles = None,
 ) -> None:
     """Write leaderboard.md and leaderboard.html from the results that verify; exit code 1 if others were left out."""
-    from erasers.evaluation.leaderboard.leaderboard import write_leaderboard
+    from erasers.evaluation.leaderboard.write import write_leaderboard
     from erasers.evaluation.run.verifying import Verifier, verified
     from erasers.evaluation.scores.results import result_files
 

@@ -42,8 +42,8 @@ def attacks(details: Sequence[str]) -> list[str]:
 
 def measures(details: Sequence[str]) -> dict[str, list[str]]:
     """Measure -> its details, splits in their order."""
-    found = {name: [one for one in details if one.startswith(f"{name}/")] for name in MEASURES}
-    return {name: sorted(some, key=_place) for name, some in found.items() if some}
+    names = {measure: [name for name in details if name.startswith(f"{measure}/")] for measure in MEASURES}
+    return {measure: sorted(mine, key=_place) for measure, mine in names.items() if mine}
 
 
 def beside(attack: str) -> dict[str, str]:
@@ -73,14 +73,14 @@ def budgets(results: Sequence[Result]) -> dict[str, str]:
     """Attack -> its budget, as the task has it, and what a prompt really took, in words."""
     plans = results[0].task.get("attacks") or {}
     cases = [case for result in results for case in result.cases.values()]
-    run = {label: [one for case in cases for one in case.attacks.get(label, ())] for label in sorted(plans)}
-    return {label: f"{_plan(label, plans[label], some)} {_spent(some)}" for label, some in run.items()}
+    run = {label: [outcome for case in cases for outcome in case.attacks.get(label, ())] for label in sorted(plans)}
+    return {label: f"{_plan(label, plans[label], outcomes)} {_spent(outcomes)}" for label, outcomes in run.items()}
 
 
 def _plan(label: str, plan: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
     # How many pictures an attack may draw can depend on the concept.
-    limits = plan["budget"] | ({"images": max(one["limit"] for one in outcomes)} if outcomes else {})
-    parts = [
+    limits = plan["budget"] | ({"images": max(outcome["limit"] for outcome in outcomes)} if outcomes else {})
+    facts = [
         str(plan["attack"]) if plan.get("attack", label) != label else "",
         f"{plan['samples']} prompts a concept" if "samples" in plan else "",
         f"at most {_amounts(limits)}",
@@ -88,13 +88,13 @@ def _plan(label: str, plan: Mapping[str, Any], outcomes: Sequence[Mapping[str, A
         f"{plan['replicate']} fresh seeds after a success" if "replicate" in plan else "",
         options_text(plan.get("options", {})),
     ]
-    return f"{'; '.join(part for part in parts if part)}."
+    return f"{'; '.join(filter(None, facts))}."
 
 
 def _spent(outcomes: Sequence[Mapping[str, Any]]) -> str:
     if not outcomes:
         return "Not run."
-    means = {name: fmean(one["spent"][name] for one in outcomes) for name in _SPENT}
+    means = {name: fmean(outcome["spent"][name] for outcome in outcomes) for name in _SPENT}
     return f"Spent on average: {_amounts(means)} ({len(outcomes)} attacks)."
 
 
@@ -105,17 +105,17 @@ def _amounts(amounts: Mapping[str, float]) -> str:
 def detectable(results: Sequence[Result]) -> str:
     """What a row's prompts can tell apart, of the split and of the attack with the fewest; empty without any."""
     prompts: dict[str, int] = {}
-    for name, estimate in ((name, one) for row in results for name, one in row.scores[ALL].details.items()):
+    for name, estimate in (detail for row in results for detail in row.scores[ALL].details.items()):
         prompts[name] = max(estimate.prompts, prompts.get(name, 0))
-    found = []
+    lines = []
     for what, names in (("a split", SPLITS), ("an attack", attacks(sorted(prompts)))):
         if n := min((prompts[name] for name in names if prompts.get(name)), default=0):
             near, half = (_least(detectable_difference(n, share)) for share in (0.1, 0.5))
             paired = _least(detectable_difference_paired(n, _DISCORDANT))
-            found.append(f"{n} prompts {what}: {near} from a share of 0.10, {half} from 0.50, paired {paired}")
-    if not found:
+            lines.append(f"{n} prompts {what}: {near} from a share of 0.10, {half} from 0.50, paired {paired}")
+    if not lines:
         return ""
-    text = "; ".join(found)
+    text = "; ".join(lines)
     return (
         f"Smallest difference that shows with a power of 80 % at a level of 5 %, {text}. Paired: by prompt and seed, "
         f"where {100 * _DISCORDANT:.0f} % of the verdicts differ."

@@ -143,8 +143,8 @@ def _measures(view: TaskView) -> str:
     board, parts = view.boards[0], []
     for measure, names in measures(board.details).items():
         rows = rows_with(board, names)
-        found = [row.scores[name] for row in rows for name in names]
-        top = max((one.high for one in found if isinstance(one, Estimate) and one.high > 0), default=1.0)
+        scores = [row.scores[name] for row in rows for name in names]
+        top = max((score.high for score in scores if isinstance(score, Estimate) and score.high > 0), default=1.0)
         columns = [NAME, *(measure_column(name, top) for name in names)]
         parts.append((MEASURES[measure], table(f"{view.title}, {measure}", rows, columns)))
     if board.figures:
@@ -166,8 +166,8 @@ def _finds(index: int, view: TaskView) -> str:
     if not view.finds:
         return ""
     parts = "".join(
-        f'<h3>{plain(label)}</h3><ul class="finds">{"".join(map(_find, some))}</ul>'
-        for label, some in view.finds.items()
+        f'<h3>{plain(label)}</h3><ul class="finds">{"".join(map(_find, finds))}</ul>'
+        for label, finds in view.finds.items()
     )
     return _folded(view, f"found-{index}", "Pictures that attacks found", f'<p class="quiet">{plain(FOUND)}</p>{parts}')
 

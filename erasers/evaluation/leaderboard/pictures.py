@@ -70,15 +70,15 @@ def grids(results: Sequence[Result]) -> list[Grid]:
 
 def finds(results: Sequence[Result]) -> dict[str, list[Find]]:
     """Attack -> up to two successes a row, as far as their pictures are in the store."""
-    found: dict[str, list[Find]] = {}
+    shown: dict[str, list[Find]] = {}
     for (label, result), entries in _attacked(results):
         for case, entry in entries:
             png, small = _png(_path(result, entry["picture"]))
             note = f"picture {entry['image']}" if entry["image"] else "the plain prompt"
             if png:
                 find = Find(result.name, case, entry["prompt"], entry["text"], Picture(note, False, png, small))
-                found.setdefault(label, []).append(find)
-    return {label: found[label] for label in sorted(found)}
+                shown.setdefault(label, []).append(find)
+    return {label: shown[label] for label in sorted(shown)}
 
 
 Entries = list[tuple[str, Mapping[str, Any]]]
@@ -98,10 +98,11 @@ def _successes(result: Result, label: str) -> Entries:
     """Of every case in turn: those that the attack found before those of the plain prompt, by the alphabet."""
     ranked = []
     for name, case in result.cases.items():
-        entries = [one for one in case.attacks.get(label, ()) if one["image"] is not None and one["picture"]]
-        entries.sort(key=lambda one: (one["image"] == 0, one["text"], one["seed"]))
+        outcomes = case.attacks.get(label, ())
+        entries = [outcome for outcome in outcomes if outcome["image"] is not None and outcome["picture"]]
+        entries.sort(key=lambda entry: (entry["image"] == 0, entry["text"], entry["seed"]))
         ranked += [((entry["image"] == 0, place), name, entry) for place, entry in enumerate(entries)]
-    return [(name, entry) for _, name, entry in sorted(ranked, key=lambda one: one[:2])[:_FOUND]]
+    return [(name, entry) for _, name, entry in sorted(ranked, key=lambda success: success[:2])[:_FOUND]]
 
 
 def _chosen(unedited: Result, case: str) -> list[JudgedSample]:
@@ -124,8 +125,8 @@ def _grid(case: str, results: Sequence[Result]) -> Grid:
     keys = [_key(sample) for sample in prompts]
     rows = {}
     for result in results:
-        found = {_key(sample): sample for sample in result.cases[case].samples}
-        rows[result.name] = [_picture(result, found.get(key)) for key in keys]
+        samples = {_key(sample): sample for sample in result.cases[case].samples}
+        rows[result.name] = [_picture(result, samples.get(key)) for key in keys]
     return Grid(case, prompts, rows)
 
 
@@ -177,9 +178,9 @@ def shrunk(path: Path) -> tuple[bytes, int]:
             image.load()
             if max(size) > LARGEST:
                 image.thumbnail((LARGEST, LARGEST))
-                part = BytesIO()
-                image.convert("RGB").save(part, format="PNG")
-                content = part.getvalue()
+                smaller = BytesIO()
+                image.convert("RGB").save(smaller, format="PNG")
+                content = smaller.getvalue()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is not a picture, or it is damaged: {error}") from error
     return content, max(size)

@@ -50,9 +50,9 @@ class Column:
 def table(label: str, rows: Sequence[BoardRow], columns: Sequence[Column]) -> str:
     """A table whose roles are written out, for on narrow screens its rows are laid out as cards."""
     bodies = "".join(
-        f'<tbody role="rowgroup">{"".join(_row(row, columns) for row in some)}</tbody>\n'
+        f'<tbody role="rowgroup">{"".join(_row(row, columns) for row in alike)}</tbody>\n'
         for baseline in (True, False)
-        if (some := [row for row in rows if row.baseline == baseline])
+        if (alike := [row for row in rows if row.baseline == baseline])
     )
     return f"""<div class="scroll" role="region" tabindex="0" aria-label="{plain(label)}">
 <table class="board" role="table" aria-label="{plain(label)}">
@@ -124,8 +124,8 @@ def _corrected(name: str, row: BoardRow) -> str:
 
 
 def _beside(name: str, row: BoardRow) -> str:
-    found = [(what, row.scores.get(other)) for other, what in beside(name).items()]
-    return "".join(_extra(what, score) for what, score in found if isinstance(score, Estimate))
+    scores = [(what, row.scores.get(other)) for other, what in beside(name).items()]
+    return "".join(_extra(what, score) for what, score in scores if isinstance(score, Estimate))
 
 
 def _extra(what: str, score: Estimate) -> str:

@@ -132,8 +132,8 @@ def _setting_note(results: Sequence[Result]) -> str:
     names: dict[str, list[str]] = {}
     for result in results:
         names.setdefault(setting_text(result), []).append(result.name)
-    parts = [said + (f" ({', '.join(some)})" if len(names) > 1 else "") for said, some in names.items()]
-    return f"Scheduler, dtype and versions: {'; '.join(parts)}."
+    settings = [said + (f" ({', '.join(rows)})" if len(names) > 1 else "") for said, rows in names.items()]
+    return f"Scheduler, dtype and versions: {'; '.join(settings)}."
 
 
 def ranks(results: Sequence[Result]) -> dict[str, int]:
@@ -173,7 +173,7 @@ def _board(case: str, results: Sequence[Result], order: Mapping[str, int]) -> Bo
     pillars = [result.scores[case].pillars for result in results]
     details = sorted({name for result in results for name in result.scores[case].details})
     scheme = results[0].scheme.pillars
-    columns = [OVERALL, *(name for name in PILLARS if name in scheme or any(name in found for found in pillars))]
+    columns = [OVERALL, *(name for name in PILLARS if name in scheme or any(name in scored for scored in pillars))]
     rows = [_row(result, case, every, (*columns, *details), order) for result in results]
     figures = figure_names(results) if case == ALL else []
     return Board(case, columns, details, figures, sorted(rows, key=_place))
@@ -188,18 +188,18 @@ def _place(row: BoardRow) -> float:
 def _row(result: Result, case: str, every: set[str], columns: Sequence[str], order: Mapping[str, int]) -> BoardRow:
     scores, cases = result.scores[case], [result.cases[case]] if case != ALL else list(result.cases.values())
     tied = [name for name in order if order[name] == order.get(result.name)]
-    found: dict[str, Estimate | str] = {**scores.details, **scores.pillars}
+    estimates: dict[str, Estimate | str] = {**scores.details, **scores.pillars}
     missing = {OVERALL: f"needs {', '.join(scores.missing)}" if scores.missing else "", **scores.missing}
     return BoardRow(
         name=result.name,
         kind=result.kind,
         options=result.options,
         rank=f"{'=' if len(tied) > 1 else ''}{order[result.name]}" if tied and case == ALL else "",
-        scores={name: found.get(name) or missing.get(name) or "not measured" for name in columns},
-        nbytes=_mean([some.nbytes for some in cases]),
-        seconds=_mean([some.seconds for some in cases]),
+        scores={name: estimates.get(name) or missing.get(name) or "not measured" for name in columns},
+        nbytes=_mean([each.nbytes for each in cases]),
+        seconds=_mean([each.seconds for each in cases]),
         only=list(result.cases) if case == ALL and every - set(result.cases) else (),
-        figures={(metric_of(one)[0], one["extractor"]): one for one in result.figures.get(case, ())},
+        figures={(metric_of(figure)[0], figure["extractor"]): figure for figure in result.figures.get(case, ())},
         redrawn=redrawn(result),
     )
 
@@ -214,7 +214,7 @@ def tag_of(row: BoardRow) -> str:
     """What a row is where it is no method and its name does not say so, and whether it was drawn again."""
     tag = {UNEDITED: "row 0", "method": ""}.get(row.kind, row.kind)
     again = f"{row.redrawn} redrawn" if row.redrawn else ""
-    return ", ".join(part for part in ("" if tag == row.name else tag, again) if part)
+    return ", ".join(filter(None, ("" if tag == row.name else tag, again)))
 
 
 def rows_with(board: Board, details: Sequence[str]) -> list[BoardRow]:

@@ -15,8 +15,8 @@ from PIL import Image
 from support.made_results import PILLARS, write_results
 from support.pages import Page, build, build_changed, change, lines
 
-from erasers.evaluation.leaderboard.leaderboard import shown_images, write_leaderboard
 from erasers.evaluation.leaderboard.views import ranks
+from erasers.evaluation.leaderboard.write import shown_images, write_leaderboard
 from erasers.evaluation.scores.results import read_tasks
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.browser import PHONE, Call, assert_legible, needs_browser
 from support.made_results import PILLARS, write_results
 
-from erasers.evaluation.leaderboard.leaderboard import write_leaderboard
+from erasers.evaluation.leaderboard.write import write_leaderboard
 
 pytestmark = [pytest.mark.full, needs_browser]
 

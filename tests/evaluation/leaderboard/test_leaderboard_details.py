@@ -15,7 +15,7 @@ import pytest
 from support.made_results import ATTACKS, BUDGETS, PILLARS, ROWS, write_results
 from support.pages import Page, build, build_changed, change, lines
 
-from erasers.evaluation.leaderboard.leaderboard import shown_images
+from erasers.evaluation.leaderboard.write import shown_images
 from erasers.evaluation.scores.statistics import detectable_difference, detectable_difference_paired
 
 EDITED = ("uce", "rece", "noise")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.runs import complete
+from support.tasks import tiny_task
 
 from erasers import Patch, get_eraser, load_pipeline
 from erasers.attacks.relearning import Relearning, low_rank_patch
@@ -25,16 +26,12 @@ from erasers.judges.oracle import Oracle
 pytestmark = pytest.mark.full
 
 TASK = parse_task(
-    {
-        "name": "apart",
-        "version": 1,
-        "model": "shapes",
-        "cases": [["star"]],
-        "samples": {"explicit": 8, "synonym": 8, "neighbour": 8, "unrelated": 8},
-        "sampling": {"steps": 20, "guidance": 4.0, "batch": 8},
-        "judge": "oracle/shapes",
-        "scheme": {"pillars": ["erasure", "neighbours", "specificity"]},
-    }
+    tiny_task(
+        name="apart",
+        samples={"explicit": 8, "synonym": 8, "neighbour": 8, "unrelated": 8},
+        sampling={"steps": 20, "guidance": 4.0, "batch": 8},
+        scheme={"pillars": ["erasure", "neighbours", "specificity"]},
+    )
 )
 
 

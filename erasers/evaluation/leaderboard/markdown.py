@@ -1,70 +1,35 @@
-"""The leaderboard: `leaderboard.md` and `leaderboard.html` from result files, the same for the same results."""
+"""The leaderboard in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from erasers.evaluation.leaderboard.details import CORRECTED, MEASURES, attacks, beside, label_of, measures, shares
-from erasers.evaluation.leaderboard.html import FIGURES, INTRODUCTION, SHARES, about, attack_notes, html_page
-from erasers.evaluation.leaderboard.pictures import shown_keys
+from erasers.evaluation.leaderboard.html import FIGURES, INTRODUCTION, SHARES, about, attack_notes
 from erasers.evaluation.leaderboard.tables import COLUMNS, figure_text
 from erasers.evaluation.leaderboard.text import options_text, score_text, size_text, time_text
-from erasers.evaluation.leaderboard.views import Board, BoardRow, TaskView, rows_with, tag_of, task_view
+from erasers.evaluation.leaderboard.views import Board, BoardRow, TaskView, rows_with, tag_of
 from erasers.evaluation.scores.bootstrap import Estimate
 from erasers.evaluation.scores.records import PROBE
-from erasers.evaluation.scores.results import read_tasks
-from erasers.files.atomic import write_atomically
 from erasers.markdown import markdown_text
 
 
-def write_leaderboard(results: Sequence[Path], out: Path, *, allow_adult: bool = False) -> None:
-    """Write `leaderboard.md` and `leaderboard.html` into a folder, from results alone and the same every time.
-
-    Pictures are read from the folder `images` of the store that the results are in, and left out where there are none.
-
-    Args:
-        results: Result files, or folders with `<task>@<version>/<row>.json`, in any order.
-        out: Folder; made if needed.
-        allow_adult: Put the pictures of adult tasks into the page, blurred; without it they are left out.
-
-    Raises:
-        ValueError: No results, or damaged ones or pictures, or results that do not belong together; it names the file.
-        OSError: A file that cannot be read or written.
-    """
-    tasks = read_tasks(results)
-    views = [task_view(title, rows, allow_adult=allow_adult) for title, rows in tasks.items()]
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("leaderboard.md", _markdown(views)), ("leaderboard.html", html_page(views))):
-        _write(out / name, text)
-
-
-def shown_images(results: Sequence[Path]) -> list[str]:
-    """Keys of the pictures that the leaderboard shows, sorted: all it needs of a store. None of adult tasks.
-
-    Raises:
-        ValueError: Results that are refused; see `write_leaderboard`.
-        OSError: A file that cannot be read.
-    """
-    shown = (shown_keys(rows) for rows in read_tasks(results).values() if not rows[0].adult)
-    return sorted(set().union(*shown))
-
-
-def _markdown(views: Sequence[TaskView]) -> str:
+def markdown_page(views: Sequence[TaskView]) -> str:
+    """The content of `leaderboard.md`."""
     columns = "\n".join(f"* **{name}**: {why}" for name, why in COLUMNS.items())
     return f"# Leaderboard of concept erasure\n\n{INTRODUCTION}\n\n{columns}\n" + "".join(map(_task, views))
 
 
 def _task(view: TaskView) -> str:
     first, *others = view.boards
-    parts = [f"## {markdown_text(view.title)}", about(view, _foreign), _scores(first, ranked=True), *view.notes]
+    blocks = [f"## {markdown_text(view.title)}", about(view, _foreign), _scores(first, ranked=True), *view.notes]
     if options := [_options(row) for row in first.rows if row.options]:
-        parts.append("Options:\n\n" + "\n".join(options))
-    parts += [*_attacks(view), *_shares(first), *_measures(first)]
+        blocks.append("Options:\n\n" + "\n".join(options))
+    blocks += [*_attacks(view), *_shares(first), *_measures(first)]
     for board in others:
-        parts += [f"### {markdown_text(board.case)}", _scores(board)]
-    return "".join(f"\n{part}\n" for part in parts)
+        blocks += [f"### {markdown_text(board.case)}", _scores(board)]
+    return "".join(f"\n{block}\n" for block in blocks)
 
 
 def _attacks(view: TaskView) -> list[str]:
@@ -75,8 +40,8 @@ def _attacks(view: TaskView) -> list[str]:
     heads = [markdown_text(label_of(name)) + (" (probe)" if name.startswith(PROBE) else "") for name in names]
     rows = [[_name(row), *(_with(row, name, beside(name)) for name in names)] for row in rows_with(board, names)]
     budgets = [f"* **{markdown_text(name)}**: {_foreign(what)}" for name, what in view.budgets.items()]
-    found = ["### Attacks", attack_notes(board, markdown_text), _lines(["row", *heads], rows)]
-    return found + (["\n".join(budgets)] if budgets else [])
+    table = ["### Attacks", attack_notes(board, markdown_text), _lines(["row", *heads], rows)]
+    return table + (["\n".join(budgets)] if budgets else [])
 
 
 def _shares(board: Board) -> list[str]:
@@ -135,8 +100,8 @@ def _score(score: Estimate | str, digits: int = 2) -> str:
 
 def _with(row: BoardRow, name: str, below: Mapping[str, str]) -> str:
     """A score, and what stands below it where the row has that."""
-    found = ((what, row.scores.get(other)) for other, what in below.items())
-    extras = [f"{what} {_score(score)}" for what, score in found if isinstance(score, Estimate)]
+    scores = ((what, row.scores.get(other)) for other, what in below.items())
+    extras = [f"{what} {_score(score)}" for what, score in scores if isinstance(score, Estimate)]
     return "; ".join([_score(row.scores.get(name, "not measured")), *extras])
 
 
@@ -149,7 +114,3 @@ def _figure(figure: Mapping[str, Any] | None) -> str:
 
 def _foreign(text: object) -> str:
     return markdown_text(text, 1000)
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda part: part.write_bytes(text.encode()))
