@@ -40,6 +40,13 @@ def pictures(patch: Patch, pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return plain, erased
 
 
+def apply_beside(patch: Patch, pipe: Any, switch_on: Callable[[], Any], order: str) -> None:
+    """Apply the patch before or after something of the user's is switched on."""
+    steps: list[Callable[[], Any]] = [lambda: patch.apply(pipe), switch_on]
+    for step in steps if order == "patch first" else reversed(steps):
+        step()
+
+
 # Copies and shared modules
 
 
@@ -91,11 +98,7 @@ def test_hooks_stay_under_loras(pipe, patch, pictures, tmp_path, order):
     plain, erased = pictures
     style = hand_patch(pipe, layers(pipe, "unet", r"attn2\.to_[qk]$"))
     style.to_lora(pipe, tmp_path)
-    if order == "lora first":
-        stock_load(pipe, tmp_path)
-    patch.apply(pipe)
-    if order == "patch first":
-        stock_load(pipe, tmp_path)
+    apply_beside(patch, pipe, lambda: stock_load(pipe, tmp_path), order)
     both = draw(pipe)
     assert difference(both, erased) > 1e-3
     pipe.disable_lora()
@@ -119,11 +122,7 @@ def test_hooks_stay_under_loras(pipe, patch, pictures, tmp_path, order):
 def test_hooks_stay_when_models_are_offloaded(pipe, patch, pictures, order):
     # After every call diffusers takes its offloading off and puts it on again.
     plain, erased = pictures
-    if order == "offload first":
-        pipe.enable_model_cpu_offload(device="cpu")
-    patch.apply(pipe)
-    if order == "patch first":
-        pipe.enable_model_cpu_offload(device="cpu")
+    apply_beside(patch, pipe, lambda: pipe.enable_model_cpu_offload(device="cpu"), order)
     for _ in range(2):
         assert torch.equal(draw(pipe), erased)
     patch.remove(pipe)
@@ -154,15 +153,9 @@ def test_hooks_run_where_weights_are_not_in_memory(pipe, patch, pictures):
 @pytest.mark.parametrize("order", ["patch first", "offload first"])
 def test_hooks_stay_under_group_offloading(pipe, patch, pictures, order):
     plain, erased = pictures
-    cpu = torch.device("cpu")
-    switch_on = partial(
-        pipe.unet.enable_group_offload, onload_device=cpu, offload_device=cpu, offload_type="leaf_level"
-    )
-    if order == "offload first":
-        switch_on()
-    patch.apply(pipe)
-    if order == "patch first":
-        switch_on()
+    devices = dict.fromkeys(("onload_device", "offload_device"), torch.device("cpu"))
+    switch_on = partial(pipe.unet.enable_group_offload, **devices, offload_type="leaf_level")
+    apply_beside(patch, pipe, switch_on, order)
     assert torch.equal(draw(pipe), erased)
     patch.remove(pipe)
     assert torch.equal(draw(pipe), plain)
@@ -171,11 +164,8 @@ def test_hooks_stay_under_group_offloading(pipe, patch, pictures, order):
 @pytest.mark.parametrize("order", ["patch first", "casting first"])
 def test_hooks_stay_under_layerwise_casting(pipe, patch, pictures, order):
     plain, erased = pictures
-    if order == "patch first":
-        patch.apply(pipe)
-    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
-    if order == "casting first":
-        patch.apply(pipe)
+    dtypes = {"storage_dtype": torch.float16, "compute_dtype": torch.float32}
+    apply_beside(patch, pipe, partial(pipe.unet.enable_layerwise_casting, **dtypes), order)
     assert difference(draw(pipe), erased) < 0.1 * difference(plain, erased)
     patch.remove(pipe)
     assert difference(draw(pipe), plain) < 0.1 * difference(plain, erased)
