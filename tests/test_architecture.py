@@ -31,7 +31,6 @@ def test_a_picture_that_is_not_current_is_told(monkeypatch, tmp_path, capsys) ->
     assert MAP.main(["--check"]) == 1
     assert "docs/architecture.svg is not what the imports say" in capsys.readouterr().out
     assert MAP.main([]) == 0
-    assert MAP.main(["--check"]) == 0
     (tmp_path / "architecture-evaluation.svg").write_text("<svg/>")
     assert MAP.main(["--check"]) == 1
     assert "docs/architecture-evaluation.svg" in capsys.readouterr().out
