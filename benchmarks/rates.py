@@ -31,15 +31,16 @@ from erasers.diffusion.gradients import frozen
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.rates import Rate, token_rate
+from erasers.diffusion.supported import layers_read
 from erasers.diffusion.tokens import tokenise
-from erasers.methods import adv_unlearn, esd
+from erasers.methods.adv_unlearn import text_layers
 from erasers.methods.few_shot import trained_names
-from erasers.methods.robust_ablation import eraser as robust_ablation
 from erasers.methods.robust_ablation.pool import Pool
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.models.components import find_parameter
 from erasers.pipeline import load_pipeline
+from erasers.training.layers import denoiser_layers
 from erasers.training.student import Student, names_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -182,7 +183,7 @@ def soft(here: Scene, rate: Rate, steps: Sequence[int] = STEPS) -> Iterator[Row]
 
 def low_rank(here: Scene, rate: float, steps: Sequence[int] = STEPS) -> Iterator[Row]:
     """The student of robust_ablation, in all linear layers."""
-    names = names_of(here.pipe, "unet", robust_ablation.selector("all"))
+    names = names_of(here.pipe, "unet", denoiser_layers("all"))
     student = Student(here.pipe, names, rank=16, generator=seeded())
     adam, before, done = torch.optim.Adam(student.parameters, lr=rate), here.output(), 0
     for count in steps:
@@ -246,12 +247,12 @@ def rows(here: Scene, size: str) -> Iterator[Row]:
         for token in (0.02, 0.08, 1e-3, "auto"):
             yield from soft(here, token)  # type: ignore[arg-type]
         yield from low_rank(here, 2e-3 if shapes else 2e-4)
-        text, blocks = "text_encoder", adv_unlearn.selector(0)
+        text, blocks = "text_encoder", text_layers(0, layers_read(here.pipe))
         yield dense(here, "student of few_shot", text, trained_names(here.pipe), 1e-3 if shapes else 1e-5, 1e-6)
         yield dense(here, "student of adv_unlearn", text, blocks, 1e-3 if shapes else 1e-5)
-        yield dense(here, "student of doco", "unet", esd.selector("x-strict"), 4e-4 if shapes else 4.8e-5)
-        yield dense(here, "student of esd (x)", "unet", esd.selector("x"), 3e-4 if shapes else 1e-5)
-        yield dense(here, "student of esd (u)", "unet", esd.selector("u"), 3e-4 if shapes else 1e-5)
+        yield dense(here, "student of doco", "unet", denoiser_layers("x-strict"), 4e-4 if shapes else 4.8e-5)
+        yield dense(here, "student of esd (x)", "unet", denoiser_layers("x"), 3e-4 if shapes else 1e-5)
+        yield dense(here, "student of esd (u)", "unet", denoiser_layers("u"), 3e-4 if shapes else 1e-5)
 
 
 def table(results: Mapping[str, Sequence[Row]]) -> str:

@@ -145,3 +145,14 @@ def require_bounds(options: Any, bounds: Sequence[Bound]) -> None:
 def _listed(words: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def require_least(options: Any, **bounds: float) -> None:
+    """Refuse fields of a dataclass of hyper-parameters below their bounds, NaN and infinity; None is no number.
+
+    Raises:
+        ValueError: Names the field and the value.
+    """
+    for field, bound in bounds.items():
+        if getattr(options, field) is not None:
+            require_above(field, getattr(options, field), bound, equal=True)

@@ -28,17 +28,17 @@ from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import token_table, tokenise
 from erasers.methods.esd import target
 from erasers.models.prompts import converted
-from erasers.options import require_above
-from erasers.text.contexts import kept_prompts, shuffled
+from erasers.options import require_least
+from erasers.text.contexts import kept_prompts, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
+from erasers.training.layers import Wanted, encoder_layer
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
 
 SOFT = "<soft>"
 Place = Literal["prefix", "suffix", "replace"]
 Placement = Literal[Place, "mixed"]
-_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 _FINAL = re.compile(r"(?:^|\.)final_layer_norm$")
 _DRAW = 53
 
@@ -150,12 +150,10 @@ class AdvUnlearn(TrainedEraser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("kept", "tokens", "attack_batch", "steps", "pictures", "batch", "retain_batch"):
-            require_above(field, getattr(self, field), 1, equal=True)
-        for field in ("layers", "gamma", "attack_steps", "warm_up"):
-            require_above(field, getattr(self, field), 0, equal=True)
-        require_rate("attack_lr", self.attack_lr)
         require_templates("templates", self.templates)
+        require_least(self, kept=1, tokens=1, attack_batch=1, steps=1, pictures=1, batch=1, retain_batch=1)
+        require_least(self, layers=0, gamma=0, attack_steps=0, warm_up=0)
+        require_rate("attack_lr", self.attack_lr)
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
@@ -221,13 +219,11 @@ class AdvUnlearn(TrainedEraser):
 
     def _names(self, pipe: Any) -> list[str]:
         """Parameters that are trained; layers that `clip_skip` leaves out are not read."""
-        return names_of(pipe, "text_encoder", selector(self.layers, layers_read(pipe, clip_skip=self.clip_skip)))
+        return names_of(pipe, "text_encoder", text_layers(self.layers, layers_read(pipe, clip_skip=self.clip_skip)))
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most `kept` prompts, up to half of them about neighbours and anchors, and the empty one."""
-        near, others = kept_prompts(concepts)
-        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
-        return [*some, *shuffled(others[:-1], self.kept - len(some) - 1, generator), ""][: self.kept]
+        return some_kept(concepts, "auto", self.kept, generator)
 
 
 class Ask(NamedTuple):
@@ -408,14 +404,14 @@ def instead(pipe: Any, bank: LatentBank, anchors: Condition, batch: int = 8) -> 
     return replace(bank, empty=torch.cat(found))
 
 
-def selector(layers: int, read: int) -> Any:
+def text_layers(layers: int, read: int) -> Wanted:
     """Which modules of a text encoder are trained, by (module, path); `read` layers are read of it."""
 
     def wanted(module: nn.Module, path: str) -> bool:
-        layer = _LAYER.search(path)
+        layer = encoder_layer(path)
         if layer is None:
             return not layers and bool(_FINAL.search(path))
-        return int(layer[1]) < min(layers or read, read)
+        return layer < min(layers or read, read)
 
     return wanted
 

@@ -17,7 +17,7 @@ from erasers.judges import Judge
 from erasers.methods.uce import UCE, Task
 from erasers.models.ports import port_groups
 from erasers.models.readers import text_readers
-from erasers.options import require_above
+from erasers.options import require_above, require_least
 from erasers.patch import Patch
 from erasers.patch.build import transform_patch
 from erasers.text.prompts import Prompt, Templates, fill, templates_for
@@ -96,10 +96,8 @@ class Debias(UCE):
             raise ValueError(f"expected rows last, in which attributes and concepts have one row each, got {self.rows}")
         if self.solver != "ridge":
             raise ValueError(f"expected the solver ridge, as directions do not say where rows go, got {self.solver}")
-        for field in ("pictures", "rounds", "steps"):
-            require_above(field, getattr(self, field), 1, equal=True)
+        require_least(self, pictures=1, rounds=1, steps=1, tolerance=0)
         require_above("step", self.step, 0)
-        require_above("tolerance", self.tolerance, 0, equal=True)
 
     @property
     def wanted(self) -> torch.Tensor:

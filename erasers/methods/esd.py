@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
@@ -20,14 +18,14 @@ from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.supported import check_drawable
-from erasers.options import require_above
+from erasers.options import require_least
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
+from erasers.training.layers import denoiser_layers
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
 
 Method = Literal["auto", "x", "x-strict", "u", "all"]
-_STRICT = re.compile(r"\.attn2\.(to_k|to_v)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +93,7 @@ class ESD(TrainedEraser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"refresh": 1, "steps": 1, "pictures": 0, "batch": 1}.items():
-            require_above(name, getattr(self, name), least, equal=True)
+        require_least(self, refresh=1, steps=1, pictures=0, batch=1)
         require_templates("templates", self.templates)
         if self.from_concept is not None and not self.from_concept.strip():
             raise ValueError("expected from_concept as text with at least one letter, got none")
@@ -128,7 +125,7 @@ class ESD(TrainedEraser):
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
         found = as_concepts(concepts)
-        names = names_of(pipe, "unet", selector(self.method_for(found)))
+        names = names_of(pipe, "unet", denoiser_layers(self.method_for(found)))
         latents = 3 * self.steps * len(self._turn(len(self.prompts(found)), 0))
         return Demand(names, [Pass(self.batch, names)], latents=latents)
 
@@ -147,7 +144,10 @@ class ESD(TrainedEraser):
         with stage("drawing what is unlearned", len(self._turn(len(prompts), 0))) as advance:
             bank = self._draw(pipe, drawn, empty, 0, generator, advance)
         student = Student(
-            pipe, names_of(pipe, "unet", selector(self.method_for(concepts))), rank=self.rank, generator=generator
+            pipe,
+            names_of(pipe, "unet", denoiser_layers(self.method_for(concepts))),
+            rank=self.rank,
+            generator=generator,
         )
         adam = torch.optim.Adam(student.parameters, lr=self.lr)
 
@@ -214,15 +214,3 @@ def target(empty: torch.Tensor, conditional: torch.Tensor, eta: float) -> torch.
 def target_from(whole: torch.Tensor, empty: torch.Tensor, conditional: torch.Tensor, eta: float) -> torch.Tensor:
     """eps*(f) - eta (eps*(c) - eps*("")), the official code's form for a concept c that is erased from f."""
     return whole - eta * (conditional - empty)
-
-
-def selector(method: str) -> Any:
-    """Which modules of a UNet a method trains, by (module, path)."""
-
-    def wanted(module: nn.Module, path: str) -> bool:
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
-            return False
-        cross = ".attn2." in f".{path}."
-        return {"x": cross, "x-strict": bool(_STRICT.search(path)), "u": not cross, "all": True}[method]
-
-    return wanted

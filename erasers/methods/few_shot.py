@@ -23,17 +23,17 @@ from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.supported import check_supported, layers_read
 from erasers.diffusion.tokens import tokenise
-from erasers.options import require_above
+from erasers.options import require_above, require_least
 from erasers.processes import largest
-from erasers.text.contexts import kept_prompts, shuffled
+from erasers.text.contexts import kept_prompts, shuffled, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
+from erasers.training.layers import encoder_layer
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.pictures import picture
 from erasers.training.student import Student, names_of
 
-_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
-_PART = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
+_PROJECTION = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
 DRIFT = 0.45
 """What `max_drift="auto"` means: the share of the mean distance between two prompts that a kept one may move."""
 _ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
@@ -101,9 +101,7 @@ class FewShot(TrainedEraser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pictures", "batch", "steps", "kept"):
-            require_above(name, getattr(self, name), 1, equal=True)
-        require_above("corrections", self.corrections, 0, equal=True)
+        require_least(self, pictures=1, batch=1, steps=1, kept=1, corrections=0)
         if isinstance(self.max_drift, (int, float)):
             require_above("max_drift", self.max_drift, 0)
         require_templates("templates", self.templates)
@@ -193,10 +191,8 @@ class FewShot(TrainedEraser):
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """The empty prompt and others, up to half of all about neighbours and anchors."""
-        near, others = kept_prompts(concepts, self.templates)
-        others = [text for text in others if text]
-        some = shuffled(near, max(self.kept // 2, self.kept - 1 - len(others)), generator)[: self.kept - 1]
-        return ["", *some, *shuffled(others, self.kept - 1 - len(some), generator)]
+        *others, empty = some_kept(concepts, self.templates, self.kept, generator)
+        return [empty, *others]
 
 
 @dataclass(frozen=True)
@@ -309,10 +305,10 @@ def trained_names(pipe: Any, clip_skip: int | None = None) -> list[str]:
     last = layers_read(pipe, clip_skip=clip_skip) - 1
 
     def wanted(module: nn.Module, path: str) -> bool:
-        layer, part = _LAYER.search(path), _PART.search(path)
-        if layer is None or part is None or not isinstance(module, nn.Linear) or int(layer[1]) > last:
+        layer, projection = encoder_layer(path), _PROJECTION.search(path)
+        if layer is None or projection is None or not isinstance(module, nn.Linear) or layer > last:
             return False
-        return part[1].startswith("mlp") or int(layer[1]) == last
+        return projection[1].startswith("mlp") or layer == last
 
     return names_of(pipe, "text_encoder", wanted)
 

@@ -16,7 +16,7 @@ from erasers.concept import Concept, names
 from erasers.diffusion.tokens import decode, whole_words
 from erasers.methods.uce import UCE, Task
 from erasers.models.ports import Group
-from erasers.options import require_above
+from erasers.options import require_above, require_least
 from erasers.text.encoding import Reader, text_parts
 from erasers.text.prompts import Prompt, Templates, fill, templates_for
 from erasers.text.states import Encoded, Rows
@@ -66,8 +66,7 @@ class RealEra(UCE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("mined", "beyond"):
-            require_above(field, getattr(self, field), 0, equal=True)
+        require_least(self, mined=0, beyond=0)
         for field in ("max_distance", "mined_scale"):
             require_above(field, getattr(self, field), 0)
         if not -1 <= self.min_cosine < self.max_cosine <= 1:

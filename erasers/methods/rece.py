@@ -13,7 +13,7 @@ from erasers.closed_form.pairs import stack_pairs
 from erasers.closed_form.ports import port_gram
 from erasers.concept import Concept, preset_options
 from erasers.methods.uce import BARE, UCE, Task
-from erasers.options import require_above
+from erasers.options import require_above, require_least
 from erasers.patch import Patch
 from erasers.text.prompts import Prompt, Templates, require_templates
 from erasers.text.states import Rows
@@ -81,13 +81,11 @@ class RECE(UCE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds is not None:
-            require_above("rounds", self.rounds, 0, equal=True)
+        require_least(self, rounds=0, round_preserve_scale=0)
         if self.reg is not None:
             require_above("reg", self.reg, 0)
         for field in ("round_ridge", "round_erase_scale"):
             require_above(field, getattr(self, field), 0)
-        require_above("round_preserve_scale", self.round_preserve_scale, 0, equal=True)
         require_templates("round_templates", self.round_templates)
         if self.solver == "oblique" and self.anchor_policy == "current":
             raise ValueError("expected anchor_policy='original' with solver='oblique', got 'current'")

@@ -17,7 +17,7 @@ from erasers.concept import Concept, names
 from erasers.eraser import Eraser
 from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
 from erasers.models.readers import text_readers
-from erasers.options import require_above
+from erasers.options import require_above, require_least
 from erasers.patch import Patch
 from erasers.patch.build import transform_patch
 from erasers.text.encoding import Reader
@@ -121,15 +121,11 @@ class UCE(Eraser):
         super().__post_init__()
         if not self.ports:
             raise ValueError(f"expected ports as auto or some of {', '.join(KINDS)}, got none")
-        if self.max_sequence_length is not None:
-            require_above("max_sequence_length", self.max_sequence_length, 1, equal=True)
-        if self.clip_skip is not None:
-            require_above("clip_skip", self.clip_skip, 0, equal=True)
+        require_least(self, max_sequence_length=1, clip_skip=0, rank=1)
         for field in ("ridge", "erase_scale"):
             require_above(field, getattr(self, field), 0)
         if self.preserve_scale != "auto":
             require_above("preserve_scale", self.preserve_scale, 0, equal=True)
-        require_above("rank", self.rank, 1, equal=True)
         for field in ("templates", "preserve_templates"):
             require_templates(field, getattr(self, field))
 

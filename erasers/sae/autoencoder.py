@@ -167,6 +167,13 @@ class SAE(nn.Module):
         self.decoder.copy_(functional.normalize(self.decoder, dim=1))
 
     @torch.no_grad()
+    def features_apart(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What some features `[m]` are told and turned down by, without all others: rows of W_e, biases with b_pre in
+        them, and columns of W_d."""
+        encoder = self.encoder.detach()[numbers]
+        bias = self.b_lat.detach()[numbers] - encoder @ self.b_pre.detach()
+        return {"encoder": encoder.clone(), "bias": bias.clone(), "decoder": self.decoder.detach()[numbers].clone()}
+
     def keep_norms(self) -> None:
         """Take the part of the decoder's gradient away that would change the length of its rows."""
         gradient = self.decoder.grad

@@ -13,7 +13,7 @@ import torch
 
 from erasers.files.atomic import write_atomically
 from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
-from erasers.options import check_fields
+from erasers.options import check_fields, require_above, require_least
 from erasers.sae.autoencoder import (
     ACTIVATIONS,
     AUXILIARY_SCALE,
@@ -66,23 +66,10 @@ class SAETraining:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        least = {
-            "features": 1,
-            "k": 1,
-            "steps": 1,
-            "prompts": 1,
-            "warmup": 0,
-            "auxiliary": 0,
-            "dead_after": 1,
-            "seed": 0,
-        }
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
+        require_least(self, features=1, k=1, steps=1, prompts=1, warmup=0, auxiliary=0, dead_after=1, seed=0)
         if self.k > self.features:
             raise ValueError(f"expected k of at most {self.features} features, got {self.k}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"expected lr above 0, got {self.lr}")
+        require_above("lr", self.lr, 0)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"expected activation among {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 

@@ -54,6 +54,13 @@ def kept_prompts(concepts: Sequence[Concept], templates: Templates = "auto") -> 
     return found, [*(text for text in others if not any(names(text, term) for term in erased)), ""]
 
 
+def some_kept(concepts: Sequence[Concept], templates: Templates, count: int, generator: torch.Generator) -> list[str]:
+    """At most `count` of the `kept_prompts` in random order, up to half of them of the first kind, and then ""."""
+    near, (*others, empty) = kept_prompts(concepts, templates)
+    chosen = shuffled(near, max(count // 2, count - 1 - len(others)), generator)
+    return [*chosen, *shuffled(others, count - 1 - len(chosen), generator), empty]
+
+
 def shuffled(items: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
     """At most `count` of them in random order."""
     order = torch.randperm(len(items), generator=generator, device=generator.device).tolist()

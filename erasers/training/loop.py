@@ -27,6 +27,7 @@ from erasers.diffusion.memory import free_memory, memory_told
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
+from erasers.options import require_above, require_least
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
 from erasers.processes import (
@@ -96,13 +97,8 @@ class TrainedEraser(Eraser, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"iterations": 1, "rank": 0, "patience": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"expected lr above 0, got {self.lr}")
-        if self.clip_skip is not None and self.clip_skip < 0:
-            raise ValueError(f"expected clip_skip of at least 0, got {self.clip_skip}")
+        require_least(self, iterations=1, rank=0, patience=0, clip_skip=0)
+        require_above("lr", self.lr, 0)
 
     @abstractmethod
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from erasers import Concept
+from erasers import Concept, Patch
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import predict
 from erasers.files.checkpoint import CheckpointFile
+from erasers.training.loop import TrainedEraser
 from erasers.training.student import Student
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
@@ -46,6 +48,13 @@ def killed_after(iterations: int) -> Iterator[None]:
         patched.setattr(CheckpointFile, "save", killed)
         with pytest.raises(Killed):
             yield
+
+
+def fitted_in_two_goes(eraser: TrainedEraser, pipe: Any, concept: Concept, path: Path, iterations: int) -> Patch:
+    """The patch of a training that is killed after so many iterations and goes on from its checkpoint."""
+    with killed_after(iterations):
+        eraser.fit(pipe, concept, checkpoint=path, **NOW)
+    return eraser.fit(pipe, concept, progress=False, checkpoint=path)
 
 
 @torch.no_grad()

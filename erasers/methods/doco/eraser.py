@@ -24,9 +24,10 @@ from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import clean, noise_again
 from erasers.diffusion.supported import check_drawable
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
-from erasers.methods.esd import selector
+from erasers.options import require_above, require_least
 from erasers.text.contexts import contexts, kept_prompts, shuffled
 from erasers.training.foretelling import Demand
+from erasers.training.layers import denoiser_layers
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
 
@@ -118,13 +119,10 @@ class DoCo(TrainedEraser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"warm_up": 0, "batch": 1, "pictures": 1, "kept": 0, "steps": 1, "width": 4}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+        require_least(self, warm_up=0, batch=1, pictures=1, kept=0, steps=1, width=4)
         if self.warm_up >= self.iterations:
             raise ValueError(f"expected warm_up below {self.iterations} iterations, got {self.warm_up}")
-        if not 0 < self.discriminator_lr < float("inf"):
-            raise ValueError(f"expected discriminator_lr above 0, got {self.discriminator_lr}")
+        require_above("discriminator_lr", self.discriminator_lr, 0)
         if self.width % 4:
             raise ValueError(f"expected width as a multiple of 4, got {self.width}")
         if self.patience:
@@ -149,7 +147,7 @@ class DoCo(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`; there are two gradients and what the surgery makes of them."""
-        names = names_of(pipe, "unet", selector("x-strict"))
+        names = names_of(pipe, "unet", denoiser_layers("x-strict"))
         with torch.device("meta"):
             judge = Discriminator(latent_shape(pipe), self.width, torch.Generator())
         beside = sum(parameter.numel() for parameter in judge.parameters())
@@ -169,7 +167,7 @@ class DoCo(TrainedEraser):
                 held, turns = conditions(pipe, kept, self.clip_skip), torch.arange(self.kept) % len(kept)
                 more = draw_pictures(pipe, held.rows(turns), empty, way, generator, advance)
                 good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
-        names = names_of(pipe, "unet", selector("x-strict"))
+        names = names_of(pipe, "unet", denoiser_layers("x-strict"))
         student = Student(pipe, names, rank=self.rank, generator=generator)
         judge = Discriminator(latent_shape(pipe), self.width, generator).to(pipe.unet.device)
         contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
@@ -348,7 +346,7 @@ def start_token_held(pipe: Any) -> Iterator[None]:
     def held(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
 
-    wanted = selector("x-strict")
+    wanted = denoiser_layers("x-strict")
     with ExitStack() as handles:
         for path, module in pipe.unet.named_modules():
             if wanted(module, path.removesuffix(".base_layer")):

@@ -100,12 +100,9 @@ def step_parts(
         gates = torch.where(found, torch.minimum(gates, (with_ + without) / 2), gates)
         scales = torch.where(found, torch.minimum(scales, scale * with_), scales)
     numbers = (scales != 1).any(dim=0).nonzero().flatten()
-    encoder = sae.encoder.detach()[numbers]
     gates, scales = gates[:, numbers], scales[:, numbers]
     return {
-        "encoder": encoder.clone(),
-        "bias": (sae.b_lat.detach()[numbers] - encoder @ sae.b_pre.detach()).clone(),
-        "decoder": sae.decoder.detach()[numbers].clone(),
+        **sae.features_apart(numbers),
         "floor": sae.threshold.detach().expand(len(numbers)).clone(),
         "times": torch.tensor([float(time) for time in time_grid(measuring.block.pipe, measuring.way.steps)]),
         "gate": torch.where(scales != 1, gates, torch.zeros_like(gates)),

@@ -21,6 +21,7 @@ from erasers.files.reading import at_home
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
 from erasers.models.components import find_parameter
 from erasers.models.readers import text_readers
+from erasers.options import require_least
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
@@ -108,14 +109,10 @@ class ItD(Eraser):
         super().__post_init__()
         if not abs(self.scale) < float("inf"):
             raise ValueError(f"expected a finite scale, got {self.scale}")
-        for name in ("top", "features", "pictures", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        require_least(self, top=1, features=1, pictures=1, steps=1, clip_skip=0)
         for name in ("quiet", "often", "margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
-        if self.clip_skip is not None and self.clip_skip < 0:
-            raise ValueError(f"expected clip_skip of at least 0, got {self.clip_skip}")
 
     def config(self) -> dict[str, Any]:
         """See `Eraser.config`; of the autoencoders the names of the files alone."""
@@ -268,12 +265,9 @@ def gate_parts(
 ) -> dict[str, torch.Tensor]:
     """The parts of a `FeatureGate` with these features."""
     numbers = torch.tensor(sorted(gates))
-    encoder = sae.encoder.detach()[numbers]
-    floor, gate = (torch.tensor([some[int(number)] for number in numbers]) for some in (floors, gates))
+    floor, gate = (torch.tensor([values[int(number)] for number in numbers]) for values in (floors, gates))
     return {
-        "encoder": encoder.clone(),
-        "bias": (sae.b_lat.detach()[numbers] - encoder @ sae.b_pre.detach()).clone(),
-        "decoder": sae.decoder.detach()[numbers].clone(),
+        **sae.features_apart(numbers),
         "floor": floor,
         "gate": torch.maximum(gate, floor),
         "scale": torch.tensor([float(scale)]),

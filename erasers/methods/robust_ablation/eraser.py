@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.diffusion.batches import Piece, Summands, errors_in_parts, mean_in_parts, parts, together
+from erasers.diffusion.batches import Piece, Summands, errors_in_parts, parts, together
 from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
@@ -24,13 +23,15 @@ from erasers.diffusion.low_rank import attention_layers
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
 from erasers.diffusion.supported import check_supported
-from erasers.methods.robust_ablation.pool import Maker, Pool
+from erasers.methods.robust_ablation.pool import Maker, Pool, distance_from_truth
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.methods.uce import UCE
-from erasers.text.contexts import contexts, kept_prompts, shuffled
+from erasers.options import require_least
+from erasers.text.contexts import contexts, shuffled, some_kept
 from erasers.text.prompts import Templates
 from erasers.training.foretelling import Demand
+from erasers.training.layers import denoiser_layers
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
 
@@ -130,11 +131,8 @@ class RobustAblation(TrainedEraser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts: tuple[str, ...] = ("pictures", "kept", "noises", "steps", "batch", "kept_batch", "bank", "restart")
-        counts += ("relearn_rank", "relearn_restart")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        require_least(self, pictures=1, kept=1, noises=1, steps=1, batch=1, kept_batch=1, bank=1, restart=1)
+        require_least(self, relearn_rank=1, relearn_restart=1)
         for name in ("attack_lr", "relearn_lr"):
             require_rate(name, getattr(self, name))
         if not self.tokens or min(self.tokens) < 1:
@@ -167,7 +165,7 @@ class RobustAblation(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        names = names_of(pipe, "unet", selector(self.train))
+        names = names_of(pipe, "unet", denoiser_layers(self.train))
         layers: dict[str, Any] = attention_layers(pipe)
         attention = [f"{name}.weight" for name in layers]
         size = sum(layer.in_features + layer.out_features for layer in layers.values()) * self.relearn_rank
@@ -189,7 +187,9 @@ class RobustAblation(TrainedEraser):
         with stage("drawing pictures to learn from", (count + self.kept) * (self.noises + 1)) as advance:
             maker = Maker(pipe, empty, Way(self.steps, self.guidance, _BATCH), self.noises, generator, advance)
             bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept, blank=kept.index(""))
-        student = Student(pipe, names_of(pipe, "unet", selector(self.train)), rank=self.rank, generator=generator)
+        student = Student(
+            pipe, names_of(pipe, "unet", denoiser_layers(self.train)), rank=self.rank, generator=generator
+        )
         if self.start == "uce":
             start_from_uce(student, pipe, concepts, self.clip_skip)
         soft = SoftBank(pipe, self.bank, self.tokens, generator, clip_skip=self.clip_skip)
@@ -214,9 +214,7 @@ class RobustAblation(TrainedEraser):
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most one kept prompt for each picture, up to half of them about neighbours and anchors, and ""."""
-        near, (*others, empty) = kept_prompts(concepts, self.templates)
-        some = shuffled(near, max(self.kept // 2, self.kept - 1 - len(others)), generator)
-        return [*some, *shuffled(others, self.kept - 1 - len(some), generator), empty]
+        return some_kept(concepts, self.templates, self.kept, generator)
 
 
 class Fight:
@@ -306,15 +304,9 @@ class Fight:
     def _attack(self, some: Pool, rows: torch.Tensor) -> None:
         """Steps of the bank on || eps(x_t, s) - noise ||^2."""
         for _ in range(self.options.attack_steps):
-            self.soft.scale.set(self._found(some, self.soft.condition(rows)), [self.soft.vectors])
+            loss = distance_from_truth(self.pipe, some, self.soft.condition(rows))
+            self.soft.scale.set(loss, [self.soft.vectors])
             self.attacker.step()
-
-    def _found(self, some: Pool, soft: Condition) -> Summands:
-        def error(rows: slice) -> torch.Tensor:
-            guess = predict(self.pipe, some.noisy[rows], some.times[rows], soft.part(rows))
-            return functional.mse_loss(guess, some.truth[rows])
-
-        return mean_in_parts(len(some.times), error)
 
     def _pieces(self, some: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
         """The parts of the loss over S, all of them from one piece where they may go through the denoiser together."""
@@ -362,18 +354,6 @@ class Fight:
 def schedule(number: int, iterations: int) -> float:
     """Share of the learning rate in an iteration: it rises for twenty, and falls like a cosine."""
     return min(1.0, (number + 1) / _WARM) * 0.5 * (1 + math.cos(math.pi * number / iterations))
-
-
-def selector(train: str) -> Any:
-    """Which modules of a UNet are trained, by (module, path)."""
-
-    def wanted(module: nn.Module, path: str) -> bool:
-        place = f".{path}."
-        attention = ".attn1." in place or ".attn2." in place
-        fits = {"all": True, "attention": attention, "cross": ".attn2." in place}[train]
-        return isinstance(module, (nn.Linear, nn.Conv2d)) and fits
-
-    return wanted
 
 
 @torch.no_grad()

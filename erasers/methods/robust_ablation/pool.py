@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn import functional
 
+from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import Condition
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import Way, draw_pictures
@@ -37,6 +39,16 @@ class Pool:
     def rows(self, index: torch.Tensor) -> Pool:
         """Some of them."""
         return Pool(*(getattr(self, name)[index] for name in Pool.__dataclass_fields__))
+
+
+def distance_from_truth(pipe: Any, pool: Pool, condition: Condition) -> Summands:
+    """|| eps(x_t, c) - noise ||^2, or of v, of conditions `[n]`: what attacks descend on."""
+
+    def error(rows: slice) -> torch.Tensor:
+        guess = predict(pipe, pool.noisy[rows], pool.times[rows], condition.part(rows))
+        return functional.mse_loss(guess, pool.truth[rows])
+
+    return mean_in_parts(len(pool.times), error)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import torch
 from torch.nn import functional
 
 from erasers.attacks.relearning import low_rank_rate
-from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import Condition
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.low_rank import added, fresh_factors
 from erasers.diffusion.rates import Rate
-from erasers.methods.robust_ablation.pool import Pool
+from erasers.methods.robust_ablation.pool import Pool, distance_from_truth
 
 
 class Relearner:
@@ -57,15 +56,8 @@ class Relearner:
         """Steps on || eps(x_t, c) - noise ||^2, or of v, with the student where it is placed."""
         with self.added():
             for _ in range(steps):
-                self.scale.set(self._loss(some, condition), self._parts())
+                self.scale.set(distance_from_truth(self._pipe, some, condition), self._parts())
                 self.optimizer.step()
-
-    def _loss(self, some: Pool, condition: Condition) -> Summands:
-        def error(rows: slice) -> torch.Tensor:
-            guess = predict(self._pipe, some.noisy[rows], some.times[rows], condition.part(rows))
-            return functional.mse_loss(guess, some.truth[rows])
-
-        return mean_in_parts(len(some.times), error)
 
     @torch.no_grad()
     def restart(self, generator: torch.Generator) -> None:
