@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget, Preparation
+from erasers.attacks.candidate import Candidate
 from erasers.diffusion.denoiser import denoising_in_parts
 from erasers.diffusion.draws import gaussian, picks, seeds
 from erasers.diffusion.gradients import LossScale, frozen

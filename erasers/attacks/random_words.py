@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget
+from erasers.attacks.candidate import Candidate
 from erasers.diffusion.draws import picks
 from erasers.diffusion.tokens import decode, whole_words
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget, Preparation
+from erasers.attacks.candidate import Candidate
 from erasers.diffusion.conditions import Condition, encode
 from erasers.diffusion.denoiser import denoising_in_parts, denoising_loss, predict
 from erasers.diffusion.draws import gaussian, picks, seeds

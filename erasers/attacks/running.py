@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget
+from erasers.attacks.candidate import Candidate
 from erasers.diffusion.batches import at_most
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.draws import seeds

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget, Preparation
+from erasers.attacks.candidate import Candidate
 from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import decode, whole_words
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks import Attack, Budget, Candidate, Draw, Preparation
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget, Preparation
+from erasers.attacks.candidate import Candidate
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale, frozen

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from erasers.attacks import Attack, Budget, Candidate, Draw
+from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.budget import Budget
+from erasers.attacks.candidate import Candidate
 from erasers.attacks.wording import swap, terms
 from erasers.concept import names
 
