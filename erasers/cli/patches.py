@@ -130,7 +130,7 @@ def _holds_erased(folder: Path) -> bool:
     """Whether an erased model was saved there, by this library."""
     from erasers.folders.record import COMPONENT, RECORD
 
-    return any((folder / place / RECORD).is_file() for place in ("", COMPONENT))
+    return any((folder / name / RECORD).is_file() for name in ("", COMPONENT))
 
 
 def _check_form(form: str) -> None:

@@ -161,29 +161,29 @@ def test_different_concepts_never_share_a_default_file() -> None:
     assert named("e\u0301tude") == named("\u00e9tude")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "files"),
-    [
-        ((*STAR, "--method", "uce"), ["star-uce.safetensors"]),
-        ((*STAR, "--method", "uce", "--out", "x.safetensors"), ["x.safetensors"]),
-        (("generate", "a star", "--model", "shapes", "--n", "1", "--steps", "1"), ["out.png"]),
-        (("export", "PATCH", "--model", "shapes", "--out", "lora"), ["lora/pytorch_lora_weights.safetensors"]),
-        (
-            ("export", "PATCH", "--model", "shapes", "--form", "delta", "--out", "delta"),
-            ["delta/delta_weights.safetensors"],
-        ),
-        pytest.param(
-            ("explain", "--concept", "star", "--model", "shapes", "--out", "map.png"),
-            ["map.png"],
-            marks=pytest.mark.full,
-        ),
-        pytest.param(
-            ("sae", "train", "--model", "shapes", "--steps", "60", "--features", "32", "--out", "s.st"),
-            ["s.st", "s.json", "s.png"],
-            marks=pytest.mark.full,
-        ),
-    ],
-)
+OUTPUTS: list[tuple[tuple[str, ...], list[str]]] = [
+    ((*STAR, "--method", "uce"), ["star-uce.safetensors"]),
+    ((*STAR, "--method", "uce", "--out", "x.safetensors"), ["x.safetensors"]),
+    (("generate", "a star", "--model", "shapes", "--n", "1", "--steps", "1"), ["out.png"]),
+    (("export", "PATCH", "--model", "shapes", "--out", "lora"), ["lora/pytorch_lora_weights.safetensors"]),
+    (
+        ("export", "PATCH", "--model", "shapes", "--form", "delta", "--out", "delta"),
+        ["delta/delta_weights.safetensors"],
+    ),
+    pytest.param(
+        ("explain", "--concept", "star", "--model", "shapes", "--out", "map.png"),
+        ["map.png"],
+        marks=pytest.mark.full,
+    ),
+    pytest.param(
+        ("sae", "train", "--model", "shapes", "--steps", "60", "--features", "32", "--out", "s.st"),
+        ["s.st", "s.json", "s.png"],
+        marks=pytest.mark.full,
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "files"), OUTPUTS)
 def test_nothing_is_overwritten_without_a_word(
     arguments: tuple[str, ...], files: list[str], star_patch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +197,26 @@ def test_nothing_is_overwritten_without_a_word(
     assert cli.run(words) == 0
     assert cli.run([*words, "--overwrite"]) == 0
     assert all(Path(file).stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(("arguments", "files"), OUTPUTS)
+def test_what_appears_while_a_command_runs_stays(
+    arguments: tuple[str, ...], files: list[str], star_patch: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    load = ModelOptions.load
+
+    def beside_another_command(*given: Any, **options: Any) -> Any:
+        Path(files[0]).parent.mkdir(exist_ok=True)
+        Path(files[0]).write_text("of the other command")
+        return load(*given, **options)
+
+    monkeypatch.setattr(ModelOptions, "load", beside_another_command)
+    monkeypatch.setattr("tempfile.tempdir", str(star_patch.parent))
+    words = [str(star_patch) if word == "PATCH" else word for word in arguments]
+    assert cli.run(words) == 2
+    assert "a file appeared there meanwhile" in " ".join(capsys.readouterr().err.split())
+    assert Path(files[0]).read_text() == "of the other command"
+    assert [path.name for path in Path(files[0]).parent.iterdir() if path.is_file()] == [Path(files[0]).name]
 
 
 def test_apply_writes_a_folder_that_plain_diffusers_loads(star_patch: Path) -> None:
