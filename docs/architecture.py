@@ -35,6 +35,8 @@ Arrow = tuple[str, str]
 WIDTH, MARGIN, LEFT = 1000, 14, 40
 WIDEST, TRUNK, GAP, LINE = 172, 6, 9, 15
 LETTER, LINES = 6.6, 4
+SIZES = (2, 5, 10, 20, 40, 80)
+"""Numbers of files that are told apart; a picture that counted each would have to be drawn anew for every file."""
 SWEEPS = 100
 
 STYLE = """\
@@ -384,10 +386,9 @@ def draw(house: House, title: str) -> str:
     """The picture as SVG."""
     steps = steps_of(house)
     laid = plan(house, steps)
-    left_out = len(house.arrows) - len(shortest(house.arrows))
     notes = (
         "An arrow leads from what imports to what is imported; it is wider where 3 files import, and widest from 7 on.",
-        f"The number in a box counts its files. {left_out} arrows that a longer way implies are left out.",
+        "Arrows that a longer way implies are left out. The number in a box is how many files it has at least.",
     )
     height = int(laid.bottoms[-1]) + 2 * MARGIN + LINE * len(notes)
     return "\n".join(
@@ -433,7 +434,8 @@ def box(laid: Plan, stop: Stop) -> str:
     room, width, top = laid.rooms[stop], laid.widths[stop], laid.tops[stop[0]]
     left = round(laid.middles[stop] - width / 2, 1)
     height = laid.bottoms[stop[0]] - top
-    files = text("quiet", left + width - 8, top + 19, str(room.files), ' text-anchor="end"') if room.files > 1 else ""
+    size = max((size for size in SIZES if size <= room.files), default=0)
+    files = text("quiet", left + width - 8, top + 19, f"{size}+", ' text-anchor="end"') if size else ""
     lines = [text("quiet", left + 8, top + 36 + LINE * number, line) for number, line in enumerate(laid.words[stop])]
     return (
         f'<rect class="box" x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}" rx="4"/>'

@@ -124,3 +124,12 @@ def test_a_room_without_a_floor_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         MAP.read(graph, "erasers")
     with pytest.raises(SystemExit, match="erasers.patch"):
         MAP.read(graph, "erasers.patch")
+
+
+def test_an_import_that_others_imply_draws_the_same_picture() -> None:
+    graph = grimp.build_graph("erasers", cache_dir=None)
+    drawn = MAP.draw(MAP.read(graph, "erasers"), "")
+    graph.add_import(importer="erasers.evaluation.grid", imported="erasers.version")
+    assert MAP.draw(MAP.read(graph, "erasers"), "") == drawn
+    graph.add_import(importer="erasers.dropin", imported="erasers.judges")
+    assert MAP.draw(MAP.read(graph, "erasers"), "") != drawn
