@@ -52,6 +52,7 @@ def test_erased_equals_load_and_apply(folder: Path, patch: Patch, tmp_path: Path
         assert all(torch.equal(expected[name], tensor) for name, tensor in erased.unet.state_dict().items())
 
 
+@pytest.mark.full
 def test_a_saved_erased_pipeline_loads_without_this_library(folder: Path, patch: Patch, tmp_path: Path) -> None:
     erased = ErasedPipeline.from_pretrained(folder, patches=[patch])
     saved = ErasedPipeline.save_pretrained(erased, tmp_path / "erased", [patch])

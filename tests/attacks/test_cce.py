@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
+from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, quiet_shapes, seeded
 from support.tiny import same, weights
 
-from erasers import get_eraser, load_pipeline
+from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.cce import CCE, TOKEN
 from erasers.diffusion.denoiser import denoising_loss
@@ -117,8 +117,7 @@ def test_other_pipelines_are_refused(pipes: Any) -> None:
 
 @pytest.mark.full
 def test_it_recovers_what_uce_erased_and_random_prefixes_do_not() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a blue arrow on a grey background in the style of zorblat", {"style": "zorblat"}, 3)
     attack = get_attack("cce", tokens=1, steps=40, batch=4, lr=0.01, pictures=4)
     control = get_attack("random_prefix", images=2)

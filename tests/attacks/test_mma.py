@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, draw_well, prepared, seeded
+from support.attacking import ASKS, draw_well, prepared, quiet_shapes, seeded
 
 from erasers import load_pipeline
 from erasers.attacks import get_attack
@@ -102,8 +102,7 @@ def test_the_best_texts_come_first(pipe: Any) -> None:
 
 @pytest.mark.full
 def test_it_comes_nearer_than_as_many_random_texts() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     attack = get_attack("mma", k=8, steps=15, batch=64, top=32)
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
-from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
+from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, quiet_shapes, seeded
 
-from erasers import load_pipeline
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.noise import Noise
 from erasers.attacks.noisy_ddim import NoisyDDIM, StepNoise, next_sample
@@ -125,8 +124,7 @@ def test_other_families_and_bad_options_are_refused(pipes: Any) -> None:
 
 
 def test_the_unedited_model_still_draws_a_star_with_ancestral_noise() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     pictures = []
     for candidate in (Candidate(ask.text), Candidate(ask.text, noise=StepNoise(1.0, 1.0, 0))):

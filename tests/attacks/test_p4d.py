@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, Says, attacked, draw_well, erasure, prepared, seeded, texts
+from support.attacking import ASKS, Says, attacked, draw_well, erasure, prepared, quiet_shapes, seeded, texts
 
-from erasers import get_eraser, load_pipeline
+from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.p4d import P4D, gradient, loss, teach
 from erasers.attacks.random_prefix import RandomPrefix
@@ -102,8 +102,7 @@ def test_the_same_words_are_drawn_once(pipe: Any) -> None:
 
 @pytest.mark.full
 def test_it_comes_nearer_to_the_teacher_than_random_prefixes_and_texts_do() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     attack = get_attack("p4d", k=8, steps=60, every=6, bank=20, batch=2)
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())

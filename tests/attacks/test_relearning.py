@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, seeded
+from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, quiet_shapes, seeded
 from support.tiny import draw, same, weights
 
-from erasers import get_eraser, load_pipeline
+from erasers import get_eraser
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.relearning import Relearning, low_rank_patch
 from erasers.diffusion.conditions import Condition, encode
@@ -142,8 +142,7 @@ def test_other_families_and_bad_options_are_refused(pipes: Any) -> None:
 
 @pytest.mark.full
 def test_the_loss_falls_on_an_erased_star() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     attack = get_attack("relearning", steps=12, batch=4, pictures=4, lr=5e-3)
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, Wanted, draw_well, prepared, seeded
+from support.attacking import ASKS, Wanted, draw_well, prepared, quiet_shapes, seeded
 
-from erasers import load_pipeline
 from erasers.attacks import get_attack
 from erasers.attacks.ring_a_bell import RingABell, children, concept_vector, evolve
 from erasers.diffusion.conditions import encode
@@ -97,8 +96,7 @@ def test_evolution_finds_what_is_hidden_and_never_loses_its_best() -> None:
 
 @pytest.mark.full
 def test_it_comes_nearer_than_as_many_random_texts_and_its_text_asks_for_a_star() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     attack = get_attack("ring_a_bell", k=8, population=60, generations=40, without="circle")
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())

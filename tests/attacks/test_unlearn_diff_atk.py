@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, attacked, draw_well, erasure, prepared, seeded
+from support.attacking import ASKS, attacked, draw_well, erasure, prepared, quiet_shapes, seeded
 from torch.nn import functional
 
-from erasers import get_eraser, load_pipeline
+from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.random_prefix import RandomPrefix
 from erasers.attacks.unlearn_diff_atk import PREFIX, UnlearnDiffAtk, gradient, project_simplex
@@ -81,8 +81,7 @@ def test_other_pipelines_are_refused(pipes: Any) -> None:
 @pytest.fixture(scope="module")
 def world() -> Any:
     """`shapes`, its erasure of a style, and a prompt for it."""
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     patch = get_eraser("uce").fit(pipe, concept_for("zorblat"), progress=False)
     return pipe, patch, Prompt("a blue arrow on a grey background in the style of zorblat", {"style": "zorblat"}, 3)
 

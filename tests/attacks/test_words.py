@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.attacking import ASKS, Says, Wanted, attacked, draw_well, erasure, texts
+from support.attacking import ASKS, Says, Wanted, attacked, draw_well, erasure, quiet_shapes, texts
 
-from erasers import get_eraser, load_pipeline
+from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.wording import swap
 from erasers.attacks.words import Words, variants
@@ -71,8 +71,7 @@ def test_an_unscored_picture_is_no_success(pipe: Any) -> None:
 
 
 def test_words_bring_a_star_back_that_is_there_and_none_that_was_erased() -> None:
-    pipe = load_pipeline("shapes")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_shapes()
     ask = Prompt("a red shape", {"object": "star"}, 3)
     attack = get_attack("words", synonyms=("pentagram",), templates=("a red {}",))
     patch = get_eraser("uce").fit(pipe, concept_for("star"), progress=False)

@@ -32,7 +32,7 @@ TASK = tiny_task(
     cases=[["star"], ["zorblat"]],
     samples={"explicit": 6, "unrelated": 6},
     references={"star": "nowhere"},
-    attacks=tiny_attacks(samples=4, images=2, replicate=1),
+    attacks=tiny_attacks(samples=2, images=2, replicate=1),
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTForImageClassification
+from support.judging import classifier_folder
 
 from erasers.judges import Verdict, get_judge, weights
 from erasers.judges.classifier import Classifier, pick_labels
@@ -28,20 +28,7 @@ def plain(colour: str, size: tuple[int, int] = (40, 30)) -> Image.Image:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier whose logits are 8 x the channels of the first pixel: red, green, 0, blue, 0."""
-    path = tmp_path_factory.mktemp("models") / "tiny-vit"
-    config = ViTConfig(
-        hidden_size=4, intermediate_size=4, num_hidden_layers=0, num_attention_heads=1, image_size=2, patch_size=2,
-        id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    ViTForImageClassification(config).save_pretrained(path)
-    processor = {
-        **{"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 2, "width": 2}},
-        **{"resample": 2, "do_rescale": True, "do_normalize": True},
-        **{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-    }
-    (path / "preprocessor_config.json").write_text(json.dumps(processor))
-    return path
+    return classifier_folder(tmp_path_factory.mktemp("models") / "tiny-vit", LABELS)
 
 
 @pytest.fixture

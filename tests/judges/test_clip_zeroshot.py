@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support.judging import COLOURS, clip_folder
 
 from erasers.judges import get_judge
 from erasers.judges.clip_zeroshot import ClipZeroShot, spell
@@ -17,44 +18,10 @@ from erasers.worlds.shapes import CLIP_DIR, render, vocabulary
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import sample_scenes
 
-COLOURS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
-
-
-class Stub(torch.nn.Module):
-    """Embeds a text as the colours it names, and a picture as its mean colour."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
-
-    def encode_text(self, texts: torch.Tensor, normalize: bool) -> torch.Tensor:
-        return torch.nn.functional.normalize(texts, dim=-1)
-
-    def encode_image(self, pixels: torch.Tensor, normalize: bool) -> torch.Tensor:
-        assert not self.training
-        return torch.nn.functional.normalize(pixels.mean((2, 3)), dim=-1)
-
-
-def tokenize(texts: list[str]) -> torch.Tensor:
-    """In place of tokens, what the stand-in makes of them: the sum of the colours in each text [n, 3]."""
-    named = [[torch.tensor(rgb) for word, rgb in COLOURS.items() if word in text] for text in texts]
-    return torch.stack([sum(some, torch.full((3,), 1e-3)) for some in named])
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that the stand-in for open_clip takes."""
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": {}}}))
-    (tmp_path / "open_clip_model.safetensors").write_bytes(b"weights")
-
-    def preprocess(picture: Image.Image) -> torch.Tensor:
-        return torch.tensor(picture.resize((1, 1)).getpixel((0, 0)), dtype=torch.float32)[:, None, None] / 255
-
-    fake = SimpleNamespace(
-        create_model_and_transforms=lambda name, device: (Stub(), None, preprocess), get_tokenizer=lambda name: tokenize
-    )
-    monkeypatch.setitem(sys.modules, "open_clip", fake)
-    return tmp_path
+    return clip_folder(tmp_path / "clip", monkeypatch)
 
 
 def ask(**wants: str) -> Any:

@@ -171,6 +171,7 @@ def test_kept_prompts_hold(pipe):
     assert held < 0.5 * loose
 
 
+@pytest.mark.full
 def test_the_target_may_be_the_anchor(pipe):
     options = {"toward": "anchor", "eta": 0.0, "iterations": 40, "batch": 4, "warm_up": 40, "gamma": 0.0, "lr": 3e-3}
     bank = on_the_way_to(pipe, "star")
@@ -265,7 +266,8 @@ def test_upstream_changes_the_patch(pipe):
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("after", only([1, 4], 4))
+@pytest.mark.full
+@pytest.mark.parametrize("after", [1, 4])
 def test_a_killed_training_goes_on_from_the_latest_attack(pipe, tmp_path, after):
     eraser = get_eraser("adv_unlearn", **QUICK | {"attack_init": "latest", "warm_up": 0, "templates": ("{}", "a {}")})
     whole, patch = eraser.fit(pipe, STAR, progress=False), fitted_in_two_goes(eraser, pipe, STAR, tmp_path / "a", after)

@@ -258,7 +258,8 @@ def test_a_checkpoint_holds_the_discriminator(pipe, tmp_path):
     assert not any("layers" in name for name in patch.tensors)
 
 
-@pytest.mark.parametrize("after", only([1, 3], 1))
+@pytest.mark.full
+@pytest.mark.parametrize("after", [1, 3])
 def test_what_goes_on_from_a_checkpoint_ends_in_the_same_patch(pipe, tmp_path, after):
     eraser = get_eraser("doco", **QUICK | {"kept": 2})
     whole, patch = eraser.fit(pipe, STAR, progress=False), fitted_in_two_goes(eraser, pipe, STAR, tmp_path / "a", after)

@@ -41,6 +41,7 @@ def test_text_that_is_projected_first_is_refused(pipe):
         text_ports(pipe)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
 def test_compiled_denoiser_is_seen_through(pipe):
     names = [port.name for port in text_ports(pipe)]

@@ -139,6 +139,7 @@ def test_the_sizes_that_the_unet_reads_are_those_of_the_class(pipes, scored, ids
     assert seen[0].tolist() == [ids]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["esd", "few_shot"])
 @pytest.mark.parametrize(
     ("name", "more"),

@@ -15,7 +15,7 @@ import torch._dynamo
 from support.families.all import FAMILIES
 from support.families.base import draw as draw_family
 from support.families.patches import hand_patch, layers, stock_load, transform_patch
-from support.selection import only, rows
+from support.selection import rows
 from support.tiny import draw, make_unet
 from test_hooks import LAYER, D, difference, family_patch, on_layer, on_unet
 
@@ -359,7 +359,8 @@ def test_compiled_models_show_what_is_applied_and_removed(small, compiler, compi
     close(draw(pipe), partly)
 
 
-@pytest.mark.parametrize("compiler", only([whole, blocks], blocks))
+@pytest.mark.full
+@pytest.mark.parametrize("compiler", [whole, blocks])
 def test_code_compiled_for_one_model_does_not_run_for_another_with_hooks(small, compiler):
     bare, hooked = small(), small()
     patch, plain = on_layer(hooked), draw(bare)

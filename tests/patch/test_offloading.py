@@ -282,6 +282,7 @@ def test_quantised_layers_before_the_ports_are_refused(tmp_path, quantise):
 # Compiled code and caches of diffusers
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
 def test_compiled_denoisers_see_the_patch(pipe, patch, plain, erased):
     pipe.unet.mid_block.compile(backend="aot_eager")

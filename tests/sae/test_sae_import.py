@@ -152,6 +152,7 @@ def test_the_command_brings_an_autoencoder_to_itd(
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.full
 def test_published_settings_are_taken_and_other_options_win(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

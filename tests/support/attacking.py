@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 
-from erasers import Concept, Patch, get_eraser
+from erasers import Concept, Patch, get_eraser, load_pipeline
 from erasers.attacks import Attack, Candidate
 from erasers.attacks.running import Outcome, attack_prompts
 from erasers.judges import Verdict
+
+
+def quiet_shapes() -> Any:
+    """The embedded model, without a bar for every picture."""
+    pipe = load_pipeline("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @dataclass(frozen=True)

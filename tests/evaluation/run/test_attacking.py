@@ -326,6 +326,7 @@ def test_pipelines_that_attacks_do_not_know_are_refused_first(pipes: Any, tmp_pa
         Run(Stage(TASK, pipes("sdxl"), Dice(), tmp_path))
 
 
+@pytest.mark.full
 def test_the_model_is_as_it_was(pipe: Any, rows: list[Row], tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     run = Run(Stage(TASK, pipe, Dice(), tmp_path, rows))

@@ -97,7 +97,7 @@ def test_every_kind_of_attack_is_in_the_tasks() -> None:
         assert sum(plan.counts for plan in task.attacks.values()) >= 4
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", only(TASKS, "sd14-i2p-nudity", "sd14-imagenette"))
 def test_a_dry_run_says_hours_a_row_without_the_model(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,7 +119,8 @@ def test_a_dry_run_says_hours_a_row_without_the_model(
         assert 0.1 < float(after.removesuffix(" GPU-hours with attacks")) < 24
 
 
-@pytest.mark.parametrize("name", only(TASKS, "sd14-i2p-nudity"))
+@pytest.mark.full
+@pytest.mark.parametrize("name", TASKS)
 def test_the_attacks_of_a_task_run_from_end_to_end(name: str, pipe: Any, tmp_path: Path) -> None:
     task = cut(name)
     (path,) = complete(Run(Stage(task, pipe, Dice(), tmp_path)))

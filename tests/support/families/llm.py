@@ -115,16 +115,10 @@ def build_flux2(folder: Path) -> Any:
         vision_config=PixtralVisionConfig(**picture, image_size=16, patch_size=4),
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
     )
-    transformer = Flux2Transformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=3 * WIDTH,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-    )
+    sizes = {"in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16}
+    sizes |= {"num_attention_heads": 2, "joint_attention_dim": 3 * WIDTH, "timestep_guidance_channels": 16}
+    sizes |= {"axes_dims_rope": (4, 4, 4, 4)}
+    transformer = Flux2Transformer2DModel(**sizes)
     encoder = randomise(Mistral3ForConditionalGeneration(config), 0, 0.5)
     vae = make_kl(kind="AutoencoderKLFlux2")
     return assemble("Flux2Pipeline", transformer, encoder, tokenizer, vae, use_dynamic_shifting=True)
@@ -150,15 +144,9 @@ def build_qwenimage(folder: Path) -> Any:
     config = Qwen2_5_VLConfig(text_config=text, vision_config=picture, **ids)
     # These sizes make the saved header a multiple of 16 bytes: products of one row with memory-mapped weights off that
     # grid round otherwise than with weights in memory.
-    transformer = QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=(4, 6, 6),
-    )
+    sizes = {"in_channels": 16, "out_channels": 4, "num_layers": 3, "attention_head_dim": 16}
+    sizes |= {"num_attention_heads": 2, "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6)}
+    transformer = QwenImageTransformer2DModel(**sizes)
     torch.manual_seed(2)
     vae = AutoencoderKLQwenImage(
         base_dim=8,
@@ -186,15 +174,9 @@ def build_luminanext(folder: Path) -> Any:
     from diffusers import LuminaNextDiT2DModel
 
     tokenizer = make_word_tokenizer(GEMMA, prefix=["<bos>"], bos_token="<bos>", eos_token="<eos>")
-    transformer = LuminaNextDiT2DModel(
-        sample_size=8,
-        hidden_size=32,
-        num_layers=2,
-        num_attention_heads=2,
-        num_kv_heads=1,
-        multiple_of=16,
-        cross_attention_dim=WIDTH,
-    )
+    sizes = {"sample_size": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "num_kv_heads": 1}
+    sizes |= {"multiple_of": 16, "cross_attention_dim": WIDTH}
+    transformer = LuminaNextDiT2DModel(**sizes)
     return assemble("LuminaPipeline", transformer, make_gemma("Gemma", tokenizer), tokenizer, make_kl(4), gain=0.5)
 
 
@@ -204,19 +186,10 @@ def build_lumina2(folder: Path) -> Any:
 
     tokenizer = make_word_tokenizer(GEMMA, LUMINA_WORDS, ["<bos>"], bos_token="<bos>", eos_token="<eos>")
     # Two refiners for the same reason as Qwen-Image's three layers.
-    transformer = Lumina2Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        hidden_size=32,
-        num_layers=2,
-        num_refiner_layers=2,
-        num_attention_heads=2,
-        num_kv_heads=1,
-        multiple_of=16,
-        axes_dim_rope=(4, 6, 6),
-        axes_lens=(300, 32, 32),
-        cap_feat_dim=WIDTH,
-    )
+    sizes = {"sample_size": 8, "in_channels": 4, "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 16, "axes_dim_rope": (4, 6, 6)}
+    sizes |= {"axes_lens": (300, 32, 32), "cap_feat_dim": WIDTH}
+    transformer = Lumina2Transformer2DModel(**sizes)
     vae = make_kl(4, shift_factor=0.1)
     return assemble("Lumina2Pipeline", transformer, make_gemma("Gemma2", tokenizer), tokenizer, vae)
 
@@ -228,17 +201,9 @@ def build_zimage(folder: Path) -> Any:
 
     tokenizer = make_word_tokenizer(QWEN, QWEN_WORDS, eos_token="<|im_end|>", chat_template=QWEN_CHAT, width=1024)
     config = Qwen3Config(**SIZES, head_dim=16, vocab_size=len(tokenizer), pad_token_id=0)
-    transformer = ZImageTransformer2DModel(
-        in_channels=4,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=WIDTH,
-        axes_dims=[4, 6, 6],
-        axes_lens=[1024, 32, 32],
-    )
+    sizes = {"in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+    sizes |= {"cap_feat_dim": WIDTH, "axes_dims": [4, 6, 6], "axes_lens": [1024, 32, 32]}
+    transformer = ZImageTransformer2DModel(**sizes)
     encoder = randomise(Qwen3Model(config), 0)
     return assemble("ZImagePipeline", transformer, encoder, tokenizer, make_kl(shift_factor=0.1))
 
@@ -250,17 +215,9 @@ def build_cogview4(folder: Path) -> Any:
 
     tokenizer = make_word_tokenizer(GLM, prefix=GLM[1:], padding_side="left", eos_token="<|endoftext|>", width=2048)
     config = GlmConfig(**SIZES, head_dim=16, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=0)
-    transformer = CogView4Transformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        text_embed_dim=WIDTH,
-        time_embed_dim=32,
-        condition_dim=4,
-        sample_size=8,
-    )
+    sizes = {"in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    sizes |= {"text_embed_dim": WIDTH, "time_embed_dim": 32, "condition_dim": 4, "sample_size": 8}
+    transformer = CogView4Transformer2DModel(**sizes)
     shifts = {"base_shift": 0.25, "max_shift": 0.75, "time_shift_type": "linear", "use_dynamic_shifting": True}
     return assemble("CogView4Pipeline", transformer, randomise(GlmModel(config), 0), tokenizer, make_kl(), **shifts)
 

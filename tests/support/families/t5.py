@@ -156,18 +156,9 @@ def build_sd3(folder: Path, **more: Any) -> Any:
     """Stable Diffusion 3: CLIP of widths 24 and 40, T5, and a pooled vector of 64."""
     tokenizer, second = make_tokenizer(folder / "tokenizer"), make_tokenizer(folder / "tokenizer_2", pad="!")
     third = t5_tokenizer()
-    transformer = make(
-        "SD3Transformer2DModel",
-        **HEADS,
-        **LATENT,
-        sample_size=8,
-        num_layers=2,
-        joint_attention_dim=WIDTH,
-        caption_projection_dim=32,
-        pooled_projection_dim=WIDTH,
-        pos_embed_max_size=8,
-        **more,
-    )
+    sizes = {**HEADS, **LATENT, "sample_size": 8, "num_layers": 2, "joint_attention_dim": WIDTH}
+    sizes |= {"caption_projection_dim": 32, "pooled_projection_dim": WIDTH, "pos_embed_max_size": 8}
+    transformer = make("SD3Transformer2DModel", **sizes, **more)
     return diffusers.StableDiffusion3Pipeline(
         transformer=spread(transformer),
         scheduler=flow(),
@@ -221,16 +212,9 @@ def build_chroma(folder: Path) -> Any:
 def build_auraflow(folder: Path) -> Any:
     """AuraFlow: UMT5, joint and single blocks, no pooled vector."""
     tokenizer = t5_tokenizer()
-    transformer = make(
-        "AuraFlowTransformer2DModel",
-        sample_size=8,
-        num_mmdit_layers=2,
-        num_single_dit_layers=2,
-        **HEADS,
-        joint_attention_dim=WIDTH,
-        caption_projection_dim=32,
-        pos_embed_max_size=64,
-    )
+    sizes = {**HEADS, "sample_size": 8, "num_mmdit_layers": 2, "num_single_dit_layers": 2}
+    sizes |= {"joint_attention_dim": WIDTH, "caption_projection_dim": 32, "pos_embed_max_size": 64}
+    transformer = make("AuraFlowTransformer2DModel", **sizes)
     return diffusers.AuraFlowPipeline(
         tokenizer=tokenizer,
         text_encoder=t5_encoder(tokenizer, "UMT5"),
@@ -243,16 +227,9 @@ def build_auraflow(folder: Path) -> Any:
 def build_pixart(folder: Path, name: str = "PixArtAlphaPipeline", micro: bool = True) -> Any:
     """PixArt of size 1024; Alpha is told the size of the picture."""
     tokenizer = t5_tokenizer()
-    transformer = make(
-        "PixArtTransformer2DModel",
-        num_attention_heads=2,
-        attention_head_dim=24,
-        num_layers=2,
-        cross_attention_dim=48,
-        caption_channels=WIDTH,
-        sample_size=128,
-        use_additional_conditions=micro,
-    )
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2, "cross_attention_dim": 48}
+    sizes |= {"caption_channels": WIDTH, "sample_size": 128, "use_additional_conditions": micro}
+    transformer = make("PixArtTransformer2DModel", **sizes)
     return getattr(diffusers, name)(
         tokenizer=tokenizer,
         text_encoder=t5_encoder(tokenizer),
@@ -275,16 +252,9 @@ def build_sana(folder: Path) -> Any:
         encoder_qkv_multiscales=((),) * 4,
         decoder_qkv_multiscales=((),) * 4,
     )
-    transformer = make(
-        "SanaTransformer2DModel",
-        **HEADS,
-        **LATENT,
-        num_layers=2,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=WIDTH,
-    )
+    sizes = {**HEADS, **LATENT, "num_layers": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16}
+    sizes |= {"cross_attention_dim": 32, "caption_channels": WIDTH}
+    transformer = make("SanaTransformer2DModel", **sizes)
     tokenizer = gemma_tokenizer()
     return diffusers.SanaPipeline(
         tokenizer=tokenizer,
@@ -324,18 +294,9 @@ def build_wan(folder: Path) -> Any:
 def build_hunyuandit(folder: Path) -> Any:
     """HunyuanDiT 1.1: BERT of 77 tokens and T5 of 256, which the pipeline fixes."""
     tokenizer, second = bert_tokenizer(), t5_tokenizer()
-    transformer = make(
-        "HunyuanDiT2DModel",
-        **HEADS,
-        in_channels=4,
-        patch_size=2,
-        sample_size=4,
-        hidden_size=32,
-        num_layers=4,
-        cross_attention_dim=WIDTH,
-        cross_attention_dim_t5=WIDTH,
-        pooled_projection_dim=WIDTH,
-    )
+    sizes = {**HEADS, "in_channels": 4, "patch_size": 2, "sample_size": 4, "hidden_size": 32, "num_layers": 4}
+    sizes |= {"cross_attention_dim": WIDTH, "cross_attention_dim_t5": WIDTH, "pooled_projection_dim": WIDTH}
+    transformer = make("HunyuanDiT2DModel", **sizes)
     # Rows of its own for each missing token; few enough directions that text has some to itself, as at full width.
     padding = transformer.text_embedding_padding.data
     padding.copy_(torch.randn(len(padding), 8) @ torch.randn(8, WIDTH) / 8**0.5)

@@ -106,17 +106,9 @@ def unet_net(pipe: Any) -> dict[str, Any]:
 
 def sd3_net(**more: Any) -> Callable[[Any], dict[str, Any]]:
     def build(pipe: Any) -> dict[str, Any]:
-        net = diffusers.SD3ControlNetModel(
-            **HEADS,
-            **LATENT,
-            sample_size=8,
-            num_layers=1,
-            joint_attention_dim=WIDTH,
-            caption_projection_dim=32,
-            pooled_projection_dim=WIDTH,
-            pos_embed_max_size=8,
-            **more,
-        )
+        sizes = {**HEADS, **LATENT, "sample_size": 8, "num_layers": 1, "joint_attention_dim": WIDTH}
+        sizes |= {"caption_projection_dim": 32, "pooled_projection_dim": WIDTH, "pos_embed_max_size": 8}
+        net = diffusers.SD3ControlNetModel(**sizes, **more)
         return {"controlnet": live(net)}
 
     return build
@@ -145,31 +137,18 @@ def wide_sd3(pipe: Any) -> dict[str, Any]:
 
 def sana_net(pipe: Any) -> dict[str, Any]:
     torch.manual_seed(3)
-    net = diffusers.SanaControlNetModel(
-        **HEADS,
-        **LATENT,
-        num_layers=1,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=WIDTH,
-    )
+    sizes = {**HEADS, **LATENT, "num_layers": 1, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16}
+    sizes |= {"cross_attention_dim": 32, "caption_channels": WIDTH}
+    net = diffusers.SanaControlNetModel(**sizes)
     return {"controlnet": live(net)}
 
 
 def hunyuan_net(pipe: Any) -> dict[str, Any]:
     torch.manual_seed(3)
-    net = diffusers.HunyuanDiT2DControlNetModel(
-        **HEADS,
-        in_channels=4,
-        patch_size=2,
-        sample_size=4,
-        hidden_size=32,
-        transformer_num_layers=4,
-        cross_attention_dim=WIDTH,
-        cross_attention_dim_t5=WIDTH,
-        pooled_projection_dim=WIDTH,
-    )
+    sizes = {**HEADS, "in_channels": 4, "patch_size": 2, "sample_size": 4, "hidden_size": 32}
+    sizes |= {"transformer_num_layers": 4, "cross_attention_dim": WIDTH, "cross_attention_dim_t5": WIDTH}
+    sizes |= {"pooled_projection_dim": WIDTH}
+    net = diffusers.HunyuanDiT2DControlNetModel(**sizes)
     return {"controlnet": live(net)}
 
 
