@@ -28,6 +28,7 @@ from erasers.evaluation.scores.scoring import Cases
 from erasers.evaluation.store import Journal, Store, key_of
 from erasers.files.hashing import file_sha256
 from erasers.judges.weights import file_hashes, model_folder
+from erasers.progress import Advance
 from erasers.worlds import World
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Measures:
         lacking, sets = self._lacking(self._jobs(rows)), self._open_sets(self._sets(rows))
         return len(lacking) + sum(len(pictures.edited) for pictures in sets)
 
-    def measure(self, rows: Mapping[str, Cases], advance: Callable[[int], None] = lambda count: None) -> Measured:
+    def measure(self, rows: Mapping[str, Cases], advance: Advance = lambda count: None) -> Measured:
         """Measure what is missing; the rows stay as they are, and copies of their samples get the numbers.
 
         A sample gets `drift` (distance from the unedited row's picture of the same prompt and seed; absent in that

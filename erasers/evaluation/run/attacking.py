@@ -18,11 +18,12 @@ from erasers.attacks.running import Outcome, attack_prompts
 from erasers.diffusion.supported import check_supported
 from erasers.evaluation.drawing import generate
 from erasers.evaluation.refusal.refusal import is_refused
-from erasers.evaluation.run.stage import Advance, Stage
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Scene
 from erasers.evaluation.store import Journal, key_of
 from erasers.evaluation.tasks.attacks import Plan
 from erasers.evaluation.tasks.task import Sample
+from erasers.progress import Advance
 
 
 @dataclass(frozen=True)

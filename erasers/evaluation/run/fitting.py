@@ -11,9 +11,10 @@ import torch
 from erasers.concept import Concept, as_concepts
 from erasers.diffusion.counting import Calls
 from erasers.eraser import Eraser
-from erasers.evaluation.run.stage import Advance, Stage
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Row, kept_patch
 from erasers.patch import Patch
+from erasers.progress import Advance
 from erasers.training.loop import TrainedEraser
 
 

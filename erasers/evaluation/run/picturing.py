@@ -12,11 +12,12 @@ from itertools import groupby
 from typing import Any
 
 from erasers.evaluation.run.drawn import pixel_hash
-from erasers.evaluation.run.stage import Advance, Stage
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Scene
 from erasers.evaluation.run.units import Unit, draw, units
 from erasers.evaluation.store import Verdicts
 from erasers.evaluation.tasks.task import Sample
+from erasers.progress import Advance
 
 
 class Picturing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -24,6 +24,7 @@ from erasers.files.atomic import write_atomically
 from erasers.files.hashing import file_sha256
 from erasers.judges import Verdict
 from erasers.patch import Patch
+from erasers.progress import Advance
 
 SHARE, NEAR = 0.02, 0.05
 """At most this share of verdicts may differ; a probability may differ by so much. Other devices and versions draw the
@@ -73,7 +74,7 @@ def redraw(
     count: int,
     patches: Sequence[Patch] = (),
     *,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count: None,
 ) -> Redrawn:
     """Draw some pictures of a row again, chosen by chance, in the batches that they were drawn in, and judge them.
 

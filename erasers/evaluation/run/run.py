@@ -14,12 +14,13 @@ from erasers.evaluation.pictures.measures import Figures, Measures
 from erasers.evaluation.run.attacking import Attacking
 from erasers.evaluation.run.fitting import Fitting
 from erasers.evaluation.run.picturing import Picturing
-from erasers.evaluation.run.stage import Advance, Stage
+from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.scores import scoring
 from erasers.evaluation.scores.calibration import stored_all
 from erasers.evaluation.scores.records import UNEDITED
 from erasers.evaluation.scores.results import FORMAT, write_result
 from erasers.evaluation.scores.scoring import Cases
+from erasers.progress import Advance
 from erasers.version import library_version
 
 Progress = Callable[[int], AbstractContextManager[Advance]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,9 +18,6 @@ from erasers.evaluation.tasks.task import Sample, Task
 from erasers.judges import Judge
 from erasers.models.inputs import Pictures, call_arguments
 from erasers.processes import Share
-
-Advance = Callable[[int], None]
-"""Takes how much more is done."""
 
 
 @dataclass(eq=False)

@@ -15,8 +15,10 @@ from support import REPOSITORY
 from support.tasks import tiny_attacks, tiny_task, write_task
 
 from erasers.cli.app import run
+from erasers.evaluation.checks import tuples
 from erasers.evaluation.run.verifying import Verification, Verifier
 from erasers.evaluation.scores.calibration import stored_by
+from erasers.evaluation.scores.pillars import Scheme
 from erasers.evaluation.scores.results import write_result
 from erasers.evaluation.scores.scoring import scores
 from erasers.worlds.shapes.drawn import UNRECORDED
@@ -66,10 +68,8 @@ def write(rows: Rows, folder: Path) -> Path:
     return folder
 
 
-def read_scheme(data: Data) -> Any:
-    from erasers.evaluation.scores.results import _scheme
-
-    return _scheme(data["task"]["scheme"])
+def read_scheme(data: Data) -> Scheme:
+    return Scheme(**tuples(data["task"]["scheme"]))
 
 
 def cut(samples: list[Data], keep: Callable[[int, Data], bool]) -> None:
