@@ -33,8 +33,8 @@ def test_computed_once(caplog):
     flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
     for damage in (b"", whole[:50], whole[:-1], flipped, b"junk" * 100):
         path.write_bytes(damage)
-        found = [cached("k", ("a", key), make)["x"] for key in (1, 2)]
-        assert all(torch.equal(value, torch.arange(1000.0)) for value in found)
+        values = [cached("k", ("a", key), make)["x"] for key in (1, 2)]
+        assert all(torch.equal(value, torch.arange(1000.0)) for value in values)
         assert path.read_bytes() == whole
     assert len(calls) == 7
     assert "damaged cache file" in caplog.text

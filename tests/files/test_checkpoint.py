@@ -25,9 +25,9 @@ def test_streamed_tensors_come_back_bit_for_bit(tmp_path):
     tensors |= {"turned": torch.randn(6, 4).T, "number": torch.tensor(3.5), "none": torch.empty(0, 3)}
     tensors["part"] = torch.randn(8, 8)[2:5, 1:]
     write_streamed(tmp_path / "state", tensors, {"a": "b"})
-    found = load_file(tmp_path / "state")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in tensors.items())
+    read = load_file(tmp_path / "state")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) and read[name].dtype == value.dtype for name, value in tensors.items())
     with safe_open(tmp_path / "state", "pt") as file:
         assert file.metadata().pop("a") == "b"
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
@@ -132,8 +132,8 @@ def test_a_checkpoint_that_was_changed_is_refused(tmp_path, change):
     tensors = {"student/weight": torch.ones(300), "optimizers/adam/0/exp_avg": torch.ones(300)}
     file = CheckpointFile(path, "id", 0.0)
     file.save(lambda: tensors)
-    with file.read("another") as found:
-        assert torch.equal(found["student/weight"], tensors["student/weight"])
+    with file.read("another") as kept:
+        assert torch.equal(kept["student/weight"], tensors["student/weight"])
     with safe_open(path, "pt") as saved:
         header = saved.metadata()
     changed = {name: value.clone() for name, value in tensors.items()}

@@ -183,8 +183,8 @@ def test_both_denoisers_of_wan_are_edited(tmp_path):
     groups = groups_of(pipe, "wan")
     wanted = [group.ports[0].module(group.read(encoded[whole("circle")].rows("all"))) for group in groups]
     with patch.applied(pipe):
-        found = [group.ports[0].module(group.read(encoded[whole("star")].rows("all"))) for group in groups]
-    for new, old in zip(found, wanted, strict=True):
+        erased = [group.ports[0].module(group.read(encoded[whole("star")].rows("all"))) for group in groups]
+    for new, old in zip(erased, wanted, strict=True):
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3)
     assert same(before, weights(pipe))
 
@@ -214,5 +214,5 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def test_find_family_names_the_denoisers(family, pipe):
-    found, denoisers = find_family(pipe)
-    assert found.denoiser in {type(part).__name__ for _, part in denoisers}
+    known, denoisers = find_family(pipe)
+    assert known.denoiser in {type(module).__name__ for _, module in denoisers}

@@ -70,9 +70,9 @@ def test_rows_read_by_a_weight_are_those_that_an_edited_weight_reads(names):
 
 def test_rows_keep_their_dtype_and_are_computed_in_single_precision():
     rows, chosen = torch.randn(4, D).half(), parts()
-    found = transform_rows(rows, chosen, 1.0)
-    assert found.dtype == torch.float16
-    assert torch.equal(found, transform_rows(rows.float(), chosen, 1.0).half())
+    moved = transform_rows(rows, chosen, 1.0)
+    assert moved.dtype == torch.float16
+    assert torch.equal(moved, transform_rows(rows.float(), chosen, 1.0).half())
 
 
 # The same edit as weights and as hooks
@@ -93,8 +93,8 @@ def test_hooks_do_what_baked_weights_do(pipes, family, rank):
                 baked = draw(pipe, **options)
             with hooks.applied(pipe, strength=strength):
                 assert same(weights(pipe), before)
-                found = draw(pipe, **options)
-            assert difference(found, baked) <= 2e-5 * max(1.0, float(baked.abs().max()))
+                hooked = draw(pipe, **options)
+            assert difference(hooked, baked) <= 2e-5 * max(1.0, float(baked.abs().max()))
             assert difference(baked[:1], plain) > 1e-2
     assert torch.equal(draw(pipe), plain)
 
@@ -144,8 +144,8 @@ def family_patch(pipe: Any) -> Patch:
     tensors: dict[str, torch.Tensor] = {}
     groups, base = {}, {}
     for seed, group in enumerate(port_groups(pipe)):
-        found = parts(seed, group.ports[0].module.in_features)
-        tensors |= {f"transform/{group.name}/{part}": tensor for part, tensor in found.items()}
+        factors = parts(seed, group.ports[0].module.in_features)
+        tensors |= {f"transform/{group.name}/{part}": tensor for part, tensor in factors.items()}
         groups[group.name] = [port.name for port in group.ports]
         base |= {port.parameter: tensor_hash(port.module.weight) for port in group.ports}
     return Patch(tensors, {**META, "groups": groups, "base": base})
@@ -171,11 +171,11 @@ def three_patches(pipe: Any) -> list[tuple[Patch, float]]:
     """Transforms that do not commute: of all ports, of the values alone, and of all ports again."""
     values = [port.name for port in text_ports(pipe) if port.name.endswith("to_v")]
     every = [port.name for port in text_ports(pipe)]
-    found = []
+    patches = []
     for seed, (ports, strength) in enumerate([(every, 1.0), (values, 0.7), (every, 1.0)]):
         tensors = {f"transform/text/{part}": tensor for part, tensor in parts(seed, rank=4).items()}
-        found.append((patch_of(pipe, tensors, groups={"text": ports}), strength))
-    return found
+        patches.append((patch_of(pipe, tensors, groups={"text": ports}), strength))
+    return patches
 
 
 @pytest.mark.parametrize(

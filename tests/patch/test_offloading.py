@@ -52,9 +52,9 @@ def plain(pipe: Any) -> torch.Tensor:
 @pytest.fixture
 def erased(pipe: Any, patch: Patch, plain: torch.Tensor) -> torch.Tensor:
     with patch.applied(pipe):
-        found = picture(pipe)
-    assert distance(found, plain) > 1e-2
-    return found
+        drawn = picture(pipe)
+    assert distance(drawn, plain) > 1e-2
+    return drawn
 
 
 # Offloading
@@ -137,11 +137,11 @@ def test_swapped_weights_are_refused_and_patched_ones_are_swapped(pipes, pipe, p
     assert torch.equal(picture(pipe), swapped)
     patch.apply(other)
     offload(other)
-    found = picture(other)
-    assert distance(found, erased) < (0.5 * distance(erased, plain) if offload is cast_layers else 1e-6)
+    together = picture(other)
+    assert distance(together, erased) < (0.5 * distance(erased, plain) if offload is cast_layers else 1e-6)
     with pytest.raises(PatchError, match="keeps its own copy"):
         patch.remove(other)
-    assert torch.equal(picture(other), found)
+    assert torch.equal(picture(other), together)
 
 
 @pytest.mark.parametrize("concept", [STAR, MANY], ids=["few", "many"])
@@ -228,11 +228,11 @@ Quantise = Callable[[torch.nn.Linear], torch.nn.Linear]
 
 def replace(root: torch.nn.Module, suffix: str, quantise: Quantise) -> int:
     """Quantise the linear layers whose names end so."""
-    found = [name for name, layer in root.named_modules() if name.endswith(suffix)]
-    for name in found:
+    names = [name for name, layer in root.named_modules() if name.endswith(suffix)]
+    for name in names:
         parent = root.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], quantise(root.get_submodule(name)))
-    return len(found)
+    return len(names)
 
 
 @pytest.mark.parametrize("where", ["attn2.to_k", "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"])
@@ -263,10 +263,10 @@ def test_quantised_text_encoders_are_read(pipe, quantise, concept):
     exact = fit(pipe, concept)
     for suffix in ("k_proj", "fc1"):
         assert replace(pipe.text_encoder, suffix, quantise)
-    plain, found = picture(pipe), fit(pipe, concept)
+    plain, patch = picture(pipe), fit(pipe, concept)
     (name,) = exact.tensors
-    assert 0 < distance(found.tensors[name], exact.tensors[name]) < 0.1 * distance(exact.tensors[name], torch.eye(32))
-    with found.applied(pipe):
+    assert 0 < distance(patch.tensors[name], exact.tensors[name]) < 0.1 * distance(exact.tensors[name], torch.eye(32))
+    with patch.applied(pipe):
         assert distance(picture(pipe), plain) > 1e-2
 
 
