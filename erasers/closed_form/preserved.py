@@ -77,19 +77,19 @@ def preserved_rows(
         return _accumulate(reader, groups, texts, widths)
 
     modules = [encoder for _, _, encoder in text_parts(reader.pipe)] + [
-        part for group in groups for part in group.through
+        step for group in groups for step in group.through
     ]
     known = all(can_hash(module) and is_bare(module) for module in modules)
     if not cache or not known or len(texts) < _FEWEST_CACHED:
-        found = encode()
+        totals = encode()
     else:
         skip = reader.clip_skip
         ways = [[group.name, *(module_hash(module) for module in group.through)] for group in groups]
-        found = cached(
+        totals = cached(
             "preserve", (_encoders_key(reader.pipe), tuple(texts), reader.policy, reader.max_length, ways, skip), encode
         )
     return [
-        Preserved(found.get(f"{i}/rows"), found.get(f"{i}/gram"), int(found[f"{i}/count"]), len(texts))
+        Preserved(totals.get(f"{i}/rows"), totals.get(f"{i}/gram"), int(totals[f"{i}/count"]), len(texts))
         for i in range(len(groups))
     ]
 
@@ -134,8 +134,8 @@ class _Total:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         many = 2 * self.count > len(self.gram)
-        found = {"gram": self.gram} if many else {"rows": torch.cat(self.rows)}
-        return {"count": torch.tensor(self.count), **{name: tensor.cpu() for name, tensor in found.items()}}
+        tensors = {"gram": self.gram} if many else {"rows": torch.cat(self.rows)}
+        return {"count": torch.tensor(self.count), **{name: tensor.cpu() for name, tensor in tensors.items()}}
 
 
 def _encoders_key(pipe: Any) -> list[str]:

@@ -161,21 +161,22 @@ class AdvUnlearn(TrainedEraser):
 
     def asks(self, concepts: Sequence[Concept]) -> list[Ask]:
         """The distinct prompts that are unlearned."""
-        found: dict[str, Ask] = {}
+        asks: dict[str, Ask] = {}
         places = itertools.cycle(get_args(Place) if self.placement == "mixed" else (self.placement,))
         for concept in concepts:
             for term in concept.terms(aliases=self.aliases):
                 for pattern in templates_for(concept, self.templates):
                     text, anchor = fill(pattern, term).text, fill(pattern, concept.anchor).text
-                    if text not in found:
+                    if text not in asks:
                         soft = attacked(text, fill(pattern, SOFT).text, next(places))
-                        found[text] = Ask(text, soft, anchor, term)
-        return list(found.values())
+                        asks[text] = Ask(text, soft, anchor, term)
+        return list(asks.values())
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = self.prepared(pipe, concepts)
-        asks, kept = len(self.asks(found)), min(self.kept, sum(map(len, kept_prompts(found)))) if self.gamma else 0
+        prepared = self.prepared(pipe, concepts)
+        asks = len(self.asks(prepared))
+        kept = min(self.kept, sum(map(len, kept_prompts(prepared)))) if self.gamma else 0
         anchors = asks if self.toward == "anchor" else 0
         drawn = 2 * self.steps * (asks * self.pictures + kept) + self.steps * self.pictures * anchors
         attacks = max(0, self.iterations - self.warm_up) if self.attack_steps else 0
@@ -188,13 +189,13 @@ class AdvUnlearn(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        found, names = self.prepared(pipe, concepts), self._names(pipe)
+        prepared, names = self.prepared(pipe, concepts), self._names(pipe)
         both, retain = 1 + bool(self.clean and self.attack_steps), self.retain_batch if self.gamma else 0
         passes = [Pass(self.batch * both + retain, names, both + retain)]
         if self.attack_steps:
             passes.append(Pass(self.attack_batch, (), 1))
-        kept = min(self.kept, sum(map(len, kept_prompts(found)))) if self.gamma else 0
-        ways = len(self.asks(found)) * self.pictures + kept
+        kept = min(self.kept, sum(map(len, kept_prompts(prepared)))) if self.gamma else 0
+        ways = len(self.asks(prepared)) * self.pictures + kept
         return Demand(names, passes, latents=3 * self.steps * ways)
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
@@ -298,20 +299,20 @@ class Duel:
         options, prompt = self.options, self.soft[turn]
 
         def loss(tokens: torch.Tensor) -> Summands:
-            some = self.banks[turn].draw(options.attack_batch, self.generator)
-            return self._distance(some, prompt.states({SOFT: tokens}), some.conditional)
+            latents = self.banks[turn].draw(options.attack_batch, self.generator)
+            return self._distance(latents, prompt.states({SOFT: tokens}), latents.conditional)
 
         start = self.latest[turn] if options.attack_init == "latest" else self._random(turn)
         kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}
-        found = search(loss, start, options.attack_steps, self.attack_lr, scale=self.scale, **kind)
-        self.latest[turn] = found
-        return found
+        soft = search(loss, start, options.attack_steps, self.attack_lr, scale=self.scale, **kind)
+        self.latest[turn] = soft
+        return soft
 
-    def pieces(self, some: LatentBank, states: Sequence[torch.Tensor]) -> list[Piece]:
+    def pieces(self, bank: LatentBank, states: Sequence[torch.Tensor]) -> list[Piece]:
         """L_u of latents under each of the text states `[1, n, d]`, and L_r of kept ones, from one pass."""
-        rows, count = [state.expand(len(some.times), -1, -1) for state in states], len(states)
-        noisy, times = some.latents.repeat(count, 1, 1, 1), some.times.repeat(count)
-        goals = {"erase": target(some.empty, some.conditional, self.options.eta).repeat(count, 1, 1, 1)}
+        rows, count = [state.expand(len(bank.times), -1, -1) for state in states], len(states)
+        noisy, times = bank.latents.repeat(count, 1, 1, 1), bank.times.repeat(count)
+        goals = {"erase": target(bank.empty, bank.conditional, self.options.eta).repeat(count, 1, 1, 1)}
         if self.held is not None:
             keep = self.held.draw(self.options.retain_batch, self.generator)
             rows.append(encode(self.pipe, self.kept[keep.prompts], self.options.clip_skip))
@@ -320,14 +321,14 @@ class Duel:
         condition = Condition(torch.cat(rows))
         return errors_in_parts(goals, lambda part: predict(self.pipe, noisy[part], times[part], condition.part(part)))
 
-    def _distance(self, some: LatentBank, states: torch.Tensor, goal: torch.Tensor) -> Summands:
-        condition = Condition(states.expand(len(some.times), -1, -1))
+    def _distance(self, bank: LatentBank, states: torch.Tensor, goal: torch.Tensor) -> Summands:
+        condition = Condition(states.expand(len(bank.times), -1, -1))
 
         def error(rows: slice) -> torch.Tensor:
-            guess = predict(self.pipe, some.latents[rows], some.times[rows], condition.part(rows))
+            guess = predict(self.pipe, bank.latents[rows], bank.times[rows], condition.part(rows))
             return functional.mse_loss(guess, goal[rows])
 
-        return mean_in_parts(len(some.times), error)
+        return mean_in_parts(len(bank.times), error)
 
     def _random(self, turn: int) -> torch.Tensor:
         """Embeddings `[k, d]` of random tokens, or of the words of that prompt's concept from a random one on."""
@@ -397,11 +398,11 @@ def part(bank: LatentBank, number: int) -> LatentBank:
 @torch.no_grad()
 def instead(pipe: Any, bank: LatentBank, anchors: Condition, batch: int = 8) -> LatentBank:
     """The bank with eps*(x_t, t, a) of each prompt's anchor in place of eps*(x_t, t, "")."""
-    found = [
+    predictions = [
         predict(pipe, bank.latents[index], bank.times[index], anchors.rows(bank.prompts[index]))
         for index in torch.arange(len(bank)).split(batch)
     ]
-    return replace(bank, empty=torch.cat(found))
+    return replace(bank, empty=torch.cat(predictions))
 
 
 def text_layers(layers: int, read: int) -> Wanted:

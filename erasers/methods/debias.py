@@ -146,7 +146,7 @@ class Debias(UCE):
             with patch.applied(pipe) if rounds else nullcontext():
                 measured = torch.stack([self.measured(pipe, concept, seeds, measure) for concept in prepared])
             rounds.append((float((self.wanted - measured).abs().max()), measured, patch if rounds else None))
-        off, measured, nearest = min(rounds, key=lambda one: one[0])
+        off, measured, nearest = min(rounds, key=lambda round_: round_[0])
         if nearest is None:
             raise ValueError(f"expected shares to change, got none nearer than {self.said(measured)} of before")
         if off > self.tolerance:
@@ -215,7 +215,9 @@ class Debias(UCE):
     def templates_of(self, concepts: Sequence[Concept]) -> list[str]:
         """The distinct templates of preserved texts."""
         return list(
-            dict.fromkeys(one for concept in concepts for one in templates_for(concept, self.preserve_templates))
+            dict.fromkeys(
+                template for concept in concepts for template in templates_for(concept, self.preserve_templates)
+            )
         )
 
 
@@ -228,14 +230,14 @@ def judged(judge: Judge, name: str) -> Measure:
     """
 
     def measure(pictures: Sequence[Image.Image], attributes: Sequence[str]) -> list[float]:
-        found = []
+        shares = []
         for attribute in attributes:
             asks = [_Ask({name: attribute})] * len(pictures)
             values = [verdict.value for verdict in judge.judge(pictures, asks) if verdict.value is not None]
             if not values:
                 raise ValueError(f"expected {judge.name} to score pictures, got none scored")
-            found.append(sum(values) / len(values))
-        return found
+            shares.append(sum(values) / len(values))
+        return shares
 
     return measure
 

@@ -104,13 +104,13 @@ class ESD(TrainedEraser):
 
     def prompts(self, concepts: Sequence[Concept]) -> list[str]:
         """The prompts that are unlearned."""
-        found = [
+        prompts = [
             fill(template, term).text
             for concept in concepts
             for term in concept.terms(aliases=self.aliases)
             for template in templates_for(concept, self.templates)
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(prompts))
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
@@ -124,9 +124,9 @@ class ESD(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        found = as_concepts(concepts)
-        names = names_of(pipe, "unet", denoiser_layers(self.method_for(found)))
-        latents = 3 * self.steps * len(self._turn(len(self.prompts(found)), 0))
+        given = as_concepts(concepts)
+        names = names_of(pipe, "unet", denoiser_layers(self.method_for(given)))
+        latents = 3 * self.steps * len(self._turn(len(self.prompts(given)), 0))
         return Demand(names, [Pass(self.batch, names)], latents=latents)
 
     @property
@@ -156,19 +156,21 @@ class ESD(TrainedEraser):
             if self._draws_anew and number and number % self.refresh == 0:
                 with student.placed() if by_student else nullcontext():
                     bank.take(self._draw(pipe, drawn, empty, number // self.refresh, generator))
-            some = bank.draw(self.batch, generator)
+            latents = bank.draw(self.batch, generator)
             if by_student:
-                some = ask_again(pipe, some, drawn, empty)
+                latents = ask_again(pipe, latents, drawn, empty)
             if self.from_concept:
                 with torch.no_grad():
-                    named = predict(pipe, some.latents, some.times, asked.rows(some.prompts))
-                goal = target_from(some.conditional, some.empty, named, self.eta)
+                    named = predict(pipe, latents.latents, latents.times, asked.rows(latents.prompts))
+                goal = target_from(latents.conditional, latents.empty, named, self.eta)
             else:
-                goal = target(some.empty, some.conditional, self.eta)
+                goal = target(latents.empty, latents.conditional, self.eta)
 
             def error(rows: slice) -> torch.Tensor:
-                condition = drawn.rows(some.prompts[rows])
-                return functional.mse_loss(predict(pipe, some.latents[rows], some.times[rows], condition), goal[rows])
+                condition = drawn.rows(latents.prompts[rows])
+                return functional.mse_loss(
+                    predict(pipe, latents.latents[rows], latents.times[rows], condition), goal[rows]
+                )
 
             loss = mean_in_parts(self.batch, error)
             with student.placed():

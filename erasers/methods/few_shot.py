@@ -117,23 +117,23 @@ class FewShot(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`; corrections come on top, each with twice the kept prompts."""
-        found = self.prepared(pipe, concepts)
-        drawn = [len(self._drawn_of(one)) for one in found if not one.images]
-        shown = sum(len(one.images) or self.pictures for one in found)
-        kept = 0 if self.max_drift is None else self._measured(found)
+        prepared = self.prepared(pipe, concepts)
+        drawn = [len(self._drawn_of(concept)) for concept in prepared if not concept.images]
+        shown = sum(len(concept.images) or self.pictures for concept in prepared)
+        kept = 0 if self.max_drift is None else self._measured(prepared)
         each = Calls(gradients=min(self.batch, shown), texts=min(self.batch, shown) + kept)
         ways = Calls(denoiser=2 * self.steps) * (self.pictures * len(drawn))
         if isinstance(self.max_drift, str):
-            kept += kept + sum(len(self.prompts(one)) for one in found)
+            kept += kept + sum(len(self.prompts(concept)) for concept in prepared)
         return ways + each * self.iterations + Calls(texts=sum(drawn) + len(drawn) + kept)
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`; with the bound there are the weights before a step, and a second optimizer."""
-        found, names = as_concepts(concepts), trained_names(pipe, self.clip_skip)
-        shown = sum(len(one.images) or self.pictures for one in found)
+        given, names = as_concepts(concepts), trained_names(pipe, self.clip_skip)
+        shown = sum(len(concept.images) or self.pictures for concept in given)
         passes = [Pass(min(self.batch, shown), names, min(self.batch, shown))]
         if self.max_drift is not None:
-            passes.append(Pass(0, names, self._measured(found)))
+            passes.append(Pass(0, names, self._measured(given)))
         return Demand(names, passes, copies=4 if self.max_drift is None else 7, latents=shown)
 
     def _measured(self, concepts: Sequence[Concept]) -> int:
@@ -159,7 +159,7 @@ class FewShot(TrainedEraser):
         adam = torch.optim.Adam(student.parameters, lr=self.lr, weight_decay=1e-8, **_ADAM)
 
         def step(number: int) -> dict[str, float]:
-            before = [part.detach().clone() for part in student.parameters] if bound else []
+            before = [weight.detach().clone() for weight in student.parameters] if bound else []
             latents, ids = draw(shots, self.batch, generator)
             with student.placed():
                 loss = ascent_loss(pipe, latents, ids, generator, self.clip_skip)
@@ -184,7 +184,7 @@ class FewShot(TrainedEraser):
     ) -> torch.Tensor:
         """x_0 `[n, c, h, w]` of the pictures of a concept."""
         if concept.images:
-            return latents_of(pipe, [picture(one, side_of(pipe)) for one in concept.images])
+            return latents_of(pipe, [picture(image, side_of(pipe)) for image in concept.images])
         asked, empty = conditions(pipe, self._drawn_of(concept), self.clip_skip), unprompted(pipe)
         turns = torch.arange(self.pictures) % len(asked.states)
         return draw_pictures(pipe, asked.rows(turns), empty, Way(self.steps, self.guidance), generator, advance)
@@ -246,8 +246,8 @@ class Bound:
         if not drift <= self.most:
             self.why = f"a kept prompt would drift by {drift:.3g}"
             with torch.no_grad():
-                for part, value in zip(self.student.parameters, weights, strict=True):
-                    part.copy_(value)
+                for weight, value in zip(self.student.parameters, weights, strict=True):
+                    weight.copy_(value)
             drift = self.worst()
         return {"drift": drift}
 
@@ -294,10 +294,10 @@ def ascent_loss(
 
 def draw(shots: Sequence[Shots], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """At most `count` different pictures, and a random prompt of the concept of each: `[n, c, h, w]`, `[n, tokens]`."""
-    every = [(one, number) for one in shots for number in range(len(one.latents))]
-    some = shuffled(every, count, generator)
-    ids = [one.ids[int(picks(len(one.ids), 1, generator))] for one, _ in some]
-    return torch.stack([one.latents[number] for one, number in some]), torch.stack(ids)
+    every = [(shot, number) for shot in shots for number in range(len(shot.latents))]
+    chosen = shuffled(every, count, generator)
+    ids = [shot.ids[int(picks(len(shot.ids), 1, generator))] for shot, _ in chosen]
+    return torch.stack([shot.latents[number] for shot, number in chosen]), torch.stack(ids)
 
 
 def trained_names(pipe: Any, clip_skip: int | None = None) -> list[str]:

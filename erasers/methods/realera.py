@@ -97,10 +97,10 @@ class RealEra(UCE):
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has one
         known = whole_words(tokenizer)
         order = torch.randperm(len(known), generator=generator, device=generator.device).cpu()
-        found = [decode(tokenizer, one[None]) for one in known[order[: self.beyond]]]
+        drawn = [decode(tokenizer, token[None]) for token in known[order[: self.beyond]]]
         terms = [term for concept in concepts for term in concept.terms(aliases=self.aliases)]
         patterns = templates_for(concepts[0], self.preserve_templates)
-        kept = [word for word in found if not any(names(word, term) for term in terms)]
+        kept = [word for word in drawn if not any(names(word, term) for term in terms)]
         return [fill(patterns[number % len(patterns)], word) for number, word in enumerate(kept)]
 
     def widened(
@@ -131,8 +131,8 @@ def near(e: torch.Tensor, rows: torch.Tensor, max_distance: float, min_cosine: f
     """Whether ||x - e|| <= D1 ||e|| and cos(e, x) >= S1, for rows x `[n, d]` against e `[k, d]`; `[k, n]`."""
     distance = torch.cdist(e, rows) / e.norm(dim=1, keepdim=True)
     cosine = functional.normalize(e, dim=1) @ functional.normalize(rows, dim=1).T
-    found: torch.Tensor = (distance <= max_distance) & (cosine >= min_cosine)
-    return found
+    inside: torch.Tensor = (distance <= max_distance) & (cosine >= min_cosine)
+    return inside
 
 
 def perturbations(
@@ -150,29 +150,29 @@ def perturbations(
     Raises:
         ValueError: Hardly any perturbation meets the bounds.
     """
-    return torch.stack([_around(one, count, max_distance, cosines, generator) for one in e])
+    return torch.stack([_around(row, count, max_distance, cosines, generator) for row in e])
 
 
 def _around(
     e: torch.Tensor, count: int, max_distance: float, cosines: tuple[float, float], generator: torch.Generator
 ) -> torch.Tensor:
     """eta `[count, d]` of one e `[d]`, by rejection."""
-    found = e.new_zeros(0, len(e))
+    met = e.new_zeros(0, len(e))
     options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float64}
     for _ in range(_ROUNDS):
-        if len(found) >= count:
+        if len(met) >= count:
             break
         direction = functional.normalize(torch.randn(_DRAWS, len(e), **options).to(e), dim=1)
         length = torch.rand(_DRAWS, 1, **options).to(e) * max_distance * e.norm()
         eta = length * direction
         cosine = functional.cosine_similarity(e + eta, e[None], dim=1)
-        found = torch.cat([found, eta[(cosine >= cosines[0]) & (cosine <= cosines[1])]])
-    if len(found) < count:
+        met = torch.cat([met, eta[(cosine >= cosines[0]) & (cosine <= cosines[1])]])
+    if len(met) < count:
         raise ValueError(
             "expected max_distance, min_cosine and max_cosine that random perturbations meet, got "
-            f"{max_distance}, {cosines[0]} and {cosines[1]}, which {len(found)} of {_DRAWS * _ROUNDS} do"
+            f"{max_distance}, {cosines[0]} and {cosines[1]}, which {len(met)} of {_DRAWS * _ROUNDS} do"
         )
-    return found[:count]
+    return met[:count]
 
 
 def joined(preserve: Preserved, rows: torch.Tensor, texts: int) -> Preserved:

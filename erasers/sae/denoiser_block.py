@@ -56,9 +56,9 @@ class DenoiserBlock:
         parts = [(self.path, self.module), ("conv_in", submodule(unet, "conv_in"))]
         tensors = {
             f"{self.name}.{path}.{name}": parameter.data
-            for path, part in parts
-            if part is not None
-            for name, parameter in part.named_parameters()
+            for path, owner in parts
+            if owner is not None
+            for name, parameter in owner.named_parameters()
         }
         return tensor_hashes(tensors, owner=unet)
 
@@ -99,7 +99,7 @@ def find_denoiser_block(pipe: Any, path: str | None = None) -> DenoiserBlock:
     unet, path = component(pipe, "unet"), path or _PUBLISHED
     module = submodule(unet, path)
     if module is None or getattr(module, "out_channels", None) is None:
-        known = [name for name, part in unet.named_modules() if type(part).__name__ == "Transformer2DModel"]
+        known = [name for name, child in unet.named_modules() if type(child).__name__ == "Transformer2DModel"]
         raise ValueError(
             f"expected a block of the UNet that returns a map, such as {', '.join(known)}, got {path!r:.80}"
         )

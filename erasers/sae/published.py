@@ -189,12 +189,12 @@ def _tensors(path: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        found = {name: file.get_tensor(name).float() for name in names}
-    for name, value in found.items():
+        tensors = {name: file.get_tensor(name).float() for name in names}
+    for name, value in tensors.items():
         # Matrices are kept in float16.
         if not torch.isfinite(value.half() if value.dim() == 2 else value).all():
             raise ValueError(f"expected finite values in {path.name} that float16 reaches, got others in {name}")
-    return found
+    return tensors
 
 
 def _config(path: Path) -> Mapping[str, Any]:

@@ -55,8 +55,8 @@ class Rows(ABC):
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of weights that make them, by parameter name."""
-        found: dict[str, str] = self.block.fingerprints()
-        return found
+        hashes: dict[str, str] = self.block.fingerprints()
+        return hashes
 
     def identity(self) -> list[Any]:
         """JSON-able: all that they depend on beside these weights."""
@@ -145,12 +145,12 @@ class DenoiserRows(Rows):
 
     def step(self, number: int) -> torch.Tensor:
         """See `Rows`."""
-        drawing, part = divmod(number, self.way.steps)
+        drawing, chunk = divmod(number, self.way.steps)
         if self._last is None or self._last[0] != drawing:
             generator = torch.Generator().manual_seed(self.seed + drawing)
             rows = self._rows(turn(self._kept, drawing, self.size, self.seed), generator)
             self._last = drawing, rows[torch.randperm(len(rows), generator=generator)]
-        return self._last[1].chunk(self.way.steps)[part]
+        return self._last[1].chunk(self.way.steps)[chunk]
 
     def held(self) -> Iterator[torch.Tensor]:
         """See `Rows`; of a few drawings."""
@@ -179,8 +179,8 @@ def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
 def turn(prompts: Sequence[str], number: int, size: int, seed: int) -> list[str]:
     """The prompts of a batch, by its number; a new shuffle whenever all were seen."""
     batch = []
-    for place in range(number * size, (number + 1) * size):
-        round_, index = divmod(place, len(prompts))
+    for position in range(number * size, (number + 1) * size):
+        round_, index = divmod(position, len(prompts))
         batch.append(prompts[_shuffled(len(prompts), seed, round_)[index]])
     return batch
 

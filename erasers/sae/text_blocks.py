@@ -61,8 +61,8 @@ class Block:
         last = int(match["number"]) if match else -1
         tensors = {}
         for path, parameter in self.model.named_parameters():
-            found = _BLOCK.match(path)
-            if "embeddings" in path or found and int(found["number"]) <= last:
+            layer = _BLOCK.match(path)
+            if "embeddings" in path or layer and int(layer["number"]) <= last:
                 tensors[f"{self.name}.{path}"] = parameter.data
         return tensor_hashes(tensors, owner=self.model)
 
@@ -70,8 +70,8 @@ class Block:
         """Token ids as the pipeline makes them, and their attention mask, each `[prompts, T]`."""
         length = min(int(self.tokenizer.model_max_length), int(self.model.config.max_position_embeddings))
         texts = [converted(self.pipe, self.tokenizer, prompt) for prompt in prompts]
-        found = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return found["input_ids"], found["attention_mask"]
+        encoded = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return encoded["input_ids"], encoded["attention_mask"]
 
     @torch.no_grad()
     def outputs(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -93,10 +93,10 @@ class Block:
         ids, mask = self.tokens(prompts)
         device = next(self.model.parameters()).device
         given = {"attention_mask": mask.to(device)} if getattr(self.model.config, "use_attention_mask", False) else {}
-        found: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
 
         def look(_: nn.Module, __: Any, output: Any) -> None:
-            found.append(first_output(output).detach().float().cpu())
+            outputs.append(first_output(output).detach().float().cpu())
             raise _Seen
 
         handle = self.module.register_forward_hook(look)
@@ -106,7 +106,7 @@ class Block:
             pass
         finally:
             handle.remove()
-        return found[0]
+        return outputs[0]
 
 
 class _Seen(Exception):
@@ -126,11 +126,11 @@ def find_blocks(pipe: Any, index: int | None = None) -> list[Block]:
         ValueError: No such block, or one behind what the pipeline reads.
     """
     check_unet(pipe)
-    found = []
+    blocks = []
     for name in ("text_encoder", "text_encoder_2"):
         if getattr(pipe, name, None) is not None:
-            found.append(_find(pipe, name, index))
-    return found
+            blocks.append(_find(pipe, name, index))
+    return blocks
 
 
 def find_block(pipe: Any, target: str) -> Block:

@@ -237,4 +237,4 @@ def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
         axis.set(title=name, xlabel="step")
         if name == "unexplained" and values and min(values) > 0:
             axis.set_yscale("log")
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))

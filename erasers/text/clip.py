@@ -51,13 +51,13 @@ def encode_clip(
     """
     encoders = [_Encoder(pipe, tokenizer, model, penultimate, skip) for _, tokenizer, model in parts]
     encoded = [_encode_one(encoder, prompts, policy) for encoder in encoders]
-    found = {}
+    results = {}
     for index, prompt in enumerate(prompts):
-        states, lasts = zip(*(part[index] for part in encoded), strict=True)
+        states, lasts = zip(*(states_of[index] for states_of in encoded), strict=True)
         if len(set(lasts)) > 1:
             raise ValueError(f"expected both tokenizers to split {prompt.text!r} alike, got last tokens {lasts}")
-        found[prompt] = Encoded((Segment(torch.cat(states, dim=-1), lasts[0]),))
-    return found
+        results[prompt] = Encoded((Segment(torch.cat(states, dim=-1), lasts[0]),))
+    return results
 
 
 def _encode_one(encoder: _Encoder, prompts: Sequence[Prompt], policy: Rows) -> list[tuple[torch.Tensor, int]]:

@@ -49,9 +49,9 @@ def kept_prompts(concepts: Sequence[Concept], templates: Templates = "auto") -> 
     ]
     captions = [text for concept in concepts for text in concept.preserve if text.strip()]
     near += [text for text in captions if any(names(text, word) for word in words)]
-    found = [text for text in dict.fromkeys(near) if not any(names(text, term) for term in erased)]
+    about = [text for text in dict.fromkeys(near) if not any(names(text, term) for term in erased)]
     others = [text for text in dict.fromkeys(captions) if text not in set(near)]
-    return found, [*(text for text in others if not any(names(text, term) for term in erased)), ""]
+    return about, [*(text for text in others if not any(names(text, term) for term in erased)), ""]
 
 
 def some_kept(concepts: Sequence[Concept], templates: Templates, count: int, generator: torch.Generator) -> list[str]:

@@ -64,7 +64,7 @@ class Reader:
         if not distinct:
             return {}
         if family.components == ("unet",):
-            found = encode_clip(
+            encoded = encode_clip(
                 self.pipe,
                 text_parts(self.pipe),
                 distinct,
@@ -72,20 +72,20 @@ class Reader:
                 penultimate=hasattr(self.pipe, "text_encoder_2"),
                 skip=self.clip_skip,
             )
-            return self._with_pooled(found) if self.pooled else found
+            return self._with_pooled(encoded) if self.pooled else encoded
         through = {source: _modules(denoisers[0][1], source) for source in family.sources}
         result: dict[Prompt, Encoded] = {}
         for batch in _batches(distinct):
             result |= dict(zip(batch, _encode_batch(self, family, batch, through), strict=True))
         return {prompt: result[prompt] for prompt in distinct}
 
-    def _with_pooled(self, found: Mapping[Prompt, Encoded]) -> dict[Prompt, Encoded]:
+    def _with_pooled(self, encoded: Mapping[Prompt, Encoded]) -> dict[Prompt, Encoded]:
         """The same with the vectors that SDXL has beside the states."""
         result = {}
-        for batch in _batches(list(found)):
+        for batch in _batches(list(encoded)):
             output, _ = _call(self, [prompt.text for prompt in batch], [], {})
             for prompt, vector in zip(batch, output[2], strict=True):
-                result[prompt] = replace(found[prompt], pooled=vector.detach().cpu())
+                result[prompt] = replace(encoded[prompt], pooled=vector.detach().cpu())
         return result
 
 
@@ -140,19 +140,19 @@ def _encode_batch(
                 segments[index].append(replace(segment, states=read_through(through[source], segment.states)))
         if reader.pooled and family.pooled is not None:
             pooled = _pooled(output, family.pooled.output, segments)
-    return [Encoded(tuple(some), vector) for some, vector in zip(segments, pooled, strict=True)]
+    return [Encoded(tuple(own), vector) for own, vector in zip(segments, pooled, strict=True)]
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
     """Prompts in batches; the empty ones apart, for some pipelines encode them as they encode negative prompts."""
-    for some in ([prompt for prompt in prompts if not prompt.text], [prompt for prompt in prompts if prompt.text]):
-        for start in range(0, len(some), _PROMPTS_A_BATCH):
-            yield some[start : start + _PROMPTS_A_BATCH]
+    for alike in ([prompt for prompt in prompts if not prompt.text], [prompt for prompt in prompts if prompt.text]):
+        for start in range(0, len(alike), _PROMPTS_A_BATCH):
+            yield alike[start : start + _PROMPTS_A_BATCH]
 
 
 def _pooled(output: Any, where: int | None, segments: Sequence[Sequence[Segment]]) -> list[torch.Tensor | None]:
     if where is None:
-        return [torch.cat([segment.states for segment in some]).mean(dim=0) for some in segments]
+        return [torch.cat([segment.states for segment in own]).mean(dim=0) for own in segments]
     return list(output[where].detach().cpu())
 
 
@@ -189,11 +189,11 @@ def _ends(
     tokenizer = getattr(reader.pipe, source.encoders[0].replace("text_encoder", "tokenizer"))
     pad = getattr(getattr(tokenizer, "tokenizer", tokenizer), "pad_token_id", None)
     probes = _call(reader, texts, [source], more, only_ids=True)[1][source]
-    found = []
+    ends = []
     for row, head, probe in zip(ids, probes[::2], probes[1::2], strict=True):
         lead = _leading(row, pad)
-        found.append((lead, lead + _common(head[_leading(head, pad) :], probe[_leading(probe, pad) :]) - 1))
-    return found
+        ends.append((lead, lead + _common(head[_leading(head, pad) :], probe[_leading(probe, pad) :]) - 1))
+    return ends
 
 
 class _Seen(Exception):

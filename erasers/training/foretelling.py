@@ -111,7 +111,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpoi
     # Low-rank weights are added up to whole ones while they are placed, and autocast keeps its casts of whole ones.
     placed = (4 * bool(rank) + 2 * (component(pipe, "unet").dtype in _HALF)) * sum(map(_count, shapes.values()))
     channels, height, width = latent_shape(pipe)
-    texts = calls.texts * (PASSES_OF_A_GRADIENT if any(one.texts for one in demand.passes) else 1)
+    texts = calls.texts * (PASSES_OF_A_GRADIENT if any(backward.texts for backward in demand.passes) else 1)
     passes = calls.denoiser + (PASSES_OF_A_GRADIENT + checkpointing) * calls.gradients
     return Foretold(
         calls=calls,
@@ -120,7 +120,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpoi
         model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
         state=4 * demand.copies * trained + 16 * demand.beside + placed,
         latents=4 * demand.latents * channels * height * width,
-        needs=[need_of(pipe, one, checkpointing) for one in demand.passes],
+        needs=[need_of(pipe, backward, checkpointing) for backward in demand.passes],
         flops=denoiser_flops(pipe) * passes + text_flops(pipe) * texts,
     )
 

@@ -138,11 +138,11 @@ class TrainedEraser(Eraser, ABC):
         budget = free_memory(pipe) if memory is None else memory
         if budget is None:
             return None
-        found = self.foretell(pipe, concepts)
+        foretold = self.foretell(pipe, concepts)
         # What is free is an estimate: one at a time is worth a try.
-        most = found.batch(budget if memory is not None else max(budget, found.memory(1)))
+        most = foretold.batch(budget if memory is not None else max(budget, foretold.memory(1)))
         # Where the largest batch with gradients fits whole, larger ones without gradients do, too.
-        return None if most >= found.largest else most
+        return None if most >= foretold.largest else most
 
     @abstractmethod
     def check_pipe(self, pipe: Any) -> None:
@@ -327,7 +327,11 @@ def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
 @contextmanager
 def _quiet(pipe: Any) -> Iterator[None]:
     """Inside, the modules compute as when pictures are drawn (no dropout)."""
-    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module) and part.training]
+    modules = [
+        component
+        for component in pipe.components.values()
+        if isinstance(component, torch.nn.Module) and component.training
+    ]
     for module in modules:
         module.eval()
     try:

@@ -42,13 +42,13 @@ class Student:
     """
 
     def __init__(self, pipe: Any, names: Sequence[str], *, rank: int = 0, generator: torch.Generator) -> None:
-        self._places = {name: _place(pipe, name) for name in names}
+        self._slots = {name: _slot(pipe, name) for name in names}
         if rank:
-            self._places = {name: place for name, place in self._places.items() if _is_linear(place[0], name)}
-        if not self._places:
+            self._slots = {name: slot for name, slot in self._slots.items() if _is_linear(slot[0], name)}
+        if not self._slots:
             raise ValueError(f"expected weights to train in {type(pipe).__name__}, got none by these names")
         self._pipe, self.rank, self.scale = pipe, rank, LossScale(pipe)
-        self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._places.items()}
+        self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._slots.items()}
         self._trained = {
             name: _factors(weight, rank, generator) if rank else (_copy(weight),)
             for name, weight in self.base.items()
@@ -63,17 +63,17 @@ class Student:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer steps."""
-        return [part for parts in self._trained.values() for part in parts]
+        return [tensor for parts in self._trained.values() for tensor in parts]
 
     @contextmanager
     def placed(self) -> Iterator[None]:
         """Inside, the pipeline has the trained weights; gradients reach `parameters`."""
-        for name, (module, leaf) in self._places.items():
+        for name, (module, leaf) in self._slots.items():
             module._parameters[leaf] = self._weight(name)  # type: ignore[assignment]
         try:
             yield
         finally:
-            for name, (module, leaf) in self._places.items():
+            for name, (module, leaf) in self._slots.items():
                 module._parameters[leaf] = self.base[name]
 
     def backward(self, loss: torch.Tensor | Summands, *, clip: float = 0.0) -> bool:
@@ -91,7 +91,9 @@ class Student:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The trained values by name, for a checkpoint; changed in place they change the student."""
         return {
-            f"{name}/{number}": part.data for name, parts in self._trained.items() for number, part in enumerate(parts)
+            f"{name}/{number}": tensor.data
+            for name, parts in self._trained.items()
+            for number, tensor in enumerate(parts)
         }
 
     def patch(self, eraser: Eraser, concepts: Sequence[Concept]) -> Patch:
@@ -103,8 +105,8 @@ class Student:
         tensors: dict[str, torch.Tensor] = {}
         edited = []
         for name, parts in self._trained.items():
-            found = self._low_rank(name, parts) if self.rank else {f"dense/{name}": parts[0].detach()}
-            rounded = {key: _rounded(value) for key, value in found.items()}
+            forms = self._low_rank(name, parts) if self.rank else {f"dense/{name}": parts[0].detach()}
+            rounded = {key: _rounded(value) for key, value in forms.items()}
             if not all(torch.isfinite(value).all() for value in rounded.values()):
                 raise ValueError(f"training has diverged: {name} is not finite; lower lr")
             if self._moved(name, rounded):
@@ -123,11 +125,11 @@ class Student:
         return self._hashes(self.names)
 
     def _hashes(self, names: Sequence[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for part in dict.fromkeys(name.partition(".")[0] for name in names):
-            mine = {name: self._base(name).data for name in names if name.partition(".")[0] == part}
-            found |= tensor_hashes(mine, owner=component(self._pipe, part))
-        return found
+        hashes: dict[str, str] = {}
+        for owner in dict.fromkeys(name.partition(".")[0] for name in names):
+            mine = {name: self._base(name).data for name in names if name.partition(".")[0] == owner}
+            hashes |= tensor_hashes(mine, owner=component(self._pipe, owner))
+        return hashes
 
     def _base(self, name: str) -> nn.Parameter:
         return cast(nn.Parameter, self.base[name])
@@ -143,7 +145,7 @@ class Student:
     @staticmethod
     def _low_rank(name: str, parts: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:
         """A and B of one size, so that neither loses more than the other when they are rounded."""
-        down, up = (part.detach() for part in parts)
+        down, up = (factor.detach() for factor in parts)
         scale = (up.norm() / down.norm()).sqrt()
         if not scale > 0:
             scale = torch.ones_like(scale)
@@ -167,22 +169,22 @@ def names_of(pipe: Any, part: str, wanted: Callable[[nn.Module, str], bool]) -> 
         part: The component, such as `unet`.
         wanted: (module, its path without `base_layer`) -> whether its parameters are meant.
     """
-    found = []
+    names = []
     for path, module in component(pipe, part).named_modules():
         steps = path.split(".")
         if any(step in ("processor", "parametrizations") or step.startswith("lora_") for step in steps):
             continue
         plain = ".".join(step for step in steps if step not in ("base_layer", "_orig_mod"))
         if wanted(module, plain):
-            found += [
+            names += [
                 ".".join(filter(None, (part, plain, leaf)))
                 for leaf in module._parameters
                 if module._parameters[leaf] is not None
             ]
-    return found
+    return names
 
 
-def _place(pipe: Any, name: str) -> tuple[nn.Module, str]:
+def _slot(pipe: Any, name: str) -> tuple[nn.Module, str]:
     find_parameter(pipe, name, linear=False)
     part, _, path = name.partition(".")
     owner, _, leaf = path.rpartition(".")

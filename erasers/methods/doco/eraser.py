@@ -137,10 +137,10 @@ class DoCo(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = self.prepared(pipe, concepts)
-        asked = sum(min(self.pictures, len(self._contexts(one))) for one in found)
-        texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
-        drawn = self.pictures * len(found) + self.kept
+        prepared = self.prepared(pipe, concepts)
+        asked = sum(min(self.pictures, len(self._contexts(concept))) for concept in prepared)
+        texts = 2 * asked + len(self._kept(prepared, torch.Generator())) + 1
+        drawn = self.pictures * len(prepared) + self.kept
         learns = self.iterations - self.warm_up
         seen = self.iterations + self.warm_up + (learns if self.prior == "frozen" else 0)
         return Calls(2 * self.steps * drawn + self.batch * seen, 2 * self.batch * learns, texts)
@@ -172,7 +172,9 @@ class DoCo(TrainedEraser):
         judge = Discriminator(latent_shape(pipe), self.width, generator).to(pipe.unet.device)
         contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
         optimizers = {"student": contest.adamw, "discriminator": contest.adam}
-        return Training(student, contest.step, optimizers, {name: part.data for name, part in judge.named_parameters()})
+        return Training(
+            student, contest.step, optimizers, {name: weight.data for name, weight in judge.named_parameters()}
+        )
 
     def _contexts(self, concept: Concept) -> list[tuple[str, str]]:
         return contexts(concept, self.captions or "auto", aliases=self.aliases)
@@ -184,16 +186,16 @@ class DoCo(TrainedEraser):
         pairs: list[tuple[str, str]] = []
         numbers = []
         for concept in concepts:
-            some = shuffled(self._contexts(concept), self.pictures, generator)
-            numbers.append(torch.arange(self.pictures) % len(some) + len(pairs))
-            pairs += some
+            chosen = shuffled(self._contexts(concept), self.pictures, generator)
+            numbers.append(torch.arange(self.pictures) % len(chosen) + len(pairs))
+            pairs += chosen
         return pairs, torch.cat(numbers)
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most one kept prompt for each picture, up to half of them about neighbours and anchors."""
         near, others = kept_prompts(concepts, self.captions or "auto")
-        some = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
-        return some + shuffled(others, self.kept - len(some), generator)
+        chosen = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
+        return chosen + shuffled(others, self.kept - len(chosen), generator)
 
 
 class Scenes(NamedTuple):
@@ -283,16 +285,16 @@ class Contest:
     def _slopes(self, loss: Summands) -> tuple[float, list[torch.Tensor]]:
         """The loss, and its gradients for the student with their norm cut; none where they overflowed."""
         self.student.backward(loss, clip=_CLIP)
-        return loss.shown["loss"], [part.grad for part in self.student.parameters if part.grad is not None]
+        return loss.shown["loss"], [weight.grad for weight in self.student.parameters if weight.grad is not None]
 
     def _learn(self, erases: Sequence[torch.Tensor], preserves: Sequence[torch.Tensor]) -> None:
         """A step of the student, unless gradients are missing."""
         options = self.options
         if not erases or not preserves:
             return
-        for part, g_a, g_b in zip(self.student.parameters, erases, preserves, strict=True):
+        for weight, g_a, g_b in zip(self.student.parameters, erases, preserves, strict=True):
             g = corrected(g_a, g_b, options.surgery, published=options.upstream_compat)
-            part.grad = g + options.prior_scale * g_b
+            weight.grad = g + options.prior_scale * g_b
         self.adamw.step()
 
     def _preserve(self) -> tuple[float, list[torch.Tensor]]:
@@ -302,8 +304,8 @@ class Contest:
         noisy, times, truth = noise_again(self.pipe, pictures, self.generator)
         goal = self.goal(truth, noisy, times, rows)
 
-        def error(some: slice) -> torch.Tensor:
-            return functional.mse_loss(predict(self.pipe, noisy[some], times[some], rows.part(some)), goal[some])
+        def error(batch: slice) -> torch.Tensor:
+            return functional.mse_loss(predict(self.pipe, noisy[batch], times[batch], rows.part(batch)), goal[batch])
 
         with self.student.placed(), start_token_held(self.pipe):
             return self._slopes(mean_in_parts(len(noisy), error))

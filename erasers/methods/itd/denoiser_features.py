@@ -40,16 +40,16 @@ class Measuring:
     @torch.no_grad()
     def means(self, prompts: Sequence[str]) -> torch.Tensor:
         """mu `[steps, n]`: mean activity over pictures of prompts and their places, with the prompt."""
-        some = shuffled(list(dict.fromkeys(prompts)), self.pictures, self.generator)
+        drawn = shuffled(list(dict.fromkeys(prompts)), self.pictures, self.generator)
         total = torch.zeros(self.way.steps, self.sae.n)
-        for start in range(0, len(some), self.way.batch):
-            batch = some[start : start + self.way.batch]
+        for start in range(0, len(drawn), self.way.batch):
+            batch = drawn[start : start + self.way.batch]
             maps = self.block.walk(batch, self.way, self.generator, self.clip_skip)[:, : len(batch)]
             for step, rows in enumerate(maps.flatten(1, 2)):
                 codes = self.sae.encode(rows)
                 total[step].index_add_(0, codes.features, codes.values / maps.shape[2])
             self.advance(len(batch))
-        return total / len(some)
+        return total / len(drawn)
 
 
 def scores(asked: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -91,14 +91,14 @@ def step_parts(
     scales = torch.ones_like(without)
     for prompts in asked:
         with_ = measuring.means(prompts)
-        found = chosen(scores(with_, without), count)
-        if not found.any():
+        targets = chosen(scores(with_, without), count)
+        if not targets.any():
             raise ValueError(
                 f"expected features of {measuring.block.target} that fire more for {prompts[0]!r} than for kept "
                 "prompts, got none; train the autoencoder on pictures of it (erase sae train)"
             )
-        gates = torch.where(found, torch.minimum(gates, (with_ + without) / 2), gates)
-        scales = torch.where(found, torch.minimum(scales, scale * with_), scales)
+        gates = torch.where(targets, torch.minimum(gates, (with_ + without) / 2), gates)
+        scales = torch.where(targets, torch.minimum(scales, scale * with_), scales)
     numbers = (scales != 1).any(dim=0).nonzero().flatten()
     gates, scales = gates[:, numbers], scales[:, numbers]
     return {

@@ -168,7 +168,7 @@ class ItD(Eraser):
         """The parts of the hook of one block of a denoiser."""
         near, others = kept_prompts(concepts, self.templates)
         asked = [prompts for _, prompts in self.asked(concepts)]
-        total = sum(min(self.pictures, len(set(some))) for some in [*asked, [*near, *others]])
+        total = sum(min(self.pictures, len(set(drawn))) for drawn in [*asked, [*near, *others]])
         with bar(Console(stderr=True) if progress else None, "drawing pictures to measure features", total) as advance:
             way = Way(self.steps, self.guidance)
             measuring = Measuring(block, sae, way, self.pictures, generator, advance, self.clip_skip)
@@ -176,12 +176,12 @@ class ItD(Eraser):
 
     def asked(self, concepts: Sequence[Concept]) -> list[tuple[str, list[str]]]:
         """Every name that is erased, with the prompts that have it: templates, and captions with it in place."""
-        found = []
+        prompts = []
         for concept in concepts:
             for term in concept.terms(aliases=self.aliases):
-                one = replace(concept, name=term, aliases=())
-                found.append((term, [text for text, _ in contexts(one, self.templates)]))
-        return found
+                named = replace(concept, name=term, aliases=())
+                prompts.append((term, [text for text, _ in contexts(named, self.templates)]))
+        return prompts
 
 
 class Activity(NamedTuple):
@@ -223,8 +223,8 @@ def select(asked: torch.Tensor, kept: torch.Tensor, top: int, quiet: float, ofte
     asked, kept = (torch.where(z > silence, z, torch.zeros_like(z)) for z in (asked, kept))
     values, numbers = asked.topk(min(top, asked.shape[1]), dim=1)
     fires = torch.zeros_like(asked, dtype=torch.bool).scatter(1, numbers, values > 0)
-    found = fires.any(dim=0) & (fires.double().mean(dim=0) >= often)
-    return (found & ~(kept > 0).any(dim=0)).nonzero().flatten()
+    targets = fires.any(dim=0) & (fires.double().mean(dim=0) >= often)
+    return (targets & ~(kept > 0).any(dim=0)).nonzero().flatten()
 
 
 def statistic(strength: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
@@ -284,22 +284,22 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
         FileNotFoundError: No such file.
         ValueError: An autoencoder of another model, or a text encoder without one.
     """
-    found: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
+    saes: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
     for path in _shipped(pipe) if given == "auto" else [at_home(path) for path in given]:
         sae, meta = load_sae(path)
         name, _, inner = meta["target"].partition(".")
         block = find_denoiser_block(pipe, inner) if name == DenoiserBlock.name else find_block(pipe, meta["target"])
         if block.fingerprints() != meta["base"]:
             raise ValueError(f"expected an autoencoder of this model in {path.name}, got one of other weights")
-        found[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
-    described = {block.name for block, _, _ in found.values()}
+        saes[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
+    described = {block.name for block, _, _ in saes.values()}
     missing = [block.name for block in find_blocks(pipe) if block.name not in described]
     if missing and described != {DenoiserBlock.name}:
         raise ValueError(
             f"expected a sparse autoencoder for the {missing[0]} of this model, got none; train one with "
             f"erase sae train --model MODEL --component {missing[0]} --out FILE and pass --set sae=FILE"
         )
-    return [found[target] for target in sorted(found)]
+    return [saes[target] for target in sorted(saes)]
 
 
 def _shipped(pipe: Any) -> list[Path]:
@@ -307,8 +307,8 @@ def _shipped(pipe: Any) -> list[Path]:
     folders = [folder for name in worlds.list() if (folder := worlds.get(name).sae)]
     paths = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     blocks = find_blocks(pipe)
-    found = []
+    shipped = []
     for path in paths:
         meta = load_sae(path)[1]
-        found += [path for block in blocks if block.target == meta["target"] and block.fingerprints() == meta["base"]]
-    return found
+        shipped += [path for block in blocks if block.target == meta["target"] and block.fingerprints() == meta["base"]]
+    return shipped

@@ -69,12 +69,12 @@ class Explanation:
 def explanations(pipe: Any, concept: Concept, eraser: ItD) -> list[Explanation]:
     """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does, and for a denoiser."""
     (concept,) = eraser.prepared(pipe, [concept])
-    found = []
+    explained = []
     for block, sae, _ in read_saes(pipe, eraser.sae):
         if not isinstance(block, Block):
             raise ValueError(f"expected autoencoders of text encoders, got one of {block.target}, which reads no words")
-        found.append(_explain(block, sae, concept, eraser))
-    return found
+        explained.append(_explain(block, sae, concept, eraser))
+    return explained
 
 
 def _explain(block: Block, sae: SAE, concept: Concept, eraser: ItD) -> Explanation:
@@ -89,19 +89,19 @@ def _explain(block: Block, sae: SAE, concept: Concept, eraser: ItD) -> Explanati
     silent = (activities(block, parts, kept).amax(dim=1) > parts["gate"]).any(dim=1)
     ids = block.tokens(asked)[0]
     order = sorted(
-        range(len(parts["gate"])), key=lambda one: (-int(passing[:, one].sum()), -float(peaks[:, one].max()))
+        range(len(parts["gate"])), key=lambda index: (-int(passing[:, index].sum()), -float(peaks[:, index].max()))
     )
-    ends = [_words(block, ids, peaks[:, one] > parts["floor"][one], where[:, one]) for one in order]
+    ends = [_words(block, ids, peaks[:, index] > parts["floor"][index], where[:, index]) for index in order]
     features = [
         Feature(
-            numbers[one],
+            numbers[index],
             words,
-            float(passing[:, one].double().mean()),
-            asked[int(peaks[:, one].argmax())],
-            float(peaks[:, one].max()),
-            float(parts["gate"][one]),
+            float(passing[:, index].double().mean()),
+            asked[int(peaks[:, index].argmax())],
+            float(peaks[:, index].max()),
+            float(parts["gate"][index]),
         )
-        for one, words in zip(order, ends, strict=True)
+        for index, words in zip(order, ends, strict=True)
     ]
     shown = [*_spread(asked, _PROMPTS), *_spread(kept, _PROMPTS)]
     ratio = activities(block, parts, shown).amax(dim=1) / parts["gate"]
@@ -137,21 +137,25 @@ def _word(block: Block, token: int) -> str:
 
 def _spread(texts: list[str], count: int) -> list[str]:
     """At most so many texts, from all over a list."""
-    return [texts[round(place * (len(texts) - 1) / max(1, count - 1))] for place in range(min(count, len(texts)))]
+    return [texts[round(position * (len(texts) - 1) / max(1, count - 1))] for position in range(min(count, len(texts)))]
 
 
-def draw_explanation(found: Explanation, path: Path, features: int = 12) -> None:
+def draw_explanation(explanation: Explanation, path: Path, features: int = 12) -> None:
     """A heat map of features and prompts: the activity in units of the gate, which is passed above 1."""
     from matplotlib.figure import Figure
 
-    shown = found.features[:features]
+    shown = explanation.features[:features]
     figure = Figure(figsize=(12, 3.2 + 0.28 * len(shown)), layout="constrained")
     axis = figure.subplots()
-    picture = axis.imshow(found.map[: len(shown)].numpy(), aspect="auto", cmap="RdBu_r", vmin=0, vmax=2)
-    labels = [prompt or '""' for prompt in found.prompts]
+    picture = axis.imshow(explanation.map[: len(shown)].numpy(), aspect="auto", cmap="RdBu_r", vmin=0, vmax=2)
+    labels = [prompt or '""' for prompt in explanation.prompts]
     axis.set_xticks(range(len(labels)), labels, rotation=55, ha="right", fontsize=7)
-    axis.set_yticks(range(len(shown)), [f"{one.number}  {' '.join(one.tokens)}" for one in shown], fontsize=8)
-    axis.axvline(found.asked - 0.5, color="black", linewidth=1.5)
-    axis.set_title(f"{found.concept}: prompts with it, and kept ones | features of {found.target}", fontsize=10)
+    axis.set_yticks(
+        range(len(shown)), [f"{feature.number}  {' '.join(feature.tokens)}" for feature in shown], fontsize=8
+    )
+    axis.axvline(explanation.asked - 0.5, color="black", linewidth=1.5)
+    axis.set_title(
+        f"{explanation.concept}: prompts with it, and kept ones | features of {explanation.target}", fontsize=10
+    )
     figure.colorbar(picture, ax=axis, label="activity / gate")
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))

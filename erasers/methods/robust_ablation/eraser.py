@@ -146,10 +146,10 @@ class RobustAblation(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        found = self.prepared(pipe, concepts)
-        drawn = self.pictures * len(found) + self.kept
-        asked = sum(min(self.pictures, len(contexts(one, self.templates))) for one in found)
-        texts = 2 * asked + len(self._kept(found, torch.Generator())) + 1
+        prepared = self.prepared(pipe, concepts)
+        drawn = self.pictures * len(prepared) + self.kept
+        asked = sum(min(self.pictures, len(contexts(concept, self.templates))) for concept in prepared)
+        texts = 2 * asked + len(self._kept(prepared, torch.Generator())) + 1
         attacks = self.batch * (self.attack_steps + 1) if self.attack_scale else 0
         relearned = self.batch * (self.relearn_steps + 1) if self.relearn_scale else 0
         each = Calls(gradients=self.batch + self.kept_batch + attacks + relearned, texts=attacks)
@@ -207,9 +207,9 @@ class RobustAblation(TrainedEraser):
         pairs: list[tuple[str, str]] = []
         owners: list[int] = []
         for number, concept in enumerate(concepts):
-            some = shuffled(contexts(concept, self.templates), self.pictures, generator)
-            pairs += some
-            owners += [number] * len(some)
+            chosen = shuffled(contexts(concept, self.templates), self.pictures, generator)
+            pairs += chosen
+            owners += [number] * len(chosen)
         return pairs, torch.tensor(owners)
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
@@ -254,19 +254,19 @@ class Fight:
         self.attacker = torch.optim.Adam([soft.vectors], lr=token_rate(options.attack_lr, soft.table))
         self.relearner = Relearner(pipe, options.relearn_rank, options.relearn_lr, generator)
         if options.measures:
-            some = bad.rows(torch.arange(min(options.batch, len(bad.times))))
-            self.relearner.measure(some, asked.rows(some.prompts))
+            pool = bad.rows(torch.arange(min(options.batch, len(bad.times))))
+            self.relearner.measure(pool, asked.rows(pool.prompts))
         self.shift = self._shift()
 
     @torch.no_grad()
     def _shift(self) -> float:
         """S: how far the prompts of a part of the pictures are from their anchors."""
-        some = self.bad.rows(picks(len(self.bad.times), 4 * _BATCH, self.generator))
-        asked = self.asked.rows(some.prompts)
+        pool = self.bad.rows(picks(len(self.bad.times), 4 * _BATCH, self.generator))
+        asked = self.asked.rows(pool.prompts)
         guesses = [
-            predict(self.pipe, some.noisy[rows], some.times[rows], asked.part(rows)) for rows in parts(len(some.times))
+            predict(self.pipe, pool.noisy[rows], pool.times[rows], asked.part(rows)) for rows in parts(len(pool.times))
         ]
-        return float(functional.mse_loss(torch.cat(guesses), some.goal))
+        return float(functional.mse_loss(torch.cat(guesses), pool.goal))
 
     def step(self, number: int) -> dict[str, float]:
         """One iteration: the bank attacks, the student learns, the multiplier follows."""
@@ -275,15 +275,15 @@ class Fight:
             self.soft.restart(self.attacker, number // options.restart, self.generator)
         if number and number % options.relearn_restart == 0:
             self.relearner.restart(self.generator)
-        some = self.bad.rows(self._draw(options.batch))
+        bad = self.bad.rows(self._draw(options.batch))
         keep = self.good.rows(picks(len(self.good.times), options.kept_batch, self.generator))
         rows = self.soft.turn(number, options.batch)
         with self.student.placed():
             if options.attack_scale:
-                self._attack(some, rows)
+                self._attack(bad, rows)
             if options.relearn_scale:
-                self.relearner.learn(some, self.asked.rows(some.prompts), options.relearn_steps)
-            loss = Summands(self._pieces(some, keep, rows), self._total)
+                self.relearner.learn(bad, self.asked.rows(bad.prompts), options.relearn_steps)
+            loss = Summands(self._pieces(bad, keep, rows), self._total)
             self.student.backward(loss, clip=1.0)
         self.defender.param_groups[0]["lr"] = options.lr * schedule(number, options.iterations)
         self.defender.step()
@@ -298,42 +298,42 @@ class Fight:
 
     def _draw(self, count: int) -> torch.Tensor:
         """Rows of pictures of the concepts in turn `[count]`."""
-        found = [self.groups[number % len(self.groups)] for number in range(count)]
-        return torch.stack([group[int(picks(len(group), 1, self.generator))] for group in found])
+        turns = [self.groups[number % len(self.groups)] for number in range(count)]
+        return torch.stack([group[int(picks(len(group), 1, self.generator))] for group in turns])
 
-    def _attack(self, some: Pool, rows: torch.Tensor) -> None:
+    def _attack(self, bad: Pool, rows: torch.Tensor) -> None:
         """Steps of the bank on || eps(x_t, s) - noise ||^2."""
         for _ in range(self.options.attack_steps):
-            loss = distance_from_truth(self.pipe, some, self.soft.condition(rows))
+            loss = distance_from_truth(self.pipe, bad, self.soft.condition(rows))
             self.soft.scale.set(loss, [self.soft.vectors])
             self.attacker.step()
 
-    def _pieces(self, some: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
+    def _pieces(self, bad: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
         """The parts of the loss over S, all of them from one piece where they may go through the denoiser together."""
-        own = self._own(some, keep, rows)
+        own = self._own(bad, keep, rows)
         if not self.options.relearn_scale:
             return own
-        with_relearned = self._with_relearned(some)
+        with_relearned = self._with_relearned(bad)
         if not together(self.options.batch * (2 + bool(self.options.attack_scale)) + len(keep.times)):
             return [*own, *with_relearned]
         return [lambda: {**own[0](), **with_relearned[0]()}]
 
-    def _with_relearned(self, some: Pool) -> list[Piece]:
+    def _with_relearned(self, bad: Pool) -> list[Piece]:
         """The loss of the prompts with relearned weights beside the student."""
-        asked = self.asked.rows(some.prompts)
+        asked = self.asked.rows(bad.prompts)
 
         def guess(rows: slice) -> torch.Tensor:
             with self.relearner.added():
-                return predict(self.pipe, some.noisy[rows], some.times[rows], asked.part(rows))
+                return predict(self.pipe, bad.noisy[rows], bad.times[rows], asked.part(rows))
 
-        return self._over_shift(errors_in_parts({"relearn": some.goal}, guess))
+        return self._over_shift(errors_in_parts({"relearn": bad.goal}, guess))
 
-    def _own(self, some: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
+    def _own(self, bad: Pool, keep: Pool, rows: torch.Tensor) -> list[Piece]:
         """The other parts, from one pass of the denoiser."""
-        batches = {"erase": (some, self.asked.rows(some.prompts))}
+        batches = {"erase": (bad, self.asked.rows(bad.prompts))}
         if self.options.attack_scale:
             with torch.no_grad():
-                batches["attack"] = some, self.soft.condition(rows)
+                batches["attack"] = bad, self.soft.condition(rows)
         batches["drift"] = keep, self.held.rows(keep.prompts)
         pools = [pool for pool, _ in batches.values()]
         noisy, times = torch.cat([pool.noisy for pool in pools]), torch.cat([pool.times for pool in pools])

@@ -88,9 +88,9 @@ class Maker:
     @torch.no_grad()
     def goals(self, pool: Pool, wanted: Condition) -> torch.Tensor:
         """eps*(x_t, t, `wanted`) `[n, c, h, w]` of a pool."""
-        found = []
+        predictions = []
         for index in torch.arange(len(pool.times)).split(self.way.batch):
-            some = pool.rows(index)
-            found.append(predict(self.pipe, some.noisy, some.times, wanted.rows(some.prompts)))
+            batch = pool.rows(index)
+            predictions.append(predict(self.pipe, batch.noisy, batch.times, wanted.rows(batch.prompts)))
             self.advance(len(index))
-        return torch.cat(found)
+        return torch.cat(predictions)

@@ -37,26 +37,26 @@ class Relearner:
         """Inside, the denoiser has the weights."""
         return added(self._pipe, self.factors)
 
-    def measure(self, some: Pool, condition: Condition) -> None:
+    def measure(self, pool: Pool, condition: Condition) -> None:
         """Take the rate at which the first step moves the prediction by 5 % of its norm; before anything is learned."""
-        rows = torch.arange(len(some.times)).split(1)
+        rows = torch.arange(len(pool.times)).split(1)
 
         def guess(row: torch.Tensor) -> torch.Tensor:
-            return predict(self._pipe, some.noisy[row], some.times[row], condition.rows(row))
+            return predict(self._pipe, pool.noisy[row], pool.times[row], condition.rows(row))
 
         def loss(row: torch.Tensor) -> torch.Tensor:
-            return functional.mse_loss(guess(row), some.truth[row])
+            return functional.mse_loss(guess(row), pool.truth[row])
 
         with self.added():
             losses = [partial(loss, row) for row in rows]
             rate = low_rank_rate(self._pipe, self.factors, losses, lambda: torch.cat([guess(row) for row in rows]))
         self.optimizer.param_groups[0]["lr"] = rate
 
-    def learn(self, some: Pool, condition: Condition, steps: int) -> None:
+    def learn(self, pool: Pool, condition: Condition, steps: int) -> None:
         """Steps on || eps(x_t, c) - noise ||^2, or of v, with the student where it is placed."""
         with self.added():
             for _ in range(steps):
-                self.scale.set(distance_from_truth(self._pipe, some, condition), self._parts())
+                self.scale.set(distance_from_truth(self._pipe, pool, condition), self._parts())
                 self.optimizer.step()
 
     @torch.no_grad()
@@ -64,18 +64,18 @@ class Relearner:
         """Forget what was learned."""
         fresh = fresh_factors(self._pipe, self._rank, generator)
         for name, pair in self.factors.items():
-            for part, new in zip(pair, fresh[name], strict=True):
-                part.copy_(new)
+            for factor, new in zip(pair, fresh[name], strict=True):
+                factor.copy_(new)
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All values by name, for a checkpoint."""
-        found = {
-            f"{name}/{number}": part.data for name, pair in self.factors.items() for number, part in enumerate(pair)
+        values = {
+            f"{name}/{number}": factor.data for name, pair in self.factors.items() for number, factor in enumerate(pair)
         }
-        return found | {"relearner-scale": self.scale.state}
+        return values | {"relearner-scale": self.scale.state}
 
     def _parts(self) -> list[torch.nn.Parameter]:
-        return [part for pair in self.factors.values() for part in pair]
+        return [factor for pair in self.factors.values() for factor in pair]

@@ -56,11 +56,11 @@ class SoftBank:
         """What the denoiser reads of these soft prompts, with gradients to `vectors`."""
         states: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         for kind, prompt in self._prompts.items():
-            mine = [place for place, row in enumerate(rows.tolist()) if self._kinds[row] == kind]
+            mine = [position for position, row in enumerate(rows.tolist()) if self._kinds[row] == kind]
             if mine:
-                found = prompt.states({_WORD: self.vectors[rows[mine], : kind[0]]})
-                for place, state in zip(mine, found, strict=True):
-                    states[place] = state
+                own = prompt.states({_WORD: self.vectors[rows[mine], : kind[0]]})
+                for position, state in zip(mine, own, strict=True):
+                    states[position] = state
         return Condition(torch.stack(states))
 
     @torch.no_grad()
