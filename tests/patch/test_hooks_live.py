@@ -150,6 +150,16 @@ def test_hooks_run_where_weights_are_not_in_memory(pipe, patch, pictures):
         assert torch.equal(draw(pipe), erased)
 
 
+@pytest.mark.parametrize("order", ["patch first", "casting first"])
+def test_hooks_stay_under_layerwise_casting(pipe, patch, pictures, order):
+    plain, erased = pictures
+    dtypes = {"storage_dtype": torch.float16, "compute_dtype": torch.float32}
+    apply_beside(patch, pipe, partial(pipe.unet.enable_layerwise_casting, **dtypes), order)
+    assert difference(draw(pipe), erased) < 0.1 * difference(plain, erased)
+    patch.remove(pipe)
+    assert difference(draw(pipe), plain) < 0.1 * difference(plain, erased)
+
+
 @pytest.mark.parametrize("order", ["patch first", "offload first"])
 def test_hooks_stay_under_group_offloading(pipe, patch, pictures, order):
     plain, erased = pictures
@@ -159,16 +169,6 @@ def test_hooks_stay_under_group_offloading(pipe, patch, pictures, order):
     assert torch.equal(draw(pipe), erased)
     patch.remove(pipe)
     assert torch.equal(draw(pipe), plain)
-
-
-@pytest.mark.parametrize("order", ["patch first", "casting first"])
-def test_hooks_stay_under_layerwise_casting(pipe, patch, pictures, order):
-    plain, erased = pictures
-    dtypes = {"storage_dtype": torch.float16, "compute_dtype": torch.float32}
-    apply_beside(patch, pipe, partial(pipe.unet.enable_layerwise_casting, **dtypes), order)
-    assert difference(draw(pipe), erased) < 0.1 * difference(plain, erased)
-    patch.remove(pipe)
-    assert difference(draw(pipe), plain) < 0.1 * difference(plain, erased)
 
 
 class Quantised(torch.nn.Module):
