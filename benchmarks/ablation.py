@@ -110,17 +110,19 @@ def measure(method: str, work: Path, processes: int) -> dict[str, Any]:
         paths = list(pool.map(fitted, [method] * len(variants), variants, [work] * len(variants)))
     command = [sys.executable, "-m", "erasers.cli", "bench", "run", str(TASK), "--out", str(work)]
     subprocess.run([*command, *(word for path in paths for word in ("--patch", str(path)))], check=True)
-    names = {"unedited": "unedited", "retrained": "reference"} | {one: name_of(method, one) for one in variants}
+    names = {"unedited": "unedited", "retrained": "reference"} | {
+        variant: name_of(method, variant) for variant in variants
+    }
     folder = work / "shapes-ablation@1"
     return {
-        "settings": {one: VARIANTS[method][one] for one in variants},
+        "settings": {variant: VARIANTS[method][variant] for variant in variants},
         "rows": {label: figures(folder / f"{name}.json") for label, name in names.items()},
     }
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def table(measured: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Lines of Markdown: a table for each method, every score with its 95 % interval."""
-    for method, facts in found.items():
+    for method, facts in measured.items():
         yield f"## `{method}`"
         yield ""
         yield f"| what is changed | {' | '.join(SCORES.values())} |"
@@ -147,13 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.table:
         files = {method: RESULTS / f"shapes-ablation-{method}.json" for method in VARIANTS}
-        found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
-        text = "\n".join(["# Which ingredient does what", "", *table(found)])
-        write_atomically(TABLE, lambda part: part.write_text(text, encoding="utf-8"))
+        measured = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
+        text = "\n".join(["# Which ingredient does what", "", *table(measured)])
+        write_atomically(TABLE, lambda file: file.write_text(text, encoding="utf-8"))
         return
     text = json.dumps(measure(options.method, options.work, options.processes), indent=1) + "\n"
     out = RESULTS / f"shapes-ablation-{options.method}.json"
-    write_atomically(out, lambda part: part.write_text(text, encoding="utf-8"))
+    write_atomically(out, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def measure(pipe: Any, judge: Oracle, splits: Mapping[str, Sequence[Prompt]], pa
             for images in generate(pipe, prompts, steps=20, guidance=4.0, batch=25):
                 verdicts += judge.judge(images, prompts[done : done + len(images)])
                 done += len(images)
-            found = score(verdicts)
-            if found is not None:
-                cells[split] = found.to_json()
+            share = score(verdicts)
+            if share is not None:
+                cells[split] = share.to_json()
     return cells
 
 

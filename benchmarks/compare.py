@@ -49,18 +49,18 @@ def rows_of(task: str, names: Sequence[str]) -> list[Result]:
 
 def compared(rows: Sequence[Result]) -> list[tuple[str, str, Comparison, float]]:
     """Of all pairs of rows with a case in common: both names, the comparison and its p-value, adjusted for all."""
-    pairs = [(one, other) for one, other in combinations(rows, 2) if set(one.cases) & set(other.cases)]
-    found = [(one.name, other.name, line) for one, other in pairs for line in compare(one.path, other.path)]
-    adjusted = holm({(one, other, line.name): line.difference.p for one, other, line in found})
-    return [(one, other, line, adjusted[one, other, line.name]) for one, other, line in found]
+    pairs = [(first, second) for first, second in combinations(rows, 2) if set(first.cases) & set(second.cases)]
+    lines = [(first.name, second.name, line) for first, second in pairs for line in compare(first.path, second.path)]
+    adjusted = holm({(first, second, line.name): line.difference.p for first, second, line in lines})
+    return [(first, second, line, adjusted[first, second, line.name]) for first, second, line in lines]
 
 
-def show(one: str, other: str, line: Comparison, p: float) -> list[str]:
+def show(first: str, second: str, line: Comparison, p: float) -> list[str]:
     """The cells of a line of the table."""
     better = "tie" if p > 0.05 else "A" if line.difference.value > 0 else "B"
     difference = f"{line.difference.value:+.3f} ({line.difference.low:+.3f} to {line.difference.high:+.3f})"
     values = [f"{line.first:.3f}", f"{line.second:.3f}", difference]
-    return [markdown_text(one), markdown_text(other), line.name, *values, str(line.difference.n), f"{p:.3g}", better]
+    return [markdown_text(first), markdown_text(second), line.name, *values, str(line.difference.n), f"{p:.3g}", better]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,13 +44,13 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = load_pipeline("shapes")
     get_eraser("uce").fit(pipe, concept_for(options.concept))
-    found = {}
+    costs = {}
     for method in options.methods:
-        found[method] = cost(method, options.concept, pipe)
-        print(f"{method}: {found[method]['seconds']} s, {found[method]['cpu_seconds']} s of CPU", flush=True)
+        costs[method] = cost(method, options.concept, pipe)
+        print(f"{method}: {costs[method]['seconds']} s, {costs[method]['cpu_seconds']} s of CPU", flush=True)
     if options.out:
-        text = json.dumps({"concept": options.concept, "threads": 1, "methods": found}, indent=1) + "\n"
-        write_atomically(options.out, lambda part: part.write_text(text, encoding="utf-8"))
+        text = json.dumps({"concept": options.concept, "threads": 1, "methods": costs}, indent=1) + "\n"
+        write_atomically(options.out, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

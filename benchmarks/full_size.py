@@ -24,6 +24,7 @@ from architectures import CLIP_G, CLIP_L, SD14_UNET, SDXL_UNET, T5_XXL, VAE
 from erasers import Concept, get_eraser, load_pipeline
 from erasers.diffusion.memory import gigabytes
 from erasers.files.atomic import write_atomically
+from erasers.models.components import parameters_of
 from erasers.models.families import UnsupportedPipeline
 from erasers.models.ports import find_family, groups_of
 from erasers.training.foretelling import REFERENCE
@@ -146,13 +147,14 @@ def _edited(pipe: Any) -> int:
     """Numbers of the weights that closed forms edit; on the meta device, where no port may be edited."""
     family, denoisers = find_family(pipe)
     kinds = ("text",) if family.kind == "cross" else ("text", "pooled")
-    groups = [group for name, part in denoisers for kind in kinds for group in groups_of(family, name, part, kind)]
+    groups = [
+        group for name, denoiser in denoisers for kind in kinds for group in groups_of(family, name, denoiser, kind)
+    ]
     return sum(port.module.weight.numel() for group in groups for port in group.ports)
 
 
 def _nbytes(pipe: Any) -> int:
-    modules = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
-    return sum(parameter.nbytes for module in modules for parameter in module.parameters())
+    return sum(parameter.nbytes for _, parameter in parameters_of(pipe))
 
 
 def run(method: str, side: int = 16) -> dict[str, Any]:
@@ -224,10 +226,10 @@ def main() -> None:
         runs[method] = run(method)
         print(f"{method}: {runs[method]}", flush=True)
         text = json.dumps(runs, indent=1, sort_keys=True) + "\n"
-        write_atomically(RUNS, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+        write_atomically(RUNS, lambda file, text=text: file.write_text(text, encoding="utf-8"))
     if options.out:
         text = page(runs)
-        write_atomically(options.out, lambda part: part.write_text(text, encoding="utf-8"))
+        write_atomically(options.out, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def interval(positive: np.ndarray, negative: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """The area under the ROC curve with a 95 % percentile interval."""
-    found = [auc(rng.choice(positive, len(positive)), rng.choice(negative, len(negative))) for _ in range(SAMPLES)]
-    low, high = np.percentile(found, [2.5, 97.5])
+    areas = [auc(rng.choice(positive, len(positive)), rng.choice(negative, len(negative))) for _ in range(SAMPLES)]
+    low, high = np.percentile(areas, [2.5, 97.5])
     return {
         "auc": round(auc(positive, negative), 4),
         "low": round(float(low), 4),
@@ -86,15 +86,19 @@ def measure(pipe: Any, eraser: ItD, name: str, count: int, rng: np.random.Genera
     splits = prompts_of(concept, count, seen)
     ((block, sae, _),) = read_saes(pipe, eraser.sae)
     parts, patch = eraser.parts(block, sae, [concept]), eraser.fit(pipe, concept)
-    found = {split: scores(block, parts, texts) for split, texts in splits.items()}
-    negative = np.concatenate([found[split] for split in NEGATIVE if split in found])
+    compared = {split: scores(block, parts, texts) for split, texts in splits.items()}
+    negative = np.concatenate([compared[split] for split in NEGATIVE if split in compared])
     result: dict[str, Any] = {"features": len(parts["gate"]), "bytes": patch.nbytes, "splits": {}}
     for split, texts in splits.items():
-        entry: dict[str, Any] = {"n": len(texts), "opened": round(float((found[split] > 1).mean()), 4)}
+        entry: dict[str, Any] = {"n": len(texts), "opened": round(float((compared[split] > 1).mean()), 4)}
         entry["unchanged"] = round(unchanged(pipe, patch, texts), 4)
         if split in POSITIVE:
-            entry["against_all"] = interval(found[split], negative, rng)
-            entry |= {f"against_{part}": interval(found[split], found[part], rng) for part in NEGATIVE if part in found}
+            entry["against_all"] = interval(compared[split], negative, rng)
+            entry |= {
+                f"against_{other}": interval(compared[split], compared[other], rng)
+                for other in NEGATIVE
+                if other in compared
+            }
         result["splits"][split] = entry
     return result
 
@@ -110,16 +114,16 @@ def main() -> None:
     pipe, rng = load_pipeline("shapes"), np.random.default_rng(0)
     eraser = get_eraser("itd", **options_for("itd", "shapes"), **({"sae": (options.sae,)} if options.sae else {}))
     names = options.concept or [word for words in KINDS.values() for word in words]
-    found = {}
+    concepts = {}
     for name in names:
-        found[name] = measure(pipe, eraser, name, options.prompts, rng)  # type: ignore[arg-type]
+        concepts[name] = measure(pipe, eraser, name, options.prompts, rng)  # type: ignore[arg-type]
         shares = {
             split: (entry["opened"], entry.get("against_all", {}).get("auc"))
-            for split, entry in found[name]["splits"].items()
+            for split, entry in concepts[name]["splits"].items()
         }
-        print(name, found[name]["features"], shares, flush=True)
+        print(name, concepts[name]["features"], shares, flush=True)
     options.out.write_text(
-        json.dumps({"config": eraser.config(), "concepts": found}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({"config": eraser.config(), "concepts": concepts}, indent=1) + "\n", encoding="utf-8"
     )
 
 

@@ -31,14 +31,14 @@ TOKENS, WIDTH, FEATURES, K, STEPS = 77, SD14_UNET["cross_attention_dim"], 2**16,
 
 def seconds(work: Callable[[], object], rounds: int, device: str) -> float:
     """Median seconds, after a call that does not count."""
-    found = []
+    times = []
     for number in range(rounds + 1):
         started = time.perf_counter()
         work()
         if device != "cpu":
             torch.cuda.synchronize()
-        found += [time.perf_counter() - started] * bool(number)
-    return statistics.median(found)
+        times += [time.perf_counter() - started] * bool(number)
+    return statistics.median(times)
 
 
 def parts_of(sae: SAE, count: int) -> dict[str, torch.Tensor]:
@@ -74,8 +74,8 @@ def measure(device: str, dtype: torch.dtype, selected: int, rounds: int) -> dict
         "denoising_seconds": STEPS * step,
         "overhead": gate / (STEPS * step),
         "overhead_full_autoencoder": whole / (STEPS * step),
-        "patch_bytes": sum(part.numel() * part.element_size() for part in parts.values()),
-        "full_autoencoder_bytes": sum(part.numel() * part.element_size() for part in sae.parameters()),
+        "patch_bytes": sum(tensor.numel() * tensor.element_size() for tensor in parts.values()),
+        "full_autoencoder_bytes": sum(weight.numel() * weight.element_size() for weight in sae.parameters()),
     }
 
 
@@ -87,9 +87,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    found = measure(options.device, getattr(torch, options.dtype), options.selected, options.rounds)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    figures = measure(options.device, getattr(torch, options.dtype), options.selected, options.rounds)
+    options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -74,12 +74,12 @@ def compare(word: str, methods: Sequence[str], samples: int, work: Path) -> list
     rows = []
     for method in methods:
         half, seconds = fitted(method, word, work)
-        found = {
+        shares = {
             "bfloat16": measure(pipe, judge, splits, half),
             "float32": measure(pipe, judge, splits, whole(method, word)),
         }
-        rows.append({"method": method, "concept": word, "splits": found, "cpu_seconds": seconds})
-        rows[-1]["within"] = within(found["bfloat16"], found["float32"])
+        rows.append({"method": method, "concept": word, "splits": shares, "cpu_seconds": seconds})
+        rows[-1]["within"] = within(shares["bfloat16"], shares["float32"])
         print(*table(rows[-1:])[2:], sep="\n", flush=True)
     return rows
 

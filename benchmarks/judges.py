@@ -70,7 +70,7 @@ def one_value(name: str, index: int, n: int, generator: torch.Generator) -> tupl
     wants = {name: VALUES[name][index]}
     empty = n // 2 if name in ("object", "colour") else 0
     parts = [showing(name, index, n, generator), showing(name, index, n - empty, generator, shown=False)]
-    pictures = [render.render(part, generator) for part in parts]
+    pictures = [render.render(scenes, generator) for scenes in parts]
     if empty:
         pictures.append(nameless(name, sample_scenes(empty, generator), generator))
     return to_images(torch.cat(pictures)), [Truth(wants, row < n) for row in range(2 * n)]
@@ -91,7 +91,7 @@ def several(names: tuple[str, ...], n: int, generator: torch.Generator) -> tuple
 
 def calibrate(judge: Judge, samples: int) -> dict[str, Calibration]:
     """All figures of one judge; every judge gets the same pictures."""
-    found = {}
+    figures = {}
     asked: list[Callable[[torch.Generator], tuple[list[Image.Image], list[Truth]]]] = [
         lambda generator, name=name, index=index: one_value(name, index, samples, generator)
         for name, values in VALUES.items()
@@ -100,8 +100,8 @@ def calibrate(judge: Judge, samples: int) -> dict[str, Calibration]:
     asked += [lambda generator, names=names: several(names, samples, generator) for names in TOGETHER]
     for number, ask in enumerate(asked):
         images, truths = ask(torch.Generator().manual_seed(SEED + number))
-        found[key(truths[0].wants)] = measure(judge, images, truths)
-    return found
+        figures[key(truths[0].wants)] = measure(judge, images, truths)
+    return figures
 
 
 def line(name: str, figures: Calibration) -> str:
@@ -134,7 +134,7 @@ def main() -> None:
         }
     if not options.dry_run:
         text = json.dumps(table, indent=1, sort_keys=True) + "\n"
-        write_atomically(FILE, lambda part: part.write_text(text, encoding="utf-8"))
+        write_atomically(FILE, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

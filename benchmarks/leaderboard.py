@@ -36,8 +36,8 @@ def wrong(folder: Path) -> list[str]:
         with tempfile.TemporaryDirectory() as fresh:
             write_leaderboard([results], Path(fresh))
             expected = {name: (Path(fresh) / name).read_bytes() for name in FILES}
-    found = [name for name in FILES if _content(folder / name) != expected.get(name)]
-    return found + [str(path.relative_to(folder)) for path in _stray(results)]
+    differing = [name for name in FILES if _content(folder / name) != expected.get(name)]
+    return differing + [str(path.relative_to(folder)) for path in _stray(results)]
 
 
 def adopt(store: Path, results: Path) -> list[str]:
@@ -97,7 +97,7 @@ def _take(rows: Sequence[Result], target: Path) -> None:
     for place, content in pictures.items():
         path = target.parent / "images" / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda part, content=content: part.write_bytes(content))
+        write_atomically(path, lambda file, content=content: file.write_bytes(content))
 
 
 def _stray(results: Path) -> list[Path]:
@@ -122,10 +122,10 @@ def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
         if options.check:
             if any((folder / "results").glob("*@*")):
                 refuse_wrong([folder / "results"])
-            found = wrong(folder)
-            for name in found:
+            differing = wrong(folder)
+            for name in differing:
                 print(f"{name} is not what the results say; run python benchmarks/leaderboard.py")
-            return int(bool(found))
+            return int(bool(differing))
         for line in adopt(options.adopt, folder / "results") if options.adopt else ():
             print(line)
         if not options.adopt:

@@ -59,8 +59,8 @@ def table(results: Facts, costs: Facts, reversals: Facts) -> str:
 
 
 def _pillar(result: Mapping[str, Any] | None, name: str) -> str:
-    found = result and result["scores"]["all"]["pillars"].get(name)
-    return f"{found['value']:.2f}" if found and found["value"] is not None else "-"
+    score = result and result["scores"]["all"]["pillars"].get(name)
+    return f"{score['value']:.2f}" if score and score["value"] is not None else "-"
 
 
 def _seconds(cost: Mapping[str, Any] | None) -> str:
@@ -77,11 +77,11 @@ def _size(result: Mapping[str, Any] | None) -> str:
     return f"{sum(sizes) / len(sizes) / 1024:.0f} KiB"
 
 
-def _reversible(found: Mapping[str, Any] | None) -> str:
+def _reversible(reversal: Mapping[str, Any] | None) -> str:
     """A patch that did not change the picture shows nothing by coming off."""
-    if found is None or not found["picture"]:
+    if reversal is None or not reversal["picture"]:
         return "-"
-    return "no" if found["tensors_left"] or found["hooks_left"] or found["picture_left"] else "bit for bit"
+    return "no" if reversal["tensors_left"] or reversal["hooks_left"] or reversal["picture_left"] else "bit for bit"
 
 
 def written(text: str, results: Facts, costs: Facts, reversals: Facts) -> str:
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 "the table of methods in README.md is not what the results say; run python benchmarks/method_table.py"
             )
         return int(new != text)
-    write_atomically(readme, lambda part: part.write_text(new, encoding="utf-8"))
+    write_atomically(readme, lambda file: file.write_text(new, encoding="utf-8"))
     return 0
 
 

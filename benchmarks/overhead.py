@@ -56,8 +56,8 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Stage(task, pipe, judge, Path(folder)))
             sides = [lambda run=run: plain(pipe, run), run.picturing.work]
-            found = [timed(side) for side in (sides if number % 2 else sides[::-1])]
-            first, second = found if number % 2 else found[::-1]
+            times = [timed(side) for side in (sides if number % 2 else sides[::-1])]
+            first, second = times if number % 2 else times[::-1]
             if number:  # the first round warms up
                 ratios.append((second[0] / first[0], second[1] / first[1]))
             pictures = sum(len(unit.pictures) for scene in run.stage.scenes for unit in units(run.stage, scene))

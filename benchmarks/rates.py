@@ -196,16 +196,16 @@ def low_rank(here: Scene, rate: float, steps: Sequence[int] = STEPS) -> Iterator
             yield Row("student of robust_ablation (rank 16)", rate, rate, count, share(here.output(), before))
 
 
-def dense(here: Scene, what: str, part: str, wanted: Any, rate: float, epsilon: float = 1e-8) -> Row:
+def dense(here: Scene, what: str, network: str, wanted: Any, rate: float, epsilon: float = 1e-8) -> Row:
     """Weights themselves, after the first step of Adam."""
-    names = wanted if isinstance(wanted, list) else names_of(here.pipe, part, wanted)
+    names = wanted if isinstance(wanted, list) else names_of(here.pipe, network, wanted)
     weights = [find_parameter(here.pipe, name, linear=False) for name in names]
 
     def states() -> torch.Tensor:
         return encode(here.pipe, tokenise(here.pipe, [PROMPT] * len(here.pool.times)))
 
     def asked() -> Condition:
-        return Condition(states()) if part == "text_encoder" else here.asked
+        return Condition(states()) if network == "text_encoder" else here.asked
 
     with torch.no_grad():
         text, before = states(), here.output(asked())
@@ -217,7 +217,7 @@ def dense(here: Scene, what: str, part: str, wanted: Any, rate: float, epsilon: 
         weight.requires_grad_(False)
     with stepped(weights, slopes, rate, epsilon), torch.no_grad():
         changed = share(here.output(asked()), before)
-        moved = share(states(), text) if part == "text_encoder" else None
+        moved = share(states(), text) if network == "text_encoder" else None
     return Row(what, rate, rate, 1, changed, moved)
 
 

@@ -60,11 +60,11 @@ def reversal(patch: Patch, pipe: Any, prompt: str) -> dict[str, int | bool]:
 
 
 def _look(pipe: Any, prompt: str) -> Look:
-    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    modules = {name: module for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
     weights = {
-        f"{name}.{key}": _bits(value) for name, part in modules.items() for key, value in part.state_dict().items()
+        f"{name}.{key}": _bits(value) for name, module in modules.items() for key, value in module.state_dict().items()
     }
-    layers = [layer for part in modules.values() for layer in part.modules()]
+    layers = [layer for module in modules.values() for layer in module.modules()]
     hooks = sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in layers)
     options = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "pt"}
     picture = pipe(prompt, generator=torch.Generator().manual_seed(0), **options).images
@@ -90,13 +90,13 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = load_pipeline("shapes")
     pipe.set_progress_bar_config(disable=True)
-    found = {}
+    reversals = {}
     for method in list_erasers():
-        found[method] = reversal(patch_of(method, options.concept, pipe), pipe, f"a {options.concept}")
-        print(f"{method}: {found[method]}", flush=True)
+        reversals[method] = reversal(patch_of(method, options.concept, pipe), pipe, f"a {options.concept}")
+        print(f"{method}: {reversals[method]}", flush=True)
     if options.out:
-        text = json.dumps({"concept": options.concept, "methods": found}, indent=1) + "\n"
-        write_atomically(options.out, lambda part: part.write_text(text, encoding="utf-8"))
+        text = json.dumps({"concept": options.concept, "methods": reversals}, indent=1) + "\n"
+        write_atomically(options.out, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def run(size: str, repeat: int, batches: int, only: str) -> dict[str, Any]:
     """Every case at one size whose name contains `only`."""
     pipe = make_pipe(size)
     weights = [port.module.weight for port in text_ports(pipe)]
-    one = [Concept("van gogh", anchor="art")]
+    single = [Concept("van gogh", anchor="art")]
     kept = names(1000, "kept")
     many = [Concept(name, preserve=kept if not index else ()) for index, name in enumerate(names(100, "erased"))]
     nudity = [Concept.preset("nudity")]
@@ -290,8 +290,8 @@ def run(size: str, repeat: int, batches: int, only: str) -> dict[str, Any]:
     default = get_eraser("rece").resolved(nudity)
     cases: dict[str, Any] = {}
     for name, eraser, concepts, gram_cached in (
-        ("uce-v2, 1 concept", get_eraser("uce-v2"), one, False),
-        ("uce (default), 1 concept", get_eraser("uce"), one, False),
+        ("uce-v2, 1 concept", get_eraser("uce-v2"), single, False),
+        ("uce (default), 1 concept", get_eraser("uce"), single, False),
         ("uce-v2, 100 erased + 1000 preserved", get_eraser("uce-v2"), many, False),
         ("rece-official, nudity", official, nudity, False),
         ("rece-official, nudity, Gram cached", official, nudity, True),
