@@ -118,11 +118,6 @@ def list_erasers() -> list[str]:
     return sorted(_methods())
 
 
-def list_presets(method: str) -> list[str]:
-    """Names of the presets of one method, sorted."""
-    return sorted(eraser_class(method).presets)
-
-
 def get_eraser(name: str, **options: Any) -> Eraser:
     """Build an eraser.
 

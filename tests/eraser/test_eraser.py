@@ -9,7 +9,7 @@ import torch
 
 from erasers import Concept, get_eraser, list_erasers
 from erasers.concept import Concepts
-from erasers.eraser import Eraser, list_presets, parse_options
+from erasers.eraser import Eraser, eraser_class, parse_options
 from erasers.methods.rece import RECE
 from erasers.methods.uce import UCE
 from erasers.options import describe
@@ -17,8 +17,8 @@ from erasers.options import describe
 
 def test_registry():
     assert {"uce", "rece"} <= set(list_erasers())
-    assert list_presets("uce") == ["uce-v1", "uce-v2"]
-    assert list_presets("rece") == ["rece-official"]
+    assert list(eraser_class("uce").presets) == ["uce-v1", "uce-v2"]
+    assert list(eraser_class("rece").presets) == ["rece-official"]
     assert isinstance(get_eraser("rece"), RECE)
     assert get_eraser("uce-v2").rows == "last"
     assert get_eraser("uce-v2", rows="all", ridge=2).config()["ridge"] == 2

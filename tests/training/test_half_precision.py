@@ -54,7 +54,7 @@ def test_weights_that_are_trained_are_whole_in_half_precision(pipe, rank):
         for number, part in enumerate(student.parameters):
             part.data.add_(1e-4 * torch.randn(part.shape, generator=seeded(number)))
         with student.placed():
-            placed = {name: module._parameters[leaf].detach() for name, (module, leaf) in student._places.items()}
+            placed = {name: module._parameters[leaf].detach() for name, (module, leaf) in student._slots.items()}
         values = student.tensors()
     for name, weight in placed.items():
         parts = [values[f"{name}/{number}"] for number in range(2 if rank else 1)]
