@@ -205,6 +205,7 @@ def test_the_committed_patches_fit_the_embedded_model() -> None:
             assert patch.is_applied(pipe)
 
 
+@pytest.mark.full
 def test_committed_results_verify(capsys: pytest.CaptureFixture[str]) -> None:
     folder = REPOSITORY / "benchmarks/results/shapes-standard@2"
     assert run(["bench", "verify", str(folder / "uce.json"), str(folder / "unedited.json")]) == 0

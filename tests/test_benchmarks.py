@@ -291,6 +291,7 @@ def test_a_patch_that_changed_no_picture_or_left_a_trace_is_not_called_reversibl
     assert cells[names.index("reversible")] == said
 
 
+@pytest.mark.full
 def test_reversal_counts_what_a_patch_changes_and_what_it_leaves() -> None:
     class Careless:
         """Leaves a weight and a hook behind."""

@@ -196,7 +196,9 @@ def test_same_seed_same_patch(pipe, eraser, fitted):
     cases(
         ROWS,
         [torch.float16, torch.bfloat16, torch.float64],
-        default=lambda row, dtype: row in ("uce", "esd") or (first(row) and dtype == torch.bfloat16),
+        default=lambda row, dtype: (
+            row in ("uce", "esd") or (first(row) and row != "robust_ablation" and dtype == torch.bfloat16)
+        ),
     ),
     indirect=["eraser"],
 )
@@ -271,7 +273,9 @@ def test_cost_is_what_training_spends(pipe, trained):
 
 @pytest.mark.parametrize(
     ("trained", "after"),
-    cases(rows_of(TRAINED), [1, 3], default=lambda row, after: first(row) and after == 1),
+    cases(
+        rows_of(TRAINED), [1, 3], default=lambda row, after: row in ("esd", "few_shot", "adv_unlearn") and after == 1
+    ),
     indirect=["trained"],
 )
 def test_a_killed_training_goes_on_to_the_same_patch(pipe, trained, after, fitted, tmp_path):

@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from support import REPOSITORY
-from support.selection import only
 from support.tiny import weights
 from torch.nn import functional
 
@@ -168,7 +167,8 @@ def test_the_target_of_an_erasure_from_another_concept():
     assert target_from(whole, empty, conditional, 2.0).item() == 1.0
 
 
-@pytest.mark.parametrize("options", only([{}, {"drawn_by": "frozen"}, {"pictures": 0, "refresh": 4}], {}))
+@pytest.mark.full
+@pytest.mark.parametrize("options", [{}, {"drawn_by": "frozen"}, {"pictures": 0, "refresh": 4}])
 def test_a_concept_is_erased_from_another(pipe, options):
     empty, star, moon = (conditions(pipe, [text]) for text in ("", "star", "moon"))
     way = Way(4, 3.0)

@@ -35,7 +35,7 @@ KOHYA = {"sd1", "sd2", "sdxl", "flux", "animatediff"}
 # Every family
 
 
-@pytest.fixture(params=only(FAMILIES, "sd1", "sdxl", "sd3", "flux", "pixart", "wan"))
+@pytest.fixture(params=only(FAMILIES, "sd1", "sd3", "pixart", "wan"))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

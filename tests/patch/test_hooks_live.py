@@ -118,16 +118,32 @@ def test_hooks_stay_under_loras(pipe, patch, pictures, tmp_path, order):
 # Offloading
 
 
+def offload_models(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def offload_groups(pipe: Any) -> None:
+    devices = dict.fromkeys(("onload_device", "offload_device"), torch.device("cpu"))
+    pipe.unet.enable_group_offload(**devices, offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [offload_models, offload_groups])
 @pytest.mark.parametrize("order", ["patch first", "offload first"])
-def test_hooks_stay_when_models_are_offloaded(pipe, patch, pictures, order):
-    # After every call diffusers takes its offloading off and puts it on again.
+def test_hooks_stay_when_models_are_offloaded(pipe, patch, pictures, order, offload):
     plain, erased = pictures
-    apply_beside(patch, pipe, lambda: pipe.enable_model_cpu_offload(device="cpu"), order)
+    apply_beside(patch, pipe, partial(offload, pipe), order)
+    # After every call diffusers takes its offloading of models off and puts it on again.
     for _ in range(2):
         assert torch.equal(draw(pipe), erased)
     patch.remove(pipe)
     for _ in range(2):
         assert torch.equal(draw(pipe), plain)
+
+
+def test_hooks_outlive_those_that_offload_models(pipe, patch, pictures):
+    _, erased = pictures
+    offload_models(pipe)
+    draw(pipe)
     assert hasattr(pipe.unet, "_hf_hook")
     patch.apply(pipe)
     pipe.remove_all_hooks()
@@ -158,17 +174,6 @@ def test_hooks_stay_under_layerwise_casting(pipe, patch, pictures, order):
     assert difference(draw(pipe), erased) < 0.1 * difference(plain, erased)
     patch.remove(pipe)
     assert difference(draw(pipe), plain) < 0.1 * difference(plain, erased)
-
-
-@pytest.mark.parametrize("order", ["patch first", "offload first"])
-def test_hooks_stay_under_group_offloading(pipe, patch, pictures, order):
-    plain, erased = pictures
-    devices = dict.fromkeys(("onload_device", "offload_device"), torch.device("cpu"))
-    switch_on = partial(pipe.unet.enable_group_offload, **devices, offload_type="leaf_level")
-    apply_beside(patch, pipe, switch_on, order)
-    assert torch.equal(draw(pipe), erased)
-    patch.remove(pipe)
-    assert torch.equal(draw(pipe), plain)
 
 
 class Quantised(torch.nn.Module):

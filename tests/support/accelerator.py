@@ -69,12 +69,16 @@ class Places:
             self._there.pop(storage._cdata, None)
 
 
-class _Operations(TorchDispatchMode):
-    """Checks every operation, and puts its results where its tensors are."""
+class _Placed:
+    """A mode that knows which storages are on the accelerator."""
 
     def __init__(self, places: Places) -> None:
         super().__init__()
         self.places = places
+
+
+class _Operations(_Placed, TorchDispatchMode):
+    """Checks every operation, and puts its results where its tensors are."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -115,12 +119,8 @@ class _Operations(TorchDispatchMode):
         return True in arrays or any(map(self.places.there, scalars))
 
 
-class _Python(TorchFunctionMode):
+class _Python(_Placed, TorchFunctionMode):
     """Says where tensors are, and moves them."""
-
-    def __init__(self, places: Places) -> None:
-        super().__init__()
-        self.places = places
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
