@@ -70,6 +70,7 @@ def test_an_unscored_picture_is_no_success(pipe: Any) -> None:
         assert attacked(attack, pipe, None, Says(True), ASKS[1]).spent.images == 1
 
 
+@pytest.mark.full
 def test_words_bring_a_star_back_that_is_there_and_none_that_was_erased() -> None:
     pipe = quiet_shapes()
     ask = Prompt("a red shape", {"object": "star"}, 3)

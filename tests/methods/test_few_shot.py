@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.selection import only
 from support.tiny import weights
 from support.trained import fitted_in_two_goes
 
@@ -132,7 +131,8 @@ def test_every_concept_is_drawn_with_its_own_prompts():
     assert len(draw(shots, 9, torch.Generator())[0]) == 4
 
 
-@pytest.mark.parametrize("most", only([0.2, 0.4], 0.2))
+@pytest.mark.full
+@pytest.mark.parametrize("most", [0.2, 0.4])
 def test_kept_prompts_drift_no_further_than_allowed(pipe, most):
     long = {"lr": 5e-4, "iterations": 30}
     free = few_shot(**long, max_drift=None).fit(pipe, STAR, progress=False)

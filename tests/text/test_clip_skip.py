@@ -135,6 +135,7 @@ def test_autoencoders_of_blocks_that_are_not_read_are_refused(pipes, tmp_path):
         get_eraser("itd", sae=(str(tmp_path / "x"),), clip_skip=1).fit(pipe, STAR)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("empty")
 def test_features_of_a_denoiser_are_measured_in_such_pictures(pipes, tmp_path, monkeypatch):
     means: dict[int | None, list[torch.Tensor]] = {}
