@@ -63,20 +63,25 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _convert(text: str, hint: Any) -> Any:
+def parsed(text: str, hint: Any) -> Any:
+    """The value that a text means for a field of that type.
+
+    Raises:
+        ValueError: It means none.
+    """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         # Words before numbers before free text, so that "auto" is not taken for a text.
         for part in sorted(get_args(hint), key=_looseness):
             try:
-                return _convert(text, part)
+                return parsed(text, part)
             except ValueError:
                 continue
         raise ValueError(text)
     if origin is Literal:
         return _pick(text, {str(value): value for value in get_args(hint)})
     if origin is tuple:
-        return tuple(_convert(part.strip(), get_args(hint)[0]) for part in text.split(",") if part.strip())
+        return tuple(parsed(part.strip(), get_args(hint)[0]) for part in text.split(",") if part.strip())
     if hint is bool:
         return _pick(text.lower(), {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False})
     if hint is types.NoneType:

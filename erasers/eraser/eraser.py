@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from erasers import worlds
-from erasers.options import _convert, check_fields, describe
+from erasers.options import check_fields, describe, parsed
 
 if TYPE_CHECKING:
     import torch
@@ -195,7 +195,7 @@ def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
         if key not in known:
             raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {key!r}")
         try:
-            options[key] = _convert(text.strip(), hints[key])
+            options[key] = parsed(text.strip(), hints[key])
         except ValueError:
             raise ValueError(f"expected {key} as {describe(hints[key])}, got {text.strip()!r}") from None
     return options

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from support import REPOSITORY
-from support.tasks import tiny_attacks, tiny_task, write_task
+from support.tasks import run_methods, tiny_attacks, tiny_task
 
 from erasers import get_eraser, list_erasers, load_pipeline
 from erasers.cli import model, processes
@@ -37,18 +37,19 @@ TASK = tiny_task(
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_task(tmp_path_factory.mktemp("task"), TASK)
+def finished_task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return run_methods(TASK, tmp_path_factory.mktemp("task"))
 
 
-@pytest.fixture(scope="module")
-def finished(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def task(finished_task: tuple[Path, Path]) -> Path:
+    return finished_task[0]
+
+
+@pytest.fixture
+def finished(finished_task: tuple[Path, Path]) -> Path:
     """A folder in which the task was run without a stop."""
-    out = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ERASERS_CACHE", str(out.parent / "cache"))
-        assert run(["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(out)]) == 0
-    return out
+    return finished_task[1]
 
 
 def files(out: Path, folder: str) -> dict[str, bytes]:

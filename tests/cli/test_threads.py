@@ -1,4 +1,4 @@
-"""Threads: one for a small model on a CPU, and a setting of the user's stays."""
+"""Threads: two at most for a small model on a CPU, and a setting of the user's stays."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         monkeypatch.delenv(name, raising=False)
     numbers: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     return numbers
 
 
 @pytest.mark.parametrize("family", ["sd1", "flux"])
-def test_a_small_model_has_one(family: str, chosen: list[int], pipes: Callable[[str], Any]) -> None:
+def test_a_small_model_has_two(family: str, chosen: list[int], pipes: Callable[[str], Any]) -> None:
     threads.suit(pipes(family))
+    assert chosen == [2]
+
+
+def test_one_core_stays_one(chosen: list[int], pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    threads.suit(pipe)
     assert chosen == [1]
 
 

@@ -1,10 +1,11 @@
-"""The content of a task file of a few small pictures."""
+"""Task files of a few small pictures, and a run of one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 
@@ -42,3 +43,15 @@ def write_task(folder: Path, content: dict[str, Any]) -> Path:
     path = folder / f"{content['name']}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def run_methods(content: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """The file of a task and the results of two methods on it, both in a folder; the command draws into no other."""
+    from erasers.cli.app import run
+
+    task, out = write_task(folder, content), folder / "out"
+    methods = ["--method", "uce", "--method", "rece"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ERASERS_CACHE", str(folder / "cache"))
+        assert run(["bench", "run", str(task), *methods, "--out", str(out), "--device", "cpu"]) == 0
+    return task, out

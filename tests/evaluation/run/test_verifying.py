@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from support import REPOSITORY
-from support.tasks import tiny_attacks, tiny_task, write_task
+from support.tasks import run_methods, tiny_attacks, tiny_task
 
 from erasers.cli.app import run
 from erasers.evaluation.checks import tuples
@@ -36,18 +36,18 @@ Rows = dict[str, Data]
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_task(tmp_path_factory.mktemp("task"), TASK)
+def task_and_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return run_methods(TASK, tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
-def store(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("store")
-    assert (
-        run(["bench", "run", str(task), "--method", "uce", "--method", "rece", "--out", str(out), "--device", "cpu"])
-        == 0
-    )
-    return out
+def task(task_and_store: tuple[Path, Path]) -> Path:
+    return task_and_store[0]
+
+
+@pytest.fixture(scope="module")
+def store(task_and_store: tuple[Path, Path]) -> Path:
+    return task_and_store[1]
 
 
 @pytest.fixture(scope="module")
