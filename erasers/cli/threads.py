@@ -14,8 +14,8 @@ _SMALL, _FEW = 20_000_000, 2
 def let_idle_threads_sleep() -> None:
     """Threads that wait for others give their core away; a setting of the user stays. Call it before torch is loaded.
 
-    By default they spin, and on a busy machine keep the core from the thread that they wait for. Sleeping costs a fifth
-    of the time on a quiet one (`benchmarks/threads.py`).
+    By default they spin, and on a busy machine keep the core from the thread that they wait for. On a quiet one
+    sleeping costs two fifths more time (`benchmarks/threads.py`).
     """
     if not any(name in os.environ for name in _WAITS):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
