@@ -1,7 +1,6 @@
-"""Threads of a CPU: the first command of the README, and denoisers of four sizes, on a quiet and on a busy machine.
+"""Threads of a CPU: the first command of the README on a quiet machine and beside busy loops.
 
-    python benchmarks/threads.py command --out benchmarks/results/threads.json     # quiet, and beside four busy loops
-    python benchmarks/threads.py denoisers                                         # one thread against all, by size
+    python benchmarks/threads.py --settings chosen torch one --limit 330 --out benchmarks/results/threads.json
 
 Each setting is a process of its own, and the settings take turns. `chosen` has no setting, so that the command decides;
 `torch` is what torch takes by itself on Linux: a thread a core, which spins for 300,000 rounds while it waits. A run
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,8 +31,6 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "sleeping": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
     "one": {"OMP_NUM_THREADS": "1"},
 }
-WIDTHS = (32, 64, 128, 320)
-"""Channels of the first block; 320 is Stable Diffusion 1.4."""
 
 
 def environment(setting: Mapping[str, str]) -> dict[str, str]:
@@ -91,71 +87,19 @@ def shown(value: float | None) -> str:
     return "stopped at the limit" if value is None else f"{value:.1f} s"
 
 
-def denoiser(width: int) -> None:
-    """Print the milliseconds of a pass of a random UNet on two latents of 64 x 64, of 16 x 16 for the two smallest."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        block_out_channels=[width, 2 * width, 4 * width, 4 * width], cross_attention_dim=768, sample_size=64
-    )
-    side = 16 if width < WIDTHS[2] else 64
-    inputs = torch.randn(2, 4, side, side), 1, torch.randn(2, 77, 768)
-    times = []
-    with torch.no_grad():
-        while len(times) < 3 or (sum(times) < 5 and len(times) < 200):
-            start = time.perf_counter()
-            unet(*inputs)
-            times.append(time.perf_counter() - start)
-    parameters = sum(parameter.numel() for parameter in unet.parameters())
-    print(json.dumps({"parameters": parameters, "milliseconds": 1000 * statistics.median(times[1:])}))
-
-
-def measure_denoisers(loops: list[int], rounds: int) -> dict[str, Any]:
-    """Milliseconds of a pass by size, busy loops and setting."""
-    rows: dict[str, Any] = {}
-    for width in WIDTHS:
-        for count in loops:
-            times: dict[str, list[float]] = {name: [] for name in ("torch", "sleeping", "one")}
-            with busy(count):
-                for _ in range(rounds):
-                    for name in times:
-                        command = [sys.executable, __file__, "denoiser", "--width", str(width)]
-                        done = subprocess.run(
-                            command, env=environment(SETTINGS[name]), check=True, capture_output=True, text=True
-                        )
-                        figures = json.loads(done.stdout.splitlines()[-1])
-                        times[name].append(figures["milliseconds"])
-            medians = {name: round(statistics.median(values), 1) for name, values in times.items()}
-            rows[f"{figures['parameters'] / 1e6:.1f}M"] = rows.get(f"{figures['parameters'] / 1e6:.1f}M", {}) | {
-                str(count): medians
-            }
-            print(f"{figures['parameters'] / 1e6:.1f}M, {count} busy loops: {medians}", flush=True)
-    return {"cores": CORES, "rounds": rounds, "milliseconds": rows}
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("command", "denoisers", "denoiser"))
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=["chosen", "torch"])
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 4], help="busy loops beside it, e.g. 0 4")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a command is stopped")
-    parser.add_argument("--width", type=int, default=WIDTHS[0], help="of one denoiser")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.what == "denoiser":
-        return denoiser(options.width)
-    if options.what == "command":
-        figures = measure_command(options.settings, options.busy, options.rounds, options.limit)
-    else:
-        figures = measure_denoisers(options.busy, options.rounds)
+    figures = measure_command(options.settings, options.busy, options.rounds, options.limit)
     if options.out is not None:
         text = json.dumps(figures, indent=1) + "\n"
         write_atomically(options.out, lambda path: path.write_text(text, encoding="utf-8"))
-    return None
 
 
 if __name__ == "__main__":
