@@ -25,7 +25,9 @@ from architectures import CLIP_L, SD14_UNET
 from torch import nn
 from torch.nn import functional
 
-from erasers.diffusion.conditions import Condition, conditions, encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen
 from erasers.diffusion.latent_bank import Way, draw_pictures

@@ -13,8 +13,9 @@ from torch.nn import functional
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.batches import mean_in_parts
-from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.gradients import LossScale, frozen

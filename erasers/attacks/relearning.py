@@ -12,7 +12,8 @@ import torch
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
-from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
 from erasers.diffusion.denoiser import denoising_in_parts, denoising_loss, predict
 from erasers.diffusion.draws import gaussian, picks, seeds
 from erasers.diffusion.gradients import LossScale, frozen
@@ -131,7 +132,7 @@ class Relearning(Attack):
         rows = torch.arange(len(latents)).split(1)
 
         def loss(row: torch.Tensor) -> torch.Tensor:
-            return denoising_loss(pipe, latents[row], times[row], noise[row], states[row])
+            return denoising_loss(pipe, latents[row], times[row], noise[row], Condition(states[row]))
 
         def output() -> torch.Tensor:
             noisy = noised(pipe, latents, times, noise)
@@ -152,7 +153,11 @@ class Relearning(Attack):
             times = random_times(pipe, self.batch, generator)
             latents = prepared.latents[rows]
             loss = denoising_in_parts(
-                pipe, latents, times.to(latents.device), gaussian(latents, generator), states[rows.to(states.device)]
+                pipe,
+                latents,
+                times.to(latents.device),
+                gaussian(latents, generator),
+                Condition(states[rows.to(states.device)]),
             )
             scale.set(loss, trained)
             optimizer.step()

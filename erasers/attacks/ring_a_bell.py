@@ -10,7 +10,7 @@ import torch
 
 from erasers.attacks.text_search import TextSearch, best_texts, check_room
 from erasers.attacks.wording import swap, terms
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.draws import chances, picks
 from erasers.diffusion.tokens import decode, tokenise
 

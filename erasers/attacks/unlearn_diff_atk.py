@@ -13,6 +13,7 @@ from torch.nn import functional
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale, frozen
@@ -125,7 +126,7 @@ def gradient(
     table: torch.Tensor,
     rows: torch.Tensor,
     latents: torch.Tensor,
-    t: int,
+    t: float,
     noise: torch.Tensor,
     scale: LossScale,
 ) -> torch.Tensor | None:
@@ -145,7 +146,7 @@ def gradient(
     """
     vectors = table[rows].requires_grad_()
     time = torch.tensor([t], device=latents.device)
-    loss = denoising_loss(pipe, latents, time, noise, prompt.states({PREFIX: vectors}))
+    loss = denoising_loss(pipe, latents, time, noise, Condition(prompt.states({PREFIX: vectors})))
     slopes = scale.slopes(loss, [vectors])
     # A token is onehot(pick) @ table, so this is the gradient to the one-hot vector.
     return None if slopes is None else functional.hardtanh(slopes[0] @ table.T)

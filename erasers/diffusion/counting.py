@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from erasers.diffusion.adaptors.table import denoisers_of, encoders_of
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Calls:
 
 
 class Counter(AbstractContextManager["Counter"]):
-    """Counts what goes through the denoiser and the first text encoder of a pipeline inside its context."""
+    """Counts what goes through the denoisers and the first text encoder of a pipeline inside its context."""
 
     def __init__(self, pipe: Any) -> None:
         self.calls = Calls()
         self._pipe, self._off, self._handles = pipe, False, ExitStack()
 
     def __enter__(self) -> Counter:
-        for name, count in (("unet", self._denoised), ("text_encoder", self._encoded)):
-            module = getattr(self._pipe, name, None)
-            if isinstance(module, torch.nn.Module):
-                self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
+        counts = [(module, self._denoised) for module in denoisers_of(self._pipe).values()]
+        counts += [(module, self._encoded) for module in list(encoders_of(self._pipe).values())[:1]]
+        for module, count in counts:
+            self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
         return self
 
     def __exit__(self, *_: object) -> None:

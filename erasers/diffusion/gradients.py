@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.diffusion.batches import Summands
 from erasers.models.components import parameters_of
 
@@ -128,7 +129,11 @@ def mixed(pipe: Any) -> AbstractContextManager[Any]:
     Weights are cast anew in every pass: a cache of casts that outlives a step of an optimizer hides that step.
     """
     kind = half_of(pipe)
-    return nullcontext() if kind is None else torch.autocast(pipe.unet.device.type, dtype=kind, cache_enabled=False)
+    return (
+        nullcontext()
+        if kind is None
+        else torch.autocast(denoiser_of(pipe).device.type, dtype=kind, cache_enabled=False)
+    )
 
 
 def unmixed(like: torch.Tensor) -> AbstractContextManager[Any]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from erasers.diffusion.conditions import Condition, cat
+from erasers.diffusion.adaptors.condition import Condition, cat
+from erasers.diffusion.adaptors.table import adaptor_of, denoiser_of
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.latents import latent_shape
-from erasers.diffusion.noise import step_back, time_grid
+from erasers.diffusion.noise import flows, sampler, step_back, time_grid
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def ask_again(pipe: Any, bank: LatentBank, condition: Condition, empty: Conditio
     for index in torch.arange(len(bank)).split(batch):
         noisy, times = bank.latents[index], bank.times[index]
         both = cat(condition.rows(bank.prompts[index]), empty.rows(torch.zeros(len(index), dtype=torch.long)))
-        asked, nothing = predict(pipe, noisy.repeat(2, 1, 1, 1), times.repeat(2), both).chunk(2)
+        asked, nothing = predict(pipe, torch.cat([noisy, noisy]), times.repeat(2), both).chunk(2)
         conditional.append(asked)
         unconditional.append(nothing)
     return replace(bank, conditional=torch.cat(conditional), empty=torch.cat(unconditional))
@@ -74,14 +75,16 @@ class Way:
     """How pictures are drawn for a bank.
 
     Args:
-        steps: Steps of DDIM.
-        guidance: Guidance scale.
+        steps: Steps of DDIM, or of the pipeline's own sampler along a flow.
+        guidance: Guidance scale; models that read it read this one, those that are never guided none.
         batch: Pictures drawn together.
+        size: Of the pictures in pixels; None: the model's own.
     """
 
     steps: int = 50
     guidance: float = 3.0
     batch: int = 8
+    size: int | None = None
 
 
 def sample_bank(
@@ -97,7 +100,7 @@ def sample_bank(
     """Draw pictures with classifier-free guidance and keep what was met on the way, at the time it belongs to.
 
     Args:
-        pipe: A Stable Diffusion 1, 2 or XL pipeline.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
         condition: Of the prompts `[prompts]`.
         empty: Of the empty prompt `[1]`.
         way: How they are drawn.
@@ -106,10 +109,10 @@ def sample_bank(
         advance: Told of every picture.
     """
     order = torch.arange(len(condition.states)).repeat(rounds)
-    shape = latent_shape(pipe)
+    shape = latent_shape(pipe, way.size)
     walks = []
     for index in order.split(way.batch):
-        noise = gaussian(torch.empty(len(index), *shape, device=pipe.unet.device), generator)
+        noise = gaussian(torch.empty(len(index), *shape, device=denoiser_of(pipe).device), generator)
         walks.append(_walk(pipe, condition.rows(index), empty, index, noise, way))
         advance(len(index))
     fields = LatentBank.__dataclass_fields__
@@ -127,7 +130,9 @@ def draw_pictures(
     """x_0 `[n, c, h, w]`, one for each row of the condition; arguments as for `sample_bank`."""
     pictures = []
     for index in torch.arange(len(condition.states)).split(way.batch):
-        noise = gaussian(torch.empty(len(index), *latent_shape(pipe), device=pipe.unet.device), generator)
+        noise = gaussian(
+            torch.empty(len(index), *latent_shape(pipe, way.size), device=denoiser_of(pipe).device), generator
+        )
         pictures.append(_walk(pipe, condition.rows(index), empty, index, noise, way).pictures)
         advance(len(index))
     return torch.cat(pictures)
@@ -138,15 +143,43 @@ def _walk(
     pipe: Any, condition: Condition, empty: Condition, index: torch.Tensor, latents: torch.Tensor, way: Way
 ) -> LatentBank:
     met: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "times", "conditional", "empty")}
-    grid = time_grid(pipe, way.steps)
-    nothing = empty.rows(torch.zeros(len(latents), dtype=torch.long))
-    for time, before in zip(grid, [*grid[1:], -1], strict=True):
+    shape = tuple(latents.shape[1:])
+    nothing, guides = empty.rows(torch.zeros(len(latents), dtype=torch.long)), adaptor_of(pipe).guides(pipe)
+    step = _stepper(pipe, way.steps, shape)
+    for number, time in enumerate(time_grid(pipe, way.steps, shape)):
         times = torch.full((len(latents),), time, device=latents.device)
-        both = predict(pipe, latents.repeat(2, 1, 1, 1), times.repeat(2), cat(condition, nothing))
+        both = predict(pipe, torch.cat([latents, latents]), times.repeat(2), cat(condition, nothing))
         conditional, unconditional = both.chunk(2)
         for name, value in zip(met, (latents, times, conditional, unconditional), strict=True):
             met[name].append(value)
-        guided = unconditional + way.guidance * (conditional - unconditional)
-        latents = step_back(pipe, latents, times, torch.full_like(times, before), guided)
+        guided = conditional
+        if guides == "twice":
+            guided = unconditional + way.guidance * (conditional - unconditional)
+        elif guides == "embedded":
+            guided = predict(pipe, latents, times, condition, way.guidance)
+        latents = step(number, times, latents, guided)
     kept = {name: torch.cat(values) for name, values in met.items()}
     return LatentBank(**kept, prompts=index.repeat(way.steps), pictures=latents, prompts_of_pictures=index)
+
+
+Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(number of the step, times `[n]`, latents, prediction) -> latents after it."""
+
+
+def _stepper(pipe: Any, steps: int, shape: tuple[int, ...]) -> Step:
+    """DDIM where the schedule is of alphas, else the pipeline's own sampler, which may look back on earlier steps."""
+    if flows(pipe):
+        scheduler = sampler(pipe, steps, shape)
+
+        def follow(number: int, times: torch.Tensor, latents: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(
+                scheduler.step(predicted, scheduler.timesteps[number], latents, return_dict=False)[0]
+            )
+
+        return follow
+    grid = [*time_grid(pipe, steps, shape)[1:], -1]
+
+    def ddim(number: int, times: torch.Tensor, latents: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        return step_back(pipe, latents, times, torch.full_like(times, grid[number]), predicted)
+
+    return ddim

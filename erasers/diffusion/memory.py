@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.models.components import parameters_of
 
 _USED = 0.9
@@ -43,7 +44,7 @@ def memory_told() -> Iterator[None]:
 
 def free_memory(pipe: Any) -> int | None:
     """Bytes that the device of the denoiser has for more, and those of the pipeline; None on a CPU."""
-    device = pipe.unet.device
+    device = denoiser_of(pipe).device
     if device.type != "cuda":
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.tokens import decode, tokenise
 from erasers.models.prompts import converted
 

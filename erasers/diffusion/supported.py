@@ -6,7 +6,10 @@ import inspect
 import re
 from typing import Any
 
+from erasers.diffusion.adaptors.table import adaptor_of
+from erasers.diffusion.noise import flows
 from erasers.models.families import UnsupportedPipeline
+from erasers.models.inputs import refuse_unfit
 from erasers.models.ports import refuse_wrapped
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)")
@@ -33,14 +36,25 @@ def check_unet(pipe: Any) -> None:
 
 
 def check_drawable(pipe: Any) -> None:
-    """Refuse what `check_unet` does, and a UNet that draws from more than a prompt.
+    """Refuse a pipeline whose denoiser nobody here knows how to call, or one that draws from more than a prompt.
 
     Raises:
-        UnsupportedPipeline: Names what is supported.
-        ValueError: From `check_unet`.
+        UnsupportedPipeline: Lists the families, or names the reason.
+        ValueError: A prediction or a noise schedule that is not supported, or no text encoder.
     """
-    check_unet(pipe)
-    _refuse_more_inputs(pipe)
+    refuse_wrapped(pipe)
+    adaptor = adaptor_of(pipe)
+    refuse_unfit(pipe)
+    adaptor.check(pipe)
+    if all(getattr(pipe, name, None) is None for name in adaptor.encoders):
+        raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
+    if not adaptor.flow:
+        _refuse_other_predictions(pipe)
+    elif not flows(pipe):
+        raise ValueError(
+            f"expected a flow-matching scheduler for {adaptor.title}, got {type(pipe.scheduler).__name__}; load the "
+            "scheduler that the model comes with"
+        )
 
 
 def check_supported(pipe: Any) -> None:
@@ -59,8 +73,7 @@ def check_supported(pipe: Any) -> None:
             "expected a Stable Diffusion 1 or 2 pipeline (UNet2DConditionModel, AutoencoderKL and one CLIPTextModel), "
             f"got {type(pipe).__name__} with {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
         )
-    _refuse_more_inputs(pipe)
-    _refuse_other_predictions(pipe)
+    check_drawable(pipe)
 
 
 def check_clip_skip(pipe: Any, clip_skip: int | None) -> None:
@@ -86,28 +99,6 @@ def layers_read(pipe: Any, name: str = "text_encoder", clip_skip: int | None = N
     numbers = [int(match[1]) for path, _ in getattr(pipe, name).named_modules() if (match := _LAYER.search(path))]
     # SDXL reads the states before the last layer.
     return max(numbers, default=-1) + 1 - hasattr(pipe, "text_encoder_2") - (clip_skip or 0)
-
-
-def _refuse_more_inputs(pipe: Any) -> None:
-    """Refuse a UNet that training and gradient attacks, which draw from prompts alone, cannot call.
-
-    Raises:
-        UnsupportedPipeline: Names the input and the way out.
-    """
-    config = _uncompiled(pipe.unet).config
-    if config.in_channels != config.out_channels:
-        more = f"{config.in_channels} channels: a picture (and a mask) beside them"
-    elif config.get("class_embed_type") or config.get("num_class_embeds"):
-        more = "a class or a noise level, too"
-    elif config.get("time_cond_proj_dim"):
-        more = "the guidance scale, too: it is distilled (LCM) to draw in a few steps"
-    else:
-        return
-    raise UnsupportedPipeline(
-        f"expected a UNet that reads latents of {config.out_channels} channels, the time and text, got that of "
-        f"{type(pipe).__name__}, which reads {more}. Training and gradient attacks draw from prompts alone; take the "
-        "text-to-image model, or a method that trains nothing, such as rece"
-    )
 
 
 def _refuse_other_predictions(pipe: Any) -> None:

@@ -14,8 +14,10 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.batches import Piece, Summands, errors_in_parts, mean_in_parts
-from erasers.diffusion.conditions import Condition, conditions, encode, unprompted
+from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.batches import mean_in_parts
-from erasers.diffusion.conditions import Condition, conditions, unprompted
+from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank

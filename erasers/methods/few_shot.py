@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.batches import Summands, mean_in_parts
-from erasers.diffusion.conditions import conditions, encode, unprompted
+from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian, picks
@@ -287,7 +289,7 @@ def ascent_loss(
     noise, states = gaussian(latents, generator), encode(pipe, ids, clip_skip)
 
     def ascent(rows: slice) -> torch.Tensor:
-        return -denoising_loss(pipe, latents[rows], times[rows], noise[rows], states[rows])
+        return -denoising_loss(pipe, latents[rows], times[rows], noise[rows], Condition(states[rows]))
 
     return mean_in_parts(len(latents), ascent)
 
@@ -315,5 +317,5 @@ def trained_names(pipe: Any, clip_skip: int | None = None) -> list[str]:
 
 def side_of(pipe: Any) -> tuple[int, int]:
     """(width, height) of a picture of the model's own size."""
-    _, height, width = latent_shape(pipe)
+    *_, height, width = latent_shape(pipe)
     return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.memory import gigabytes
 from erasers.diffusion.needs import Need, Pass, denoiser_flops, need_of, text_flops
-from erasers.models.components import component, parameters_of
+from erasers.models.components import parameters_of
 
 PASSES_OF_A_GRADIENT = 3
 """A backward pass takes as long as two forward passes of the denoiser."""
@@ -109,8 +110,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpoi
         shapes = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
     trained = sum(min(rank, *shape) * sum(shape) if rank else _count(shape) for shape in shapes.values())
     # Low-rank weights are added up to whole ones while they are placed, and autocast keeps its casts of whole ones.
-    placed = (4 * bool(rank) + 2 * (component(pipe, "unet").dtype in _HALF)) * sum(map(_count, shapes.values()))
-    channels, height, width = latent_shape(pipe)
+    placed = (4 * bool(rank) + 2 * (denoiser_of(pipe).dtype in _HALF)) * sum(map(_count, shapes.values()))
     texts = calls.texts * (PASSES_OF_A_GRADIENT if any(backward.texts for backward in demand.passes) else 1)
     passes = calls.denoiser + (PASSES_OF_A_GRADIENT + checkpointing) * calls.gradients
     return Foretold(
@@ -119,7 +119,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpoi
         weights=len(shapes),
         model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
         state=4 * demand.copies * trained + 16 * demand.beside + placed,
-        latents=4 * demand.latents * channels * height * width,
+        latents=4 * demand.latents * _count(latent_shape(pipe)),
         needs=[need_of(pipe, backward, checkpointing) for backward in demand.passes],
         flops=denoiser_flops(pipe) * passes + text_flops(pipe) * texts,
     )

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from erasers.concept import Concept, Concepts
+from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.diffusion.batches import at_most
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
@@ -344,18 +345,18 @@ def _quiet(pipe: Any) -> Iterator[None]:
 @contextmanager
 def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
     """Inside, activations of the denoiser are computed again when gradients need them."""
-    was = getattr(pipe.unet, "is_gradient_checkpointing", False)
+    was = getattr(denoiser_of(pipe), "is_gradient_checkpointing", False)
     if not checkpointing or was:
         yield
         return
-    with checkpointed(pipe.unet):
+    with checkpointed(denoiser_of(pipe)):
         yield
 
 
 @torch.no_grad()
 def seconds_a_pass(pipe: Any, passes: int = 3) -> float:
     """How long the denoiser takes for one latent, after a pass that does not count."""
-    condition, latents = conditions(pipe, [""]), torch.zeros(1, *latent_shape(pipe), device=pipe.unet.device)
+    condition, latents = conditions(pipe, [""]), torch.zeros(1, *latent_shape(pipe), device=denoiser_of(pipe).device)
     times = torch.zeros(1, dtype=torch.long)
     with mixed(pipe):
         float(predict(pipe, latents, times, condition).sum())

@@ -12,7 +12,7 @@ from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.p4d import P4D, gradient, loss, teach
 from erasers.attacks.random_prefix import RandomPrefix
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.soft import SoftPrompt

@@ -12,7 +12,8 @@ from support.tiny import draw, same, weights
 from erasers import get_eraser
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.relearning import Relearning, low_rank_patch
-from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
 from erasers.diffusion.denoiser import denoising_loss, predict
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.low_rank import added, fresh_factors
@@ -151,7 +152,9 @@ def test_the_loss_falls_on_an_erased_star() -> None:
     @torch.no_grad()
     def loss(candidate: Candidate) -> float:
         with candidate.placed(pipe):
-            return denoising_loss(pipe, ready.latents, times, noise, encode(pipe, tokenise(pipe, ask.text))).item()
+            return denoising_loss(
+                pipe, ready.latents, times, noise, Condition(encode(pipe, tokenise(pipe, ask.text)))
+            ).item()
 
     unedited = loss(Candidate(ask.text))
     with get_eraser("uce").fit(pipe, concept_for("star"), progress=False).applied(pipe):

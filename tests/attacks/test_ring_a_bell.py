@@ -10,7 +10,7 @@ from support.attacking import ASKS, Wanted, draw_well, prepared, quiet_shapes, s
 
 from erasers.attacks import get_attack
 from erasers.attacks.ring_a_bell import RingABell, children, concept_vector, evolve
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.tokens import decode, tokenise, whole_words
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt

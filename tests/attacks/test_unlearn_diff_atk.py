@@ -13,7 +13,8 @@ from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.random_prefix import RandomPrefix
 from erasers.attacks.unlearn_diff_atk import PREFIX, UnlearnDiffAtk, gradient, project_simplex
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale
@@ -32,7 +33,7 @@ def slope(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
     prompt = SoftPrompt(pipe, f"{PREFIX} a star", {PREFIX: 2})
     found = gradient(pipe, prompt, table, picks, latents, 50, noise, LossScale(pipe))
     onehot = functional.one_hot(picks, len(words)).float().requires_grad_()
-    loss = denoising_loss(pipe, latents, torch.tensor([50]), noise, prompt.states({PREFIX: onehot @ table}))
+    loss = denoising_loss(pipe, latents, torch.tensor([50]), noise, Condition(prompt.states({PREFIX: onehot @ table})))
     return found, torch.autograd.grad(loss, [onehot])[0]
 
 
@@ -96,7 +97,7 @@ def test_it_denoises_better_than_random_prefixes_do(world: Any) -> None:
 
     @torch.no_grad()
     def value(text: str) -> float:
-        return denoising_loss(pipe, latents, times, noise, encode(pipe, tokenise(pipe, text))).item()
+        return denoising_loss(pipe, latents, times, noise, Condition(encode(pipe, tokenise(pipe, text)))).item()
 
     with patch.applied(pipe):
         (found,) = attack.run(pipe, ask, ready, generator=seeded())

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from support.attacking import seeded
 
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.tokens import tokenise
@@ -19,18 +20,18 @@ def test_latents_and_texts_are_counted_until_the_context_ends(pipe: Any) -> None
     states = encode(pipe, tokenise(pipe, "a star"))
     with Counter(pipe) as counter:
         encode(pipe, tokenise(pipe, ["a star", "a moon"]))
-        denoising_loss(pipe, latents, times, latents, states)
+        denoising_loss(pipe, latents, times, latents, Condition(states))
         assert counter.calls == Calls(gradients=3, texts=2)
         with torch.no_grad():
-            denoising_loss(pipe, latents, times, latents, states)
+            denoising_loss(pipe, latents, times, latents, Condition(states))
         assert counter.calls == Calls(denoiser=3, gradients=3, texts=2)
         with counter.paused():
-            denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
+            denoising_loss(pipe, latents, times, latents, Condition(encode(pipe, tokenise(pipe, "a star"))))
         assert counter.calls == Calls(denoiser=3, gradients=3, texts=2)
         copied = copy.deepcopy(pipe.text_encoder)
         copied(tokenise(pipe, "a star"))
         assert counter.calls == Calls(denoiser=3, gradients=3, texts=3)
-    denoising_loss(pipe, latents, times, latents, encode(pipe, tokenise(pipe, "a star")))
+    denoising_loss(pipe, latents, times, latents, Condition(encode(pipe, tokenise(pipe, "a star"))))
     assert counter.calls == Calls(denoiser=3, gradients=3, texts=3)
     assert not pipe.unet._forward_hooks
     assert not pipe.text_encoder._forward_hooks

@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from support.attacking import seeded
 
-from erasers.diffusion.conditions import Condition, encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
 from erasers.diffusion.denoiser import denoising_loss, predict
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.latents import latents_of
@@ -36,9 +37,9 @@ def test_the_loss_is_what_the_scheduler_inverts(pipe: Any, prediction: str, monk
     times = torch.tensor([10, 50, 90])
     target = noise if prediction == "epsilon" else pipe.scheduler.get_velocity(latents, noise, times)
     monkeypatch.setattr("erasers.diffusion.denoiser.predict", lambda *_: target)
-    assert denoising_loss(pipe, latents, times, noise, torch.zeros(1, 16, 32)) < 1e-10
+    assert denoising_loss(pipe, latents, times, noise, Condition(torch.zeros(1, 16, 32))) < 1e-10
     monkeypatch.setattr("erasers.diffusion.denoiser.predict", lambda *_: target + 2)
-    assert denoising_loss(pipe, latents, times, noise, torch.zeros(1, 16, 32)).item() == pytest.approx(4)
+    assert denoising_loss(pipe, latents, times, noise, Condition(torch.zeros(1, 16, 32))).item() == pytest.approx(4)
 
 
 def test_one_prompt_serves_a_batch(pipe: Any) -> None:

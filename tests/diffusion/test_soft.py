@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.attacking import seeded
 
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.tokens import token_table, tokenise
 

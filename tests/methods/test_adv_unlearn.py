@@ -16,7 +16,8 @@ from support.trained import fitted_in_two_goes
 from torch.nn import functional
 
 from erasers import Concept, get_eraser
-from erasers.diffusion.conditions import Condition, conditions
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import LossScale, frozen

@@ -12,7 +12,7 @@ from support.tiny import weights
 from support.trained import fitted_in_two_goes
 
 from erasers import Concept, get_eraser, load_pipeline
-from erasers.diffusion.conditions import encode
+from erasers.diffusion.clip import encode
 from erasers.diffusion.latents import latents_of
 from erasers.diffusion.noise import noised
 from erasers.diffusion.tokens import tokenise

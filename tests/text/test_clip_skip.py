@@ -12,7 +12,9 @@ from support.selection import only, rows
 from support.trained import METHODS, STAR
 
 from erasers import get_eraser
-from erasers.diffusion.conditions import Condition, conditions, encode
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.tokens import tokenise
 from erasers.methods.few_shot import trained_names
 from erasers.methods.itd import eraser as itd

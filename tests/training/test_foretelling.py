@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from erasers import Concept, get_eraser
 from erasers.attacks.relearning import Relearning
 from erasers.cli import app as cli
-from erasers.diffusion.conditions import conditions, encode
+from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen

@@ -25,7 +25,7 @@ class Discriminator(nn.Module):
         generator: Draws the weights.
     """
 
-    def __init__(self, shape: tuple[int, int, int], width: int, generator: torch.Generator) -> None:
+    def __init__(self, shape: tuple[int, ...], width: int, generator: torch.Generator) -> None:
         super().__init__()
         channels, side = shape[0], min(shape[1:])
         parts: list[nn.Module] = []

@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.adaptors.condition import Condition, cat
+from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.diffusion.batches import Summands, mean_in_parts
-from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
+from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
@@ -169,7 +171,7 @@ class DoCo(TrainedEraser):
                 good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
         names = names_of(pipe, "unet", denoiser_layers("x-strict"))
         student = Student(pipe, names, rank=self.rank, generator=generator)
-        judge = Discriminator(latent_shape(pipe), self.width, generator).to(pipe.unet.device)
+        judge = Discriminator(latent_shape(pipe), self.width, generator).to(denoiser_of(pipe).device)
         contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
         optimizers = {"student": contest.adamw, "discriminator": contest.adam}
         return Training(

@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
+from erasers.diffusion.adaptors.condition import Condition, cat
 from erasers.diffusion.batches import Piece, Summands, errors_in_parts, parts, together
-from erasers.diffusion.conditions import Condition, cat, conditions, unprompted
+from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.batches import Summands, mean_in_parts
-from erasers.diffusion.conditions import Condition
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.noise import noise_again

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from erasers.attacks.relearning import low_rank_rate
-from erasers.diffusion.conditions import Condition
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.low_rank import added, fresh_factors

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from erasers.diffusion.conditions import Condition
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.soft import SoftPrompt

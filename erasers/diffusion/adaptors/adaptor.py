@@ -1,0 +1,125 @@
+"""What the rest of the library knows of a family of denoisers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.models.families import UnsupportedPipeline
+
+Guides = Literal["twice", "embedded", "never"]
+"""How a picture is guided: by asking the denoiser twice, by a number that it reads, or not at all."""
+
+
+class Adaptor(ABC):
+    """How one family of denoisers is called.
+
+    Times of families with a schedule of alphas are its steps; those of flows are 1000 sigma, where sigma is the share
+    of noise: x_t = (1 - sigma) x_0 + sigma noise, of which the denoiser predicts the velocity noise - x_0.
+
+    Attributes:
+        title: What users call the family.
+        denoiser: Name of its class.
+        components: Attributes of the pipeline that hold denoisers, the one of high noise first.
+        encoders: Attributes of the text encoders that the denoiser reads.
+        flow: It follows a flow, and not a schedule of alphas.
+    """
+
+    title: ClassVar[str]
+    denoiser: ClassVar[str]
+    components: ClassVar[tuple[str, ...]] = ("transformer",)
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    flow: ClassVar[bool] = True
+
+    def check(self, pipe: Any) -> None:
+        """Refuse a denoiser that reads more than latents, the time and text.
+
+        Raises:
+            UnsupportedPipeline: Names the reason and the way out.
+        """
+        config = module_of(pipe, self.components[0]).config
+        channels, out = config.in_channels, config.get("out_channels") or config.in_channels
+        refuse_more_inputs(pipe, f"{channels} channels: a picture beside them" if channels != out else "")
+
+    def guides(self, pipe: Any) -> Guides:
+        """How pictures of this pipeline are guided."""
+        return "twice"
+
+    @abstractmethod
+    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
+        """What the pipeline itself makes of prompts, with gradients to its text encoders where these are wanted."""
+
+    def unprompted(self, pipe: Any) -> Condition:
+        """What the pipeline guides with where nothing is asked for, one row."""
+        return self.encode(pipe, [""])
+
+    @abstractmethod
+    def predict(
+        self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
+    ) -> torch.Tensor:
+        """What the denoiser predicts, in its own precision.
+
+        Args:
+            pipe: A pipeline of the family.
+            noisy: Latents `[n, c, ...]`.
+            times: `[n]`, on the device of the latents.
+            condition: Of n prompts, in any precision.
+            guidance: For those that read it.
+        """
+
+    @abstractmethod
+    def shape(self, pipe: Any, size: int | None = None) -> tuple[int, ...]:
+        """(channels, ..., height, width) of the latents of a picture of so many pixels; None: the model's own size."""
+
+    def scaled(self, pipe: Any, mean: torch.Tensor) -> torch.Tensor:
+        """Latents as the denoiser reads them, of what the VAE makes of pictures."""
+        config = pipe.vae.config
+        return torch.as_tensor((mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor)
+
+    def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
+        """mu of the scheduler's shift for latents of that shape `[c, ..., h, w]`; None where that does not move it."""
+        return None
+
+    def set_times(self, pipe: Any, scheduler: Any, steps: int, shape: Sequence[int]) -> None:
+        """Set the times of a scheduler for that many steps, as the pipeline does before it draws."""
+        mu = self.shift(pipe, shape)
+        scheduler.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
+
+
+def refuse_more_inputs(pipe: Any, more: str) -> None:
+    """Refuse a denoiser that training and gradient attacks, which draw from prompts alone, cannot call.
+
+    Args:
+        pipe: The pipeline.
+        more: What it reads beside latents, the time and text, in words; "" for nothing.
+
+    Raises:
+        UnsupportedPipeline: Names that and the way out.
+    """
+    if more:
+        raise UnsupportedPipeline(
+            f"expected a denoiser that reads latents, the time and text, got that of {type(pipe).__name__}, which "
+            f"reads {more}. Training and gradient attacks draw from prompts alone; take the text-to-image model, or a "
+            "method that trains nothing, such as rece"
+        )
+
+
+def module_of(pipe: Any, name: str) -> Any:
+    """A component, seen through `torch.compile`."""
+    module = getattr(pipe, name, None)
+    return getattr(module, "_orig_mod", module)
+
+
+def moved_by(config: Any, tokens: int) -> float:
+    """mu of resolution-dependent shifting, linear in the number of tokens of a picture.
+
+    Source: Esser et al., arXiv 2403.03206, section 5.3.2, in the form of diffusers' `calculate_shift`.
+    """
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (high - low) / (most - least)
+    return float(tokens * slope + (low - slope * least))

@@ -1,0 +1,43 @@
+"""What the denoiser reads of prompts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Condition(NamedTuple):
+    """What the denoiser reads of prompts.
+
+    Args:
+        states: `[n, tokens, d]`.
+        pooled: `[n, p]`, which some families have beside them.
+        mask: `[n, tokens]`, 0 where the denoiser does not look; None: it sees all.
+    """
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> Condition:
+        """Those of some prompts, in that order."""
+        index = index.to(self.states.device)
+        return Condition(*(None if value is None else value[index] for value in self))  # type: ignore[arg-type]
+
+    def part(self, rows: slice) -> Condition:
+        """Those of neighbouring rows."""
+        return Condition(*(None if value is None else value[rows] for value in self))  # type: ignore[arg-type]
+
+    def expand(self, count: int) -> Condition:
+        """Those of one prompt for so many latents; of as many prompts as they are."""
+        return Condition(
+            *(None if value is None else value.expand(count, *value.shape[1:]) for value in self)  # type: ignore[arg-type]
+        )
+
+
+def cat(*several: Condition) -> Condition:
+    """Conditions one after the other."""
+    columns = zip(*several, strict=True)
+    present = [[value for value in column if value is not None] for column in columns]
+    return Condition(*(torch.cat(values) if values else None for values in present))  # type: ignore[arg-type]

@@ -1,0 +1,57 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from erasers.diffusion.adaptors.adaptor import Adaptor, moved_by
+from erasers.diffusion.adaptors.condition import Condition
+
+
+class SD3(Adaptor):
+    """Stable Diffusion 3 and 3.5: states of two CLIP encoders side by side, those of T5 behind; pooled CLIP beside."""
+
+    title = "Stable Diffusion 3 and 3.5"
+    denoiser = "SD3Transformer2DModel"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
+        """See `Adaptor.encode`."""
+        more: dict[str, Any] = {"prompt_2": None, "prompt_3": None, "device": pipe._execution_device}
+        states, _, pooled, _ = pipe.encode_prompt(
+            prompt=list(texts), do_classifier_free_guidance=False, clip_skip=clip_skip, **more
+        )
+        return Condition(states, pooled)
+
+    def predict(
+        self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
+    ) -> torch.Tensor:
+        """See `Adaptor.predict`."""
+        transformer = pipe.transformer
+        pooled = condition.pooled
+        return torch.as_tensor(
+            transformer(
+                hidden_states=noisy.to(transformer.dtype),
+                timestep=times,
+                encoder_hidden_states=condition.states.to(transformer.dtype),
+                pooled_projections=None if pooled is None else pooled.to(transformer.dtype),
+                return_dict=False,
+            )[0]
+        )
+
+    def shape(self, pipe: Any, size: int | None = None) -> tuple[int, ...]:
+        """See `Adaptor.shape`."""
+        config = pipe.transformer.config
+        side = int(config.sample_size if size is None else size // pipe.vae_scale_factor)
+        return int(config.in_channels), side, side
+
+    def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
+        """See `Adaptor.shift`."""
+        config, patch = pipe.scheduler.config, int(pipe.transformer.config.patch_size)
+        if not config.get("use_dynamic_shifting", False):
+            return None
+        # This pipeline's own default of `max_shift`, where the scheduler has none.
+        return moved_by({"max_shift": 1.16, **config}, (shape[-2] // patch) * (shape[-1] // patch))

@@ -1,0 +1,111 @@
+"""Stage 2: the denoiser, by flow matching on latents encoded once; `without` leaves one thing out of its world."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection
+
+from erasers.worlds.shapes.scenes import captions, training_scenes
+from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
+from erasers.worlds.shapes.train.unet import PICTURES, UNCONDITIONAL
+from erasers.worlds.shapes_sd3.train.latents import cached_latents
+from erasers.worlds.shapes_sd3.train.text import ENCODERS, WIDTH, load_tokenizer
+
+RECIPE = Recipe(steps=9000, lr=1.2e-3, flat=0.4, warmup=200, ema=0.999)
+REFERENCE_RECIPE = RECIPE
+BATCH = 32
+
+
+def build(patch_size: int = 2) -> SD3Transformer2DModel:
+    """Stable Diffusion 3's denoiser at 8 x 8 x 4: joint attention over picture and text, of which the last half ends
+    in the fifth block; adaptive norms and the output start at zero."""
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=patch_size,
+        in_channels=4,
+        out_channels=4,
+        num_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH * len(ENCODERS),
+        caption_projection_dim=128,
+        pooled_projection_dim=WIDTH * len(ENCODERS),
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    started = [model.norm_out.linear, model.proj_out]
+    for block in model.transformer_blocks:
+        started += [block.norm1.linear, block.norm1_context.linear]
+    for layer in started:
+        nn.init.zeros_(layer.weight)
+    return model
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Euler steps along straight paths; pictures this small need no shift."""
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)
+
+
+class Prompts:
+    """What the pipeline makes of prompts: penultimate states of both encoders side by side, then the zeros that stand
+    for the absent T5; and both projections."""
+
+    def __init__(self, out: Path, device: torch.device) -> None:
+        self._tokenizer, self._device = load_tokenizer(), device
+        self._encoders = [
+            CLIPTextModelWithProjection.from_pretrained(out / name).to(device).eval().requires_grad_(False)
+            for name in ENCODERS
+        ]
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """States [n, 2 x tokens, 2 x width] and pooled states [n, 2 x width]."""
+        ids = self._tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        outputs = [encoder(ids.to(self._device), output_hidden_states=True) for encoder in self._encoders]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
+        return torch.cat([states, torch.zeros_like(states)], dim=1), pooled
+
+
+def run(out: Path, device: torch.device, seed: int, without: str | None = None, patch: int = 2) -> None:
+    """Train the denoiser and write `out/transformer` or `out/transformer-without-<thing>` (float32, averaged)."""
+    torch.manual_seed(seed)
+    name = f"transformer-without-{without}" if without else "transformer"
+    latents = cached_latents(out, device, seed)
+    scenes = training_scenes(PICTURES, seed_step(seed, 0))
+    if without:
+        keep = scenes.lacks(without)
+        scenes, latents = scenes[keep], latents[keep]
+    encode = Prompts(out, device)
+    transformer = build(patch).to(device)
+
+    def loss_step(step: int) -> dict[str, Tensor]:
+        generator = seed_step(seed, step + 1)
+        rng = random.Random(seed * 1_000_003 + step)
+        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+        states, pooled = encode(
+            ["" if rng.random() < UNCONDITIONAL else text for text in captions(scenes[chosen], rng)]
+        )
+        clean = latents[chosen].to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        sigma = torch.randn(BATCH, generator=generator).sigmoid().to(device)
+        share = sigma[:, None, None, None]
+        velocity = transformer(
+            hidden_states=(1 - share) * clean + share * noise,
+            timestep=1000 * sigma,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+        ).sample
+        return {"loss": (velocity - (noise - clean)).square().mean()}
+
+    train(name, transformer, loss_step, REFERENCE_RECIPE if without else RECIPE, out)
+    transformer.save_pretrained(out / name)
