@@ -12,8 +12,7 @@ import torch
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
-from erasers.diffusion.adaptors.condition import Condition
-from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import denoising_in_parts, denoising_loss, predict
 from erasers.diffusion.draws import gaussian, picks, seeds
 from erasers.diffusion.gradients import LossScale, frozen
@@ -22,10 +21,9 @@ from erasers.diffusion.low_rank import Factors, added, attention_layers, fresh_f
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import noised, random_times
 from erasers.diffusion.rates import LOW_RANK_CHANGE, MEASUREMENTS, Rate, rate_for_change, require_rate
-from erasers.diffusion.supported import check_supported
-from erasers.diffusion.tokens import tokenise
-from erasers.files.hashing import tensor_hashes
-from erasers.models.components import component, find_parameter
+from erasers.diffusion.supported import check_drawable
+from erasers.models.components import find_parameter
+from erasers.models.fingerprints import weight_hashes
 from erasers.options import Bound
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
@@ -56,10 +54,10 @@ class Prepared:
 class Relearning(Attack):
     """Fine-tune low-rank weights of the edited denoiser on pictures of the concept, and ask for it by the prompt.
 
-    Every projection of its attention layers learns B A of rank `rank` from `||noise - eps(z_t, t, p)||^2`; the result
-    is a patch on top of those that the model has. The weights are learned anew for each prompt, with other draws of
-    pictures, times and noise. A model that never saw the concept learns it, too: read the success against that of one
-    retrained without it.
+    Every projection of its attention layers learns B A of rank `rank` from `||noise - eps(z_t, t, p)||^2`, or from
+    `||noise - z_0 - v(z_t, t, p)||^2` along a flow; the result is a patch on top of those that the model has. The
+    weights are learned anew for each prompt, with other draws of pictures, times and noise. A model that never saw the
+    concept learns it, too: read the success against that of one retrained without it.
 
     The pictures are those that the unedited model draws of the attacked prompts, each with fresh noise.
 
@@ -102,7 +100,7 @@ class Relearning(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
-        check_supported(pipe)
+        check_drawable(pipe)
         fresh = seeds(self.pictures, generator)
         texts = tuple(asks[number % len(asks)].text for number in range(self.pictures))
         latents = latents_of(pipe, draw(pipe, {"prompt": list(texts)}, fresh))
@@ -115,7 +113,7 @@ class Relearning(Attack):
         Raises:
             ValueError: Weights that cannot be edited (quantised, wrapped, offloaded).
         """
-        check_supported(pipe)
+        check_drawable(pipe)
         factors = fresh_factors(pipe, self.rank, generator)
         # With the factors, still zero, as a patch: so they act on what they will act on when the result is drawn.
         with frozen(pipe), low_rank_patch(self, pipe, factors).applied(pipe), added(pipe, factors):
@@ -125,18 +123,17 @@ class Relearning(Attack):
     def _measured(self, pipe: Any, latents: torch.Tensor, texts: Sequence[str], generator: torch.Generator) -> float:
         """The rate that "auto" stands for, measured on some of the pictures."""
         latents = latents[:_MEASURED]
-        with torch.no_grad():
-            states = encode(pipe, tokenise(pipe, texts[: len(latents)]))
+        condition = conditions(pipe, texts[: len(latents)])
         noise = gaussian(latents, generator)
-        times = random_times(pipe, len(latents), generator).to(latents.device)
+        times = random_times(pipe, len(latents), generator, tuple(latents.shape[1:])).to(latents.device)
         rows = torch.arange(len(latents)).split(1)
 
         def loss(row: torch.Tensor) -> torch.Tensor:
-            return denoising_loss(pipe, latents[row], times[row], noise[row], Condition(states[row]))
+            return denoising_loss(pipe, latents[row], times[row], noise[row], condition.rows(row))
 
         def output() -> torch.Tensor:
             noisy = noised(pipe, latents, times, noise)
-            return torch.cat([predict(pipe, noisy[row], times[row], Condition(states[row])) for row in rows])
+            return torch.cat([predict(pipe, noisy[row], times[row], condition.rows(row)) for row in rows])
 
         factors = fresh_factors(pipe, self.rank, generator)
         with frozen(pipe), added(pipe, factors):
@@ -144,20 +141,19 @@ class Relearning(Attack):
 
     @torch.enable_grad()
     def _train(self, pipe: Any, factors: Mapping[str, Factors], prepared: Prepared, generator: torch.Generator) -> None:
-        with torch.no_grad():
-            states = encode(pipe, tokenise(pipe, prepared.texts))
+        condition = conditions(pipe, prepared.texts)
         trained = [factor for pair in factors.values() for factor in pair]
         optimizer, scale = torch.optim.AdamW(trained, lr=prepared.lr, weight_decay=0.0), LossScale(pipe)
         for _ in range(self.steps):
             rows = picks(len(prepared.texts), self.batch, generator)
-            times = random_times(pipe, self.batch, generator)
             latents = prepared.latents[rows]
+            times = random_times(pipe, self.batch, generator, tuple(latents.shape[1:]))
             loss = denoising_in_parts(
                 pipe,
                 latents,
                 times.to(latents.device),
                 gaussian(latents, generator),
-                Condition(states[rows.to(states.device)]),
+                condition.rows(rows),
             )
             scale.set(loss, trained)
             optimizer.step()
@@ -197,6 +193,6 @@ def low_rank_patch(attack: Relearning, pipe: Any, factors: Mapping[str, Factors]
         for name, pair in factors.items()
         for letter, value in zip("AB", pair, strict=True)
     }
-    base = tensor_hashes({name: parameter.data for name, parameter in live.items()}, owner=component(pipe, "unet"))
+    base = weight_hashes(pipe, {name: parameter.data for name, parameter in live.items()})
     dtype = next(iter(live.values())).dtype
     return Patch(tensors, patch_meta(attack.name, attack.config(), [], base, dtype))

@@ -8,20 +8,16 @@ from typing import Any
 import torch
 
 from erasers.files.cache import cached
-from erasers.files.hashing import tensor_hashes
-from erasers.models.components import component
+from erasers.models.fingerprints import weight_hashes
 from erasers.models.ports import Group, Port
 
 _BLOCKS = 4
 
 
 def port_hashes(pipe: Any, groups: Sequence[Group]) -> dict[str, str]:
-    """Fingerprint of every port's weight, remembered on the denoiser."""
-    hashes: dict[str, str] = {}
-    for group in groups:
-        owner = component(pipe, group.ports[0].name.partition(".")[0])
-        hashes |= tensor_hashes({port.parameter: port.module.weight.data for port in group.ports}, owner=owner)
-    return hashes
+    """Fingerprint of every port's weight."""
+    weights = {port.parameter: port.module.weight.data for group in groups for port in group.ports}
+    return weight_hashes(pipe, weights)
 
 
 def port_gram(

@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from erasers.diffusion.adaptors.table import denoisers_of
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import unmixed
 from erasers.models.components import component, find_parameter, submodule
 
-_ATTENTION = re.compile(r"\.attn\d\.(to_q|to_k|to_v|to_out\.0)$")
+_ATTENTION = re.compile(
+    r"\.(attn\d?|attention)\.(to_q|to_k|to_v|to_out|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out|to_qkv_mlp_proj)$"
+)
 
 Factors = tuple[nn.Parameter, nn.Parameter]
 """A `[r, d]` and B `[out, r]` of one layer: it adds B A x."""
 
 
 def fresh_factors(pipe: Any, rank: int, generator: torch.Generator) -> dict[str, Factors]:
-    """Factors of every projection of the denoiser's attention, by name, A random and B zero.
+    """Factors of every projection of the denoisers' attention, by name, A random and B zero.
 
     Raises:
         ValueError: Weights that cannot be edited.
@@ -50,13 +53,18 @@ def added(pipe: Any, factors: Mapping[str, Factors]) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name, pair in factors.items():
-            layer = submodule(component(pipe, "unet"), name.partition(".")[2])
+            owner, _, path = name.partition(".")
+            layer = submodule(component(pipe, owner), path)
             if layer is not None:
                 stack.callback(layer.register_forward_hook(hook(pair)).remove)
         yield
 
 
 def attention_layers(pipe: Any) -> dict[str, nn.Module]:
-    """Every projection of the denoiser's attention, by full name."""
-    layers = component(pipe, "unet").named_modules()
-    return {f"unet.{path}": layer for path, layer in layers if _ATTENTION.search(path)}
+    """Every projection of the denoisers' attention, by full name: those of pictures and of text where both attend."""
+    return {
+        f"{name}.{path}": layer
+        for name, denoiser in denoisers_of(pipe).items()
+        for path, layer in denoiser.named_modules()
+        if _ATTENTION.search(path) and not isinstance(layer, nn.ModuleList)
+    }

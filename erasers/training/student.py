@@ -12,8 +12,8 @@ from torch import nn
 from erasers.concept import Concept
 from erasers.diffusion.batches import Summands
 from erasers.diffusion.gradients import LossScale, unmixed
-from erasers.files.hashing import tensor_hashes
 from erasers.models.components import below_adapters, component, find_parameter, submodule
+from erasers.models.fingerprints import weight_hashes
 from erasers.models.readers import text_readers
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
@@ -125,11 +125,7 @@ class Student:
         return self._hashes(self.names)
 
     def _hashes(self, names: Sequence[str]) -> dict[str, str]:
-        hashes: dict[str, str] = {}
-        for owner in dict.fromkeys(name.partition(".")[0] for name in names):
-            mine = {name: self._base(name).data for name in names if name.partition(".")[0] == owner}
-            hashes |= tensor_hashes(mine, owner=component(self._pipe, owner))
-        return hashes
+        return weight_hashes(self._pipe, {name: self._base(name).data for name in names})
 
     def _base(self, name: str) -> nn.Parameter:
         return cast(nn.Parameter, self.base[name])

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, quiet_shapes, seeded
+from support.families.all import FAMILIES
 from support.tiny import draw, same, weights
 
 from erasers import get_eraser
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.relearning import Relearning, low_rank_patch
-from erasers.diffusion.adaptors.condition import Condition
-from erasers.diffusion.clip import encode
+from erasers.diffusion.adaptors.table import denoisers_of
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import denoising_loss, predict
 from erasers.diffusion.draws import gaussian
+from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.low_rank import added, fresh_factors
-from erasers.diffusion.tokens import tokenise
+from erasers.diffusion.noise import flows
+from erasers.models.components import parameters_of
 from erasers.patch import applied_patches
 from erasers.worlds.shapes.prompts import Prompt, concept_for
 
@@ -26,25 +31,51 @@ FORMS = ("none", "weights", "hooks")
 
 
 def predicted(pipe: Any, text: str = "a red star") -> torch.Tensor:
-    noisy = gaussian(torch.empty(2, 4, 8, 8), seeded(1))
+    noisy = gaussian(torch.empty(2, *latent_shape(pipe)), seeded(1))
     with torch.no_grad():
-        return predict(pipe, noisy, torch.tensor([10, 70]), Condition(encode(pipe, tokenise(pipe, text))))
+        return predict(pipe, noisy, torch.tensor([10, 70]), conditions(pipe, [text]))
+
+
+def attention_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The attention layers of the denoisers, by full name."""
+    return {
+        f"{owner}.{path}": layer
+        for owner, denoiser in denoisers_of(pipe).items()
+        for path, layer in denoiser.named_modules()
+        if ".attn" in path
+    }
 
 
 def test_all_projections_of_attention_are_trained_and_start_at_nothing(pipe: Any) -> None:
+    all_are_trained_from_nothing(pipe)
+    assert any(".attn1." in name for name in attention_of(pipe))
+
+
+def test_all_projections_of_joint_attention_are_trained_too(modern: Any) -> None:
+    all_are_trained_from_nothing(modern)
+
+
+def all_are_trained_from_nothing(pipe: Any) -> None:
     factors = fresh_factors(pipe, 2, seeded())
-    linear = {f"unet.{path}" for path, part in pipe.unet.named_modules() if isinstance(part, torch.nn.Linear)}
-    attention = {name for name in linear if ".attn" in name}
+    attention = {name for name, layer in attention_of(pipe).items() if isinstance(layer, torch.nn.Linear)}
     assert set(factors) == attention
-    assert any(".attn1." in name for name in attention)
     before = predicted(pipe)
     with added(pipe, factors):
         assert torch.equal(predicted(pipe), before)
 
 
+@pytest.mark.parametrize("form", ["weights", "hooks"])
+def test_the_patch_does_what_was_trained_of_joint_attention(modern: Any, form: str) -> None:
+    the_patch_does_what_was_trained(modern, form)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_patch_does_what_was_trained(pipe: Any, form: str) -> None:
     """Also where a hook in front of the denoiser has to be folded into the weights below the patch."""
+    the_patch_does_what_was_trained(pipe, form)
+
+
+def the_patch_does_what_was_trained(pipe: Any, form: str) -> None:
     attack, patch = Relearning(**SMALL), erasure(pipe, form)
     if patch is not None:
         patch.apply(pipe)
@@ -78,22 +109,30 @@ def test_hooks_and_weights_are_relearned_alike(pipe: Any) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_it_leaves_the_pipeline_as_it_was(pipe: Any, form: str) -> None:
+    it_leaves_the_pipeline_as_it_was(pipe, form)
+
+
+def test_it_leaves_other_families_as_they_were(modern: Any) -> None:
+    it_leaves_the_pipeline_as_it_was(modern, "weights")
+
+
+def it_leaves_the_pipeline_as_it_was(pipe: Any, form: str) -> None:
     attack, patch = Relearning(**SMALL), erasure(pipe, form)
     ready = prepared(attack, pipe)
     if patch is not None:
         patch.apply(pipe)
     before, picture, patches = weights(pipe), draw(pipe), applied_patches(pipe)
-    trained = [parameter.requires_grad for parameter in pipe.unet.parameters()]
+    trained = [weight.requires_grad for _, weight in parameters_of(pipe)]
     (candidate,) = candidates(attack, pipe, ready)
     assert same(weights(pipe), before)
-    assert [parameter.requires_grad for parameter in pipe.unet.parameters()] == trained
+    assert [weight.requires_grad for _, weight in parameters_of(pipe)] == trained
     with candidate.placed(pipe) as arguments:
         assert arguments == {"prompt": ASKS[0].text}
         assert not torch.equal(draw(pipe), picture)
     assert same(weights(pipe), before)
     assert torch.equal(draw(pipe), picture)
     assert applied_patches(pipe) == patches
-    assert not any(part._forward_hooks for name, part in pipe.unet.named_modules() if ".attn" in name)
+    assert not any(layer._forward_hooks for layer in attention_of(pipe).values())
 
 
 def test_an_error_in_training_leaves_the_pipeline_as_it_was(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +147,7 @@ def test_an_error_in_training_leaves_the_pipeline_as_it_was(pipe: Any, monkeypat
         candidates(attack, pipe, ready)
     assert same(weights(pipe), before)
     assert not applied_patches(pipe)
-    assert not any(part._forward_hooks for name, part in pipe.unet.named_modules() if ".attn" in name)
+    assert not any(layer._forward_hooks for layer in attention_of(pipe).values())
 
 
 def test_the_same_seed_learns_the_same(pipe: Any) -> None:
@@ -132,9 +171,34 @@ def test_it_spends_what_its_budget_says(pipe: Any, ask: Any) -> None:
     assert (outcome.post, outcome.text) == (False, ask.text)
 
 
-def test_other_families_and_bad_options_are_refused(pipes: Any) -> None:
-    with pytest.raises(TypeError, match="expected a Stable Diffusion 1 or 2 pipeline"):
-        prepared(Relearning(), pipes("sdxl"))
+def test_it_spends_what_its_budget_says_on_other_families(modern: Any) -> None:
+    attack = Relearning(**SMALL)
+    outcome = attacked(attack, modern, prepared(attack, modern), Says(False))
+    assert outcome.spent == attack.budget()
+
+
+def test_pictures_of_other_families_are_learned(modern: Any) -> None:
+    """What was not attacked, and what learns nothing from the pictures, stay as far from them as they were."""
+    attack = Relearning(steps=5, batch=3, rank=4, pictures=3)
+    ready = prepared(attack, modern)
+    noise, times = gaussian(ready.latents, seeded(9)), torch.tensor([20.0, 50.0, 80.0])
+    times = times.long() if not flows(modern) else 10 * times
+
+    @torch.no_grad()
+    def loss(candidate: Candidate) -> float:
+        with candidate.placed(modern):
+            return denoising_loss(modern, ready.latents, times, noise, conditions(modern, ready.texts)).item()
+
+    (candidate,) = candidates(attack, modern, replace(ready, lr=4 * ready.lr))
+    (still,) = candidates(attack, modern, replace(ready, lr=1e-9))
+    plain = loss(Candidate(ASKS[0].text))
+    assert loss(candidate) < 0.99 * plain
+    assert loss(still) == pytest.approx(plain, rel=1e-4)
+
+
+def test_other_families_and_bad_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="expected a pipeline that can be trained and attacked"):
+        prepared(Relearning(), FAMILIES["hunyuandit"].build(tmp_path))
     with pytest.raises(ValueError, match="expected steps, batch, rank and pictures of at least 1"):
         get_attack("relearning", rank=0)
     with pytest.raises(ValueError, match="lr above 0"):
@@ -152,9 +216,7 @@ def test_the_loss_falls_on_an_erased_star() -> None:
     @torch.no_grad()
     def loss(candidate: Candidate) -> float:
         with candidate.placed(pipe):
-            return denoising_loss(
-                pipe, ready.latents, times, noise, Condition(encode(pipe, tokenise(pipe, ask.text)))
-            ).item()
+            return denoising_loss(pipe, ready.latents, times, noise, conditions(pipe, [ask.text])).item()
 
     unedited = loss(Candidate(ask.text))
     with get_eraser("uce").fit(pipe, concept_for("star"), progress=False).applied(pipe):
