@@ -6,7 +6,8 @@ trained or measured. What its backward pass needs is counted as it is saved.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,18 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.adaptors.table import adaptor_of, denoiser_of, denoisers_of
+from erasers.diffusion.blanks import blank
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.memory import free_memory, gigabytes
 from erasers.models.components import component, parameters_of
 
 _META = torch.device("meta")
 _HALF = (torch.float16, torch.bfloat16)
-_PRODUCTS = (functional.linear, functional.conv2d)
-_NORMS = (functional.group_norm, functional.layer_norm)
-_UNITS = ("ResnetBlock2D", "BasicTransformerBlock")
-"""What diffusers computes again under gradient checkpointing."""
+_PRODUCTS = (functional.linear, functional.conv2d, functional.conv3d, torch.matmul, torch.Tensor.matmul, torch.bmm)
+_NORMS = (functional.group_norm, functional.layer_norm, functional.rms_norm)
+_RUN = "_gradient_checkpointing_func"
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class Pass:
         samples: Latents that go through the denoiser together.
         trained: Weights that get gradients.
         texts: Prompts that are encoded with gradients beside them.
+        size: Of their pictures in pixels; None: the model's own.
     """
 
     samples: int
     trained: Collection[str] = ()
     texts: int = 0
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def samples_together(pipe: Any, passes: Sequence[Pass], memory: int | None) -> i
     """How many samples of these backward passes fit the memory there is; None: all of them.
 
     Args:
-        pipe: A pipeline of a UNet and a CLIP text encoder.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
         passes: Backward passes of which one is done at a time.
         memory: Bytes for all; None: what the device has, or a CPU without bounds.
 
@@ -95,65 +100,97 @@ def _fits(needs: Sequence[Need], batch: int, room: int) -> bool:
     return all(need.nbytes(batch) <= room for need in needs)
 
 
-def denoiser_flops(pipe: Any) -> float:
+def denoiser_flops(pipe: Any, size: int | None = None) -> float:
     """Floating-point operations of the denoiser for one latent, forward; a multiplication and an addition are two."""
-    unet: Any = component(pipe, "unet")
-    fused = _AsOnDevice(unet.dtype)
+    denoiser = denoiser_of(pipe)
+    fused = _AsOnDevice(denoiser.dtype)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, fused:
-        _denoise(pipe, _meta_weights(unet, "unet", ()), text=False)
+        _denoise(pipe, _meta_weights(pipe, _denoiser_name(pipe), ()), text=False, size=size)
     return float(counter.get_total_flops() + fused.flops)
 
 
+def text_flops(pipe: Any) -> float:
+    """Operations for a prompt: two for each token and weight of the text encoders, tables of embeddings left out."""
+    tokens = blank(pipe).tokens
+    weights = dict.fromkeys(tokens, 0)
+    for name, weight in parameters_of(pipe):
+        owner = name.partition(".")[0]
+        if owner in weights and "embedding" not in name and "shared" not in name:
+            weights[owner] += weight.numel()
+    return float(sum(2.0 * weights[name] * count for name, count in tokens.items()))
+
+
 def need_of(pipe: Any, backward: Pass, checkpointing: bool = False) -> Need:
-    """What a backward pass needs on a pipeline of a UNet and a CLIP text encoder, its weights not counted."""
-    text = backward.texts > 0
-    sample = _saved_by_denoiser(pipe, backward.trained, text, checkpointing) if backward.samples else 0
-    fixed = backward.texts * _saved_by_text_encoder(pipe, backward.trained) if text else 0
+    """What a backward pass needs on a pipeline of a family with an adaptor, its weights not counted."""
+    sample = _saved_by_denoiser(pipe, backward, checkpointing) if backward.samples else 0
+    fixed = backward.texts * _saved_by_encoders(pipe, backward.trained) if backward.texts else 0
     return Need(backward.samples, sample, fixed)
 
 
-def _saved_by_denoiser(pipe: Any, trained: Collection[str], text: bool, checkpointing: bool) -> int:
-    unet: Any = component(pipe, "unet")
-    weights = _meta_weights(unet, "unet", trained)
-    with _Saved(unet, weights, checkpointing) as saved, _AsOnDevice(unet.dtype):
-        _denoise(pipe, weights, text=text)
+def _saved_by_denoiser(pipe: Any, backward: Pass, checkpointing: bool) -> int:
+    name, denoiser = _denoiser_name(pipe), denoiser_of(pipe)
+    weights = _meta_weights(pipe, name, backward.trained)
+    saved = _Saved(weights.values())
+    checkpointing = checkpointing or bool(getattr(denoiser, "is_gradient_checkpointing", False))
+    with _computed_again(denoiser, saved.unit) if checkpointing else nullcontext(), saved, _AsOnDevice(denoiser.dtype):
+        _denoise(pipe, weights, text=backward.texts > 0, size=backward.size)
     return saved.nbytes
 
 
-def _saved_by_text_encoder(pipe: Any, trained: Collection[str]) -> int:
-    """Bytes that a prompt keeps; what is trained is a part of the encoder, or soft tokens that it reads."""
-    encoder: Any = component(pipe, "text_encoder")
-    width = int(encoder.config.hidden_size)
-    weights = _meta_weights(encoder, "text_encoder", trained)
+def _saved_by_encoders(pipe: Any, trained: Collection[str]) -> int:
+    """Bytes that a prompt keeps; what is trained are parts of the encoders, or soft tokens that all of them read."""
+    tokens = blank(pipe).tokens
+    owners = {name.partition(".")[0] for name in trained} & tokens.keys()
+    return sum(_saved_by_encoder(pipe, name, tokens[name], trained) for name in tokens if name in owners or not owners)
+
+
+def _saved_by_encoder(pipe: Any, name: str, tokens: int, trained: Collection[str]) -> int:
+    encoder: Any = component(pipe, name)
+    weights = _meta_weights(pipe, name, trained)
     soft = not any(weight.requires_grad for weight in weights.values())
-    ids = torch.zeros(1, _tokens(pipe), dtype=torch.long, device=_META)
-    handle = encoder.get_input_embeddings().register_forward_hook(
-        lambda *_: torch.zeros(1, _tokens(pipe), width, device=_META, dtype=encoder.dtype, requires_grad=soft)
+    table = encoder.get_input_embeddings()
+    shape = (1, tokens, table.weight.shape[1])
+    handle = table.register_forward_hook(
+        lambda *_: torch.zeros(shape, device=_META, dtype=encoder.dtype, requires_grad=soft)
     )
     try:
-        with _Saved(encoder, weights, False) as saved, _AsOnDevice(encoder.dtype):
-            functional_call(encoder, weights, (ids,))
+        with _Saved(weights.values()) as saved, _AsOnDevice(encoder.dtype):
+            functional_call(encoder, weights, (torch.zeros(1, tokens, dtype=torch.long, device=_META),))
     finally:
         handle.remove()
     return saved.nbytes
 
 
-def _denoise(pipe: Any, weights: Mapping[str, torch.Tensor], *, text: bool) -> None:
+def _denoiser_name(pipe: Any) -> str:
+    return next(iter(denoisers_of(pipe)))
+
+
+class _Call(nn.Module):
+    """The denoiser as its adaptor calls it, so that weights on the meta device can take the place of its own."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self.add_module(_denoiser_name(pipe), denoiser_of(pipe))
+        self._pipe = pipe
+
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return adaptor_of(self._pipe).predict(self._pipe, noisy, times, condition, 1.0)
+
+
+def _denoise(pipe: Any, weights: Mapping[str, torch.Tensor], *, text: bool, size: int | None) -> None:
     """One latent through the denoiser on the meta device, with gradients to its weights and to the text."""
-    unet: Any = component(pipe, "unet")
-    latents = torch.zeros(1, *latent_shape(pipe), device=_META, dtype=unet.dtype)
-    states = torch.zeros(1, _tokens(pipe), _text_width(unet), device=_META, dtype=unet.dtype, requires_grad=text)
-    more: dict[str, Any] = {}
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        width = int(pipe.text_encoder_2.config.projection_dim)
-        pooled = torch.zeros(1, width, device=_META, dtype=unet.dtype)
-        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6, device=_META)}
-    arguments = {"encoder_hidden_states": states, **more}
-    functional_call(unet, dict(weights), (latents, torch.zeros(1, device=_META)), arguments)
+    dtype, name = denoiser_of(pipe).dtype, _denoiser_name(pipe)
+    condition = blank(pipe).condition.to(_META, dtype)
+    for value in (condition.states, condition.pooled) if text else ():
+        if value is not None:
+            value.requires_grad_()
+    latents = torch.zeros(1, *latent_shape(pipe, size), device=_META, dtype=dtype)
+    named = {f"{name}.{path}": weight for path, weight in weights.items()}
+    functional_call(_Call(pipe), named, (latents, torch.zeros(1, device=_META), condition))
 
 
-def _meta_weights(module: nn.Module, owner: str, trained: Collection[str]) -> dict[str, torch.Tensor]:
-    wanted = set(trained)
+def _meta_weights(pipe: Any, owner: str, trained: Collection[str]) -> dict[str, torch.Tensor]:
+    module, wanted = component(pipe, owner), set(trained)
     named = {name: torch.empty_like(value, device=_META) for name, value in module.named_parameters()}
     for name, value in named.items():
         plain = ".".join(step for step in name.split(".") if step not in ("base_layer", "_orig_mod"))
@@ -162,42 +199,43 @@ def _meta_weights(module: nn.Module, owner: str, trained: Collection[str]) -> di
 
 
 class _Saved:
-    """Counts the bytes of what a module saves for the backward pass inside, its weights not counted.
+    """Counts the bytes of what is saved for the backward pass inside, weights not counted.
 
-    With checkpointing it counts what the units keep of their output, and what the largest of them saves.
+    Units that are computed again count with what they are given, and the largest of them with what it saves.
     """
 
-    def __init__(self, module: nn.Module, weights: Mapping[str, torch.Tensor], checkpointing: bool) -> None:
-        self._module, self._checkpointing = module, checkpointing
-        self._own = {value.untyped_storage()._cdata for value in weights.values()}
-        self._storages: dict[int, tuple[torch.Tensor, str]] = {}
-        self._unit, self._outputs = "", 0
-        self._handles: list[Any] = []
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        self._own = {value.untyped_storage()._cdata for value in weights}
+        self._storages: dict[int, tuple[torch.Tensor, int]] = {}
+        self._unit, self._units = 0, 0
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     @property
     def nbytes(self) -> int:
         """How many."""
-        units: dict[str, int] = {}
+        units: dict[int, int] = {0: 0}
         for tensor, unit in self._storages.values():
             units[unit] = units.get(unit, 0) + tensor.untyped_storage().nbytes()
-        outside = units.pop("", 0)
-        if not self._checkpointing:
-            return outside + sum(units.values())
-        return outside + self._outputs + max(units.values(), default=0)
+        return units.pop(0) + max(units.values(), default=0)
 
     def __enter__(self) -> _Saved:
-        for name, module in self._module.named_modules():
-            if self._checkpointing and type(module).__name__ in _UNITS:
-                self._handles.append(module.register_forward_pre_hook(self._entering(name)))
-                self._handles.append(module.register_forward_hook(self._leaving))
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hooks.__exit__(None, None, None)
-        for handle in self._handles:
-            handle.remove()
+
+    def unit(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """What a block that is computed again makes of its inputs."""
+        for value in inputs:
+            if isinstance(value, torch.Tensor):
+                self._keep(value)
+        self._units += 1
+        self._unit = self._units
+        try:
+            return block(*inputs)
+        finally:
+            self._unit = 0
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         number = tensor.untyped_storage()._cdata
@@ -206,14 +244,19 @@ class _Saved:
             self._storages.setdefault(number, (tensor, self._unit))
         return tensor
 
-    def _entering(self, name: str) -> Any:
-        def enter(*_: object) -> None:
-            self._unit = name
 
-        return enter
-
-    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._unit, self._outputs = "", self._outputs + output.nbytes
+@contextmanager
+def _computed_again(denoiser: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
+    """Inside, the denoiser hands the blocks that gradient checkpointing computes again to a function that runs them."""
+    able: list[Any] = [module for module in denoiser.modules() if hasattr(module, "gradient_checkpointing")]
+    before = [(module.gradient_checkpointing, getattr(module, _RUN, None)) for module in able]
+    try:
+        for module in able:
+            module.gradient_checkpointing, module._gradient_checkpointing_func = True, run
+        yield
+    finally:
+        for module, (on, own) in zip(able, before, strict=True):
+            module.gradient_checkpointing, module._gradient_checkpointing_func = on, own
 
 
 class _AsOnDevice(TorchFunctionMode):
@@ -261,19 +304,3 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> Any:
         raise NotImplementedError
-
-
-def text_flops(pipe: Any) -> float:
-    """Operations for a prompt: two for each token and weight of the text encoders, tables of embeddings left out."""
-    named = [(name, weight) for name, weight in parameters_of(pipe) if name.startswith("text_encoder")]
-    weights = sum(weight.numel() for name, weight in named if "embedding" not in name)
-    return float(2.0 * weights * _tokens(pipe))
-
-
-def _text_width(unet: Any) -> int:
-    width = unet.config.cross_attention_dim
-    return int(width if isinstance(width, int) else max(width))
-
-
-def _tokens(pipe: Any) -> int:
-    return int(pipe.text_encoder.config.max_position_embeddings)

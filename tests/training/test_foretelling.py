@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families.all import FAMILIES
 from support.scripts import benchmark
 from support.selection import cases
 from support.trained import METHODS, STAR
@@ -16,11 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from erasers import Concept, get_eraser
 from erasers.attacks.relearning import Relearning
 from erasers.cli import app as cli
+from erasers.diffusion.adaptors.table import denoisers_of
 from erasers.diffusion.clip import encode
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen
+from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.low_rank import attention_layers, fresh_factors
 from erasers.diffusion.memory import parse_memory
 from erasers.diffusion.needs import Need, Pass, denoiser_flops, need_of, text_flops
@@ -58,16 +61,18 @@ def attention(module: Any, path: str) -> bool:
     return isinstance(module, torch.nn.Linear) and ".attn" in path
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_what_is_counted_is_what_the_backward_pass_keeps(pipes, family):
-    pipe = pipes(family)
-    names = names_of(pipe, "unet", attention)
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+def test_what_is_counted_is_what_the_backward_pass_keeps(tmp_path, family):
+    pipe = FAMILIES[family].build(tmp_path)
+    name, denoiser = next(iter(denoisers_of(pipe).items()))
+    names = names_of(pipe, name, attention)
     student = Student(pipe, names, generator=torch.Generator().manual_seed(0))
-    noisy, times, condition = torch.randn(2, 4, 8, 8), torch.tensor([3, 50]), conditions(pipe, ["star", "moon"])
+    condition, times = conditions(pipe, ["star", "moon"]), torch.tensor([3, 50])
+    noisy = torch.randn(2, *latent_shape(pipe, 16))
     with frozen(pipe), student.placed():
-        own = [parameter.detach() for parameter in pipe.unet.parameters()] + student.parameters
+        own = [parameter.detach() for parameter in denoiser.parameters()] + student.parameters
         found = saved(lambda: predict(pipe, noisy, times, condition), *own)
-    assert need_of(pipe, Pass(2, names)).nbytes(2) == pytest.approx(found, rel=0.05)
+    assert need_of(pipe, Pass(2, names, size=16)).nbytes(2) == pytest.approx(found, rel=0.05)
 
 
 def test_what_is_counted_of_texts_is_what_the_backward_pass_keeps(pipe):

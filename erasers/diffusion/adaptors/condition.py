@@ -35,6 +35,15 @@ class Condition(NamedTuple):
             *(None if value is None else value.expand(count, *value.shape[1:]) for value in self)  # type: ignore[arg-type]
         )
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
+        """The same elsewhere, and what is no mask in another precision."""
+        pooled, mask = self.pooled, self.mask
+        return Condition(
+            self.states.to(device, dtype),
+            None if pooled is None else pooled.to(device, dtype),
+            None if mask is None else mask.to(device),
+        )
+
 
 def cat(*several: Condition) -> Condition:
     """Conditions one after the other."""
