@@ -67,8 +67,9 @@ class Counter(AbstractContextManager["Counter"]):
             self._off = before
 
     def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output.sample
-        self._count(Calls(gradients=len(states)) if states.requires_grad else Calls(denoiser=len(states)))
+        samples = output[0] if isinstance(output, tuple) else output.sample
+        # A tensor, or as many as there are samples.
+        self._count(Calls(gradients=len(samples)) if samples[0].requires_grad else Calls(denoiser=len(samples)))
 
     def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self._count(Calls(texts=len(args[0] if args else kwargs["input_ids"])))

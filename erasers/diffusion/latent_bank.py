@@ -144,7 +144,8 @@ def _walk(
 ) -> LatentBank:
     met: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "times", "conditional", "empty")}
     shape = tuple(latents.shape[1:])
-    nothing, guides = empty.rows(torch.zeros(len(latents), dtype=torch.long)), adaptor_of(pipe).guides(pipe)
+    nothing, adaptor = empty.rows(torch.zeros(len(latents), dtype=torch.long)), adaptor_of(pipe)
+    guides = adaptor.guides(pipe)
     step = _stepper(pipe, way.steps, shape)
     for number, time in enumerate(time_grid(pipe, way.steps, shape)):
         times = torch.full((len(latents),), time, device=latents.device)
@@ -154,7 +155,7 @@ def _walk(
             met[name].append(value)
         guided = conditional
         if guides == "twice":
-            guided = unconditional + way.guidance * (conditional - unconditional)
+            guided = adaptor.guided(conditional, unconditional, way.guidance)
         elif guides == "embedded":
             guided = predict(pipe, latents, times, condition, way.guidance)
         latents = step(number, times, latents, guided)

@@ -18,5 +18,9 @@ def latent_shape(pipe: Any, size: int | None = None) -> tuple[int, ...]:
 @torch.no_grad()
 def latents_of(pipe: Any, images: Sequence[Any]) -> torch.Tensor:
     """Scaled latents `[n, c, ...]` of pictures in float32: the mean of the VAE's posterior, without its noise."""
-    pixels = pipe.image_processor.preprocess(list(images)).to(pipe.vae.device, pipe.vae.dtype)
-    return adaptor_of(pipe).scaled(pipe, pipe.vae.encode(pixels).latent_dist.mean.float())
+    processor = pipe.image_processor if hasattr(pipe, "image_processor") else pipe.video_processor
+    pixels = processor.preprocess(list(images)).to(pipe.vae.device, pipe.vae.dtype)
+    # Autoencoders of videos read `[n, 3, frames, h, w]`.
+    encoded = pipe.vae.encode(pixels[:, :, None] if "temperal_downsample" in pipe.vae.config else pixels)
+    mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+    return adaptor_of(pipe).scaled(pipe, mean.float())

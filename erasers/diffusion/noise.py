@@ -137,7 +137,7 @@ def noise_again(
     pipe: Any, pictures: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(x_t, t, what a perfect denoiser predicts) of pictures x_0 `[n, c, h, w]`, at random times with fresh noise."""
-    times = random_times(pipe, len(pictures), generator).to(pictures.device)
+    times = random_times(pipe, len(pictures), generator, tuple(pictures.shape[1:])).to(pictures.device)
     noise = gaussian(pictures, generator)
     return noised(pipe, pictures, times, noise), times, target_of(pipe, pictures, times, noise)
 
@@ -157,10 +157,13 @@ def _beside(values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _moved(pipe: Any, sigmas: torch.Tensor, shape: tuple[int, ...] | None) -> torch.Tensor:
-    """Sigmas moved as the scheduler moves those of its samplers: s sigma / (1 + (s - 1) sigma)."""
+    """Sigmas moved as the scheduler moves those of its samplers: s sigma / (1 + (s - 1) sigma), and no lower than its
+    terminal one.
+    """
     config, adaptor = pipe.scheduler.config, adaptor_of(pipe)
     mu = adaptor.shift(pipe, shape or adaptor.shape(pipe))
     shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
     if mu is not None:
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+    moved, terminal = shift * sigmas / (1 + (shift - 1) * sigmas), float(config.get("shift_terminal") or 0.0)
+    return terminal + (1 - terminal) * moved

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from erasers.models.calls import handed_on
 from erasers.models.families import Family, Source, UnsupportedPipeline
 from erasers.models.ports import find_family, read_through
 from erasers.text.clip import encode_clip
@@ -22,14 +23,6 @@ from erasers.text.states import Encoded, Rows, Segment
 _PROMPTS_A_BATCH = 8
 # A word behind a text show where it ends: two prompts that both begin with it agree that far.
 _PROBE = " and"
-# What `__call__` hands on to `encode_prompt`, besides the prompt.
-_HANDED_ON = (
-    "max_sequence_length",
-    "clean_caption",
-    "complex_human_instruction",
-    "text_encoder_out_layers",
-    "system_prompt",
-)
 
 
 @dataclass(frozen=True)
@@ -233,12 +226,7 @@ def _call(
 
 def _options(reader: Reader) -> dict[str, Any]:
     """Arguments of `encode_prompt`: as `__call__` gives them, for one picture and without guidance."""
-    wanted, called = _parameters(reader.pipe), inspect.signature(type(reader.pipe).__call__).parameters
-    options = {name: called[name].default for name in _HANDED_ON if name in called}
-    options |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False}
-    options |= {"device": reader.pipe._execution_device, "prompt_2": None, "prompt_3": None}
-    if "text_encoder_index" in wanted:
-        options.pop("max_sequence_length", None)
+    wanted, options = _parameters(reader.pipe), handed_on(reader.pipe)
     if reader.max_length is not None:
         options["max_sequence_length"] = reader.max_length
     if reader.clip_skip is not None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from support.attacking import seeded
+from support.families.all import FAMILIES
 
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
-from erasers.diffusion.denoiser import denoising_loss
+from erasers.diffusion.denoiser import denoising_loss, predict
+from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.tokens import tokenise
 
 
@@ -35,6 +39,14 @@ def test_latents_and_texts_are_counted_until_the_context_ends(pipe: Any) -> None
     assert counter.calls == Calls(denoiser=3, gradients=3, texts=3)
     assert not pipe.unet._forward_hooks
     assert not pipe.text_encoder._forward_hooks
+
+
+def test_a_denoiser_that_answers_in_a_list_is_counted(tmp_path: Path) -> None:
+    pipe = FAMILIES["zimage"].build(tmp_path)
+    noisy, times = torch.randn(3, *latent_shape(pipe, 16), generator=seeded()), torch.tensor([900.0, 500.0, 100.0])
+    with Counter(pipe) as counter, torch.no_grad():
+        predict(pipe, noisy, times, conditions(pipe, ["a star"]))
+    assert counter.calls == Calls(denoiser=3, texts=1)
 
 
 def test_calls_are_added_subtracted_and_multiplied() -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy
 import torch
 
 from erasers.diffusion.adaptors.condition import Condition
@@ -42,12 +43,15 @@ class Adaptor(ABC):
             UnsupportedPipeline: Names the reason and the way out.
         """
         config = module_of(pipe, self.components[0]).config
-        channels, out = config.in_channels, config.get("out_channels") or config.in_channels
-        refuse_more_inputs(pipe, f"{channels} channels: a picture beside them" if channels != out else "")
+        refuse_other_channels(pipe, config.in_channels, config.get("out_channels") or config.in_channels)
 
     def guides(self, pipe: Any) -> Guides:
         """How pictures of this pipeline are guided."""
         return "twice"
+
+    def guided(self, conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+        """What the pipeline follows where it asks twice `[n, c, ...]`: classifier-free guidance, in its own form."""
+        return unconditional + scale * (conditional - unconditional)
 
     @abstractmethod
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
@@ -90,6 +94,20 @@ class Adaptor(ABC):
         scheduler.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
 
 
+class EvenSigmas(Adaptor):
+    """Families whose pipelines spread sigmas evenly, which the scheduler then shifts by the size of the picture."""
+
+    def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
+        """See `Adaptor.shift`: a token is a square of 2 x 2."""
+        config = pipe.scheduler.config
+        dynamic = config.get("use_dynamic_shifting", False)
+        return moved_by(config, shape[-2] // 2 * (shape[-1] // 2)) if dynamic else None
+
+    def set_times(self, pipe: Any, scheduler: Any, steps: int, shape: Sequence[int]) -> None:
+        """See `Adaptor.set_times`: shares of noise from 1 down to 1 / steps."""
+        scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / steps, steps), mu=self.shift(pipe, shape))
+
+
 def refuse_more_inputs(pipe: Any, more: str) -> None:
     """Refuse a denoiser that training and gradient attacks, which draw from prompts alone, cannot call.
 
@@ -106,6 +124,15 @@ def refuse_more_inputs(pipe: Any, more: str) -> None:
             f"reads {more}. Training and gradient attacks draw from prompts alone; take the text-to-image model, or a "
             "method that trains nothing, such as rece"
         )
+
+
+def refuse_other_channels(pipe: Any, channels: int, out: int) -> None:
+    """Refuse a denoiser that reads more channels than latents have; arguments as its configuration counts them.
+
+    Raises:
+        UnsupportedPipeline: Names the channels and the way out.
+    """
+    refuse_more_inputs(pipe, f"{channels} channels: a picture beside them" if channels != out else "")
 
 
 def module_of(pipe: Any, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 
 class Condition(NamedTuple):
@@ -46,7 +47,17 @@ class Condition(NamedTuple):
 
 
 def cat(*several: Condition) -> Condition:
-    """Conditions one after the other."""
-    columns = zip(*several, strict=True)
+    """Conditions one after the other; those with masks are padded behind to the longest."""
+    longest = max(condition.states.shape[1] for condition in several)
+    columns = zip(*(_padded(condition, longest) for condition in several), strict=True)
     present = [[value for value in column if value is not None] for column in columns]
     return Condition(*(torch.cat(values) if values else None for values in present))  # type: ignore[arg-type]
+
+
+def _padded(condition: Condition, length: int) -> Condition:
+    """With zeros behind, which the denoiser does not look at."""
+    more = length - condition.states.shape[1]
+    if condition.mask is None or not more:
+        return condition
+    states = functional.pad(condition.states, (0, 0, 0, more))
+    return condition._replace(states=states, mask=functional.pad(condition.mask, (0, more)))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy
 import torch
 
-from erasers.diffusion.adaptors.adaptor import Adaptor, Guides, moved_by
+from erasers.diffusion.adaptors.adaptor import Guides
 from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.adaptors.packs import Packed, grid_ids, packed, unpacked
+from erasers.models.calls import handed_on
 
 
-class Flux(Adaptor):
+class Flux(Packed):
     """FLUX.1: states of T5, the pooled vector of CLIP; latents in packs of 2 x 2; the guidance scale is an input."""
 
     title = "FLUX.1"
@@ -25,7 +26,7 @@ class Flux(Adaptor):
 
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
-        states, pooled, _ = pipe.encode_prompt(prompt=list(texts), prompt_2=None, device=pipe._execution_device)
+        states, pooled, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
         return Condition(states, pooled)
 
     def predict(
@@ -47,46 +48,3 @@ class Flux(Adaptor):
             return_dict=False,
         )[0]
         return unpacked(output, height, width)
-
-    def shape(self, pipe: Any, size: int | None = None) -> tuple[int, ...]:
-        """See `Adaptor.shape`."""
-        side = pipe.default_sample_size if size is None else size // pipe.vae_scale_factor
-        side = 2 * (int(side) // 2)
-        return int(pipe.transformer.config.in_channels) // 4, side, side
-
-    def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
-        """See `Adaptor.shift`."""
-        config = pipe.scheduler.config
-        dynamic = config.get("use_dynamic_shifting", False)
-        return moved_by(config, shape[-2] // 2 * (shape[-1] // 2)) if dynamic else None
-
-    def set_times(self, pipe: Any, scheduler: Any, steps: int, shape: Sequence[int]) -> None:
-        """See `Adaptor.set_times`."""
-        scheduler.set_timesteps(sigmas=even_sigmas(steps), mu=self.shift(pipe, shape))
-
-
-def even_sigmas(steps: int) -> numpy.ndarray:
-    """Shares of noise from 1 down to 1 / steps, which the scheduler then shifts."""
-    return numpy.linspace(1.0, 1 / steps, steps)
-
-
-def packed(latents: torch.Tensor) -> torch.Tensor:
-    """Latents `[n, c, h, w]` as a sequence `[n, h/2 w/2, 4 c]` of squares of 2 x 2."""
-    rows, channels, height, width = latents.shape
-    squares = latents.view(rows, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return squares.reshape(rows, height // 2 * (width // 2), channels * 4)
-
-
-def unpacked(sequence: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What `packed` was made of, `[n, c, h, w]`."""
-    rows, _, channels = sequence.shape
-    squares = sequence.view(rows, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return squares.reshape(rows, channels // 4, height, width)
-
-
-def grid_ids(height: int, width: int) -> torch.Tensor:
-    """(0, row, column) of every square of a picture `[h w, 3]`."""
-    ids = torch.zeros(height, width, 3)
-    ids[..., 1] += torch.arange(height)[:, None]
-    ids[..., 2] += torch.arange(width)[None, :]
-    return ids.reshape(-1, 3)

@@ -9,6 +9,7 @@ import torch
 
 from erasers.diffusion.adaptors.adaptor import Adaptor, moved_by
 from erasers.diffusion.adaptors.condition import Condition
+from erasers.models.calls import handed_on
 
 
 class SD3(Adaptor):
@@ -20,10 +21,7 @@ class SD3(Adaptor):
 
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
-        more: dict[str, Any] = {"prompt_2": None, "prompt_3": None, "device": pipe._execution_device}
-        states, _, pooled, _ = pipe.encode_prompt(
-            prompt=list(texts), do_classifier_free_guidance=False, clip_skip=clip_skip, **more
-        )
+        states, _, pooled, _ = pipe.encode_prompt(list(texts), **handed_on(pipe), clip_skip=clip_skip)
         return Condition(states, pooled)
 
     def predict(

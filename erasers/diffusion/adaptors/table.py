@@ -7,12 +7,15 @@ from typing import Any
 from torch import nn
 
 from erasers.diffusion.adaptors.adaptor import Adaptor, module_of
+from erasers.diffusion.adaptors.chroma import Chroma
 from erasers.diffusion.adaptors.flux import Flux
+from erasers.diffusion.adaptors.qwen_image import QwenImage
 from erasers.diffusion.adaptors.sd3 import SD3
 from erasers.diffusion.adaptors.unet import UNet
+from erasers.diffusion.adaptors.z_image import ZImage
 from erasers.models.families import UnsupportedPipeline
 
-ADAPTORS: tuple[Adaptor, ...] = (UNet(), SD3(), Flux())
+ADAPTORS: tuple[Adaptor, ...] = (UNet(), SD3(), Flux(), Chroma(), QwenImage(), ZImage())
 
 
 def adaptor_of(pipe: Any) -> Adaptor:
