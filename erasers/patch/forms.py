@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from erasers.files import tensors as patch_file
 from erasers.files.tensors import PatchError
 from erasers.models.components import component
+from erasers.patch import kohya
 from erasers.patch.edits import Edit
+from erasers.patch.kohya import Place
 from erasers.version import library_version
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -24,21 +27,6 @@ FORMS = ("peft", "kohya")
 _LOADED = ("unet", "transformer", "text_encoder", "text_encoder_2")
 # Other layers of a text encoder make diffusers fail when no attention layer comes with them.
 _TEXT_LAYER = re.compile(r"self_attn\.(q|k|v|out)_proj$")
-
-# Class of the denoiser -> prefix of its layers, and the layers that diffusers and web UIs read under such names.
-_KOHYA = {
-    "UNet2DConditionModel": ("lora_unet_", re.compile(r".+\.attentions\..+|add_embedding\.linear_[12]")),
-    "UNetMotionModel": ("lora_unet_", re.compile(r".+\.attentions\..+|add_embedding\.linear_[12]")),
-    "FluxTransformer2DModel": (
-        "lora_transformer_",
-        re.compile(
-            r"context_embedder|time_text_embed\.text_embedder\.linear_[12]"
-            r"|(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)"
-        ),
-    ),
-}
-# Layers that no reader finds under the name they have in diffusers.
-_KOHYA_NAMES = {"add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2"}
 
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)\.weight")
 _PAIRS = ({"lora_A", "lora_B"}, {"lora_down", "lora_up"})
@@ -54,25 +42,28 @@ def check_form(form: str) -> None:
         raise PatchError(f"expected a LoRA of form {' or '.join(FORMS)}, got {form!r}")
 
 
-def layer_names(edits: Mapping[str, Edit], pipe: Any, form: str) -> dict[str, str]:
-    """The name in a LoRA of each layer whose weight is edited, by parameter.
+def layer_names(edits: Mapping[str, Edit], pipe: Any, form: str) -> dict[str, Place]:
+    """Where the layer of each edited weight stands in a LoRA, by parameter.
 
     Raises:
-        PatchError: A dense edit, or a layer that stock diffusers would not load in this form.
+        PatchError: A dense edit, or a layer that has no place in this form.
     """
-    name_of = _peft_name if form == "peft" else _kohya_name
-    return {parameter: name_of(pipe, _layer(parameter, edit)) for parameter, edit in edits.items()}
+    layers = {parameter: _peft_name(pipe, _layer(parameter, edit)) for parameter, edit in edits.items()}
+    if form == "peft":
+        return {parameter: Place(layer, 0, ()) for parameter, layer in layers.items()}
+    where = kohya.places(pipe, layers.values())
+    return {parameter: where[layer] for parameter, layer in layers.items()}
 
 
 def write_lora(
-    edits: Mapping[str, Edit], base: Mapping[str, torch.Tensor], names: Mapping[str, str], folder: Path, form: str
+    edits: Mapping[str, Edit], base: Mapping[str, torch.Tensor], where: Mapping[str, Place], folder: Path, form: str
 ) -> Path:
-    """Write edits of these base weights as a LoRA whose layers have these names; see `Patch.to_lora`."""
+    """Write edits of these base weights as a LoRA in which their layers stand there; see `Patch.to_lora`."""
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for parameter, edit in edits.items():
         down, up = edit.factors(base[parameter])
-        factors[names[parameter]] = (down.float().cpu(), up.float().cpu())
-    tensors = _peft_tensors(factors) if form == "peft" else _kohya_tensors(factors)
+        factors[parameter] = (down.float().cpu(), up.float().cpu())
+    tensors = kohya.fused(factors, where) if form == "kohya" else _peft_tensors(factors, where)
     return _write(folder, LORA_FILE, tensors, {"format": "pt"})
 
 
@@ -118,13 +109,20 @@ def load_lora(pipe: Any, path: str | Path, *, adapter_name: str = "erasure") -> 
     file = _lora_file(Path(path))
     if not hasattr(pipe, "load_lora_weights"):
         raise PatchError(f"stock diffusers has no LoRA loader for {type(pipe).__name__}; apply the patch instead")
-    layers = _named_layers(pipe, file)
+    names = _layers_in(file)
+    source: Any = str(file.parent)
+    options = {"weight_name": file.name, "use_safetensors": True}
+    if names[0].startswith("lora_") and not kohya.stock_reads(pipe):
+        _layers_of(pipe, file, names)
+        source, options = kohya.unfused(pipe, load_file(file)), {}
+        names = sorted({name.rpartition(".lora_")[0] for name in source})
+    layers = _layers_of(pipe, file, names)
     loaded = {name for names in pipe.get_list_adapters().values() for name in names}
     if adapter_name in loaded:
         raise PatchError(f"expected an adapter name that is free, got {adapter_name!r}, which this pipeline carries")
     active = pipe.get_active_adapters() if loaded else []
     try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter_name, use_safetensors=True)
+        pipe.load_lora_weights(source, adapter_name=adapter_name, **options)
         missing = [name for name in layers if adapter_name not in getattr(_find(pipe, name), "lora_A", ())]
         if missing:
             raise PatchError(f"diffusers did not load {missing[0]} ({len(missing)} of {len(layers)} layers)")
@@ -180,43 +178,12 @@ def _peft_name(pipe: Any, layer: str) -> str:
     return layer
 
 
-def _peft_tensors(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _peft_tensors(factors: kohya.Factors, where: Mapping[str, Place]) -> dict[str, torch.Tensor]:
     # diffusers takes rank as alpha where there is none; it refuses `alpha` keys in this form for some families.
     tensors: dict[str, torch.Tensor] = {}
-    for name, (down, up) in factors.items():
+    for parameter, (down, up) in factors.items():
+        name = where[parameter].name
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down.clone(), up.clone()
-    return tensors
-
-
-def _kohya_name(pipe: Any, layer: str) -> str:
-    """The layer's name in the LoRA, when stock diffusers and web UIs read it."""
-    denoiser, _, path = _peft_name(pipe, layer).partition(".")
-    name = _kohya_key(component(pipe, denoiser), path)
-    if name is None:
-        raise PatchError(
-            "expected layers of Stable Diffusion 1, 2, XL or Flux that diffusers and web UIs read alike for the kohya "
-            f"form, got {layer} of {type(pipe).__name__} (of most other models diffusers loads nothing in this form, "
-            "without an error); write form='peft', or the edited weights: patch.to_delta(pipe, folder)"
-        )
-    return name
-
-
-def _kohya_key(denoiser: torch.nn.Module, path: str) -> str | None:
-    prefix, readable = _KOHYA.get(type(denoiser).__name__, ("", None))
-    if readable is None or not readable.fullmatch(path):
-        return None
-    return prefix + _KOHYA_NAMES.get(path, path.replace(".", "_"))
-
-
-def _kohya_tensors(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    # One rank for all, filled up with zeros: diffusers gives every layer the alpha of the first.
-    rank = max(down.shape[0] for down, _ in factors.values())
-    tensors: dict[str, torch.Tensor] = {}
-    for name, (down, up) in factors.items():
-        missing = rank - down.shape[0]
-        tensors[f"{name}.lora_down.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing)).clone()
-        tensors[f"{name}.lora_up.weight"] = torch.nn.functional.pad(up, (0, missing)).clone()
-        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
     return tensors
 
 
@@ -227,8 +194,8 @@ def _lora_file(path: Path) -> Path:
     return file
 
 
-def _named_layers(pipe: Any, file: Path) -> list[str]:
-    """The layers of the pipeline that a LoRA file names.
+def _layers_in(file: Path) -> list[str]:
+    """The layers that a LoRA file names, by their names there.
 
     Raises:
         PatchError: It names none, or others.
@@ -243,8 +210,17 @@ def _named_layers(pipe: Any, file: Path) -> list[str]:
     halves = [name for name in parts if parts[name] not in _PAIRS]
     if halves or not parts:
         raise PatchError(f"expected {file.name} as a LoRA with both factors of each layer, got {halves or 'none'}")
-    kohya = dict(_kohya_layers(pipe))
-    layers = sorted(kohya.get(name, name) for name in parts)
+    return sorted(parts)
+
+
+def _layers_of(pipe: Any, file: Path, names: Iterable[str]) -> list[str]:
+    """The layers of the pipeline that are meant.
+
+    Raises:
+        PatchError: It has no such layer.
+    """
+    known = kohya.named_layers(pipe)
+    layers = sorted({layer for name in names for layer in known.get(name, {name: None})})
     for layer in layers:
         if _find(pipe, layer) is None:
             raise PatchError(
@@ -264,17 +240,6 @@ def _tensor_names(file: Path) -> list[str]:
             return list(opened.keys())
     except SafetensorError as error:
         raise PatchError(f"expected {file.name} as a safetensors file, got something else: {error}") from error
-
-
-def _kohya_layers(pipe: Any) -> Iterator[tuple[str, str]]:
-    """Names in the kohya form, with the layers that they mean."""
-    for name in ("unet", "transformer"):
-        if getattr(pipe, name, None) is not None:
-            denoiser = component(pipe, name)
-            for path, _ in denoiser.named_modules():
-                key = _kohya_key(denoiser, path)
-                if key is not None:
-                    yield key, f"{name}.{path}"
 
 
 def _find(pipe: Any, layer: str) -> torch.nn.Module | None:

@@ -196,8 +196,10 @@ class Patch:
         Args:
             pipe: The pipeline the patch was fitted on; it is not changed.
             folder: Where `pytorch_lora_weights.safetensors` goes; created when only its last part is missing.
-            form: `peft` has the names of diffusers; `kohya` those that web UIs read as well, for the denoisers of
-                Stable Diffusion 1, 2, XL and Flux. Rename the file for a web UI, which shows its name.
+            form: `peft` has the names of diffusers; `kohya` those of web UIs, for the denoisers and CLIP encoders of
+                Stable Diffusion 1, 2, XL, 3 and FLUX.1, with alpha. Stock diffusers reads these, too, but for Stable
+                Diffusion 3, of which it loads nothing, without an error: there `erasers.load_lora` does. Rename the
+                file for a web UI, which shows its name.
             force: Write even when the pipeline's weights are not those the patch was fitted on.
 
         Returns:

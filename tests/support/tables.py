@@ -20,7 +20,8 @@ DOCS = REPOSITORY / "docs"
 FORMS = {
     "baked": "weights edited in place, `Patch.apply`",
     "LoRA": "`Patch.to_lora`, loaded by stock `load_lora_weights`; at most 2e-5 from baked",
-    "kohya": '`Patch.to_lora(form="kohya")`, loaded likewise; at most 2e-5 from baked',
+    "kohya": '`Patch.to_lora(form="kohya")`, loaded likewise, for Stable Diffusion 3 by `load_lora`; at most 2e-5 '
+    "from baked",
     "delta": "`Patch.to_delta`, loaded by `load_state_dict`; bit for bit as baked",
     "hooks": "`Patch.to_hooks`, a transform of the text while the pipeline runs; at most 2e-5 from baked",
     "folder": "`ErasedPipeline.save_pretrained`, loaded by stock `from_pretrained`; at most 2e-5 from baked",
