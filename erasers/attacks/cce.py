@@ -12,7 +12,6 @@ from torch import nn
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
-from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.denoiser import denoising_in_parts
 from erasers.diffusion.draws import gaussian, picks, seeds
 from erasers.diffusion.gradients import LossScale, frozen
@@ -135,7 +134,7 @@ class CCE(Attack):
                 latents = prepared.latents[picks(len(prepared.latents), self.batch, generator)]
                 times = random_times(pipe, self.batch, generator).to(latents.device)
                 noise = gaussian(latents, generator)
-                states = prompt.states({TOKEN: vectors})
-                scale.set(denoising_in_parts(pipe, latents, times, noise, Condition(states)), [vectors])
+                condition = prompt.condition({TOKEN: vectors})
+                scale.set(denoising_in_parts(pipe, latents, times, noise, condition), [vectors])
                 optimizer.step()
         yield Candidate(texts[0], {TOKEN: vectors.detach().clone()})

@@ -210,7 +210,7 @@ def gradient(
     table = token_table(pipe)
     point = table[nearest_tokens(vectors.detach(), table, words)].float().requires_grad_()
     soft = dict(zip(counts, point.split(list(counts.values())), strict=True))
-    states = prompt.states(soft)
+    states = prompt.condition(soft).states
     distance = mean_in_parts(len(rows), lambda batch: loss(pipe, teacher, rows[batch], states))
     slopes = scale.slopes(distance, [point])
     return None if slopes is None else slopes[0]

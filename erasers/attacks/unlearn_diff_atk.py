@@ -13,7 +13,6 @@ from torch.nn import functional
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
-from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale, frozen
@@ -146,7 +145,7 @@ def gradient(
     """
     vectors = table[rows].requires_grad_()
     time = torch.tensor([t], device=latents.device)
-    loss = denoising_loss(pipe, latents, time, noise, Condition(prompt.states({PREFIX: vectors})))
+    loss = denoising_loss(pipe, latents, time, noise, prompt.condition({PREFIX: vectors}))
     slopes = scale.slopes(loss, [vectors])
     # A token is onehot(pick) @ table, so this is the gradient to the one-hot vector.
     return None if slopes is None else functional.hardtanh(slopes[0] @ table.T)

@@ -2,101 +2,197 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from erasers.diffusion.clip import encode
-from erasers.diffusion.tokens import decode, tokenise
+from erasers.diffusion.adaptors.adaptor import module_of
+from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.adaptors.table import adaptor_of
+from erasers.diffusion.attacked import attacked_encoders, forms, widths
+from erasers.diffusion.tokens import decode, tokenise, tokenizer_of
 from erasers.models.prompts import converted
+
+_ENDLESS = 10**6
+"""Tokenizers without a limit name one above this."""
 
 
 class SoftPrompt:
-    """A prompt in which soft tokens stand in the place of words.
+    """A prompt in which soft tokens stand in the place of words, for one text encoder or for several at once.
 
-    The tokeniser needs something to put there: for each word, one token that the rest of the prompt does not use, as
-    often as the word has soft tokens. A hook on the token embedding then replaces what that token looks up.
+    The tokenizers need something to put there: for each word, another word that is one token of every attacked encoder
+    and that the rest of the prompt does not use, as often as the word has soft tokens. A hook on the token embedding of
+    each of these encoders then replaces what that token looks up. Encoders that are not attacked read the words.
 
     Args:
-        pipe: A Stable Diffusion 1 or 2 pipeline.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
         text: The prompt with each word once.
         counts: Word -> number of its soft tokens.
-        clip_skip: As for `encode`.
+        clip_skip: As the pipeline takes it.
+        encoders: See `attacked_encoders`.
 
     Raises:
         ValueError: A word that the text does not have once, or so long a text that soft tokens are cut off.
     """
 
-    def __init__(self, pipe: Any, text: str, counts: Mapping[str, int], *, clip_skip: int | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        text: str,
+        counts: Mapping[str, int],
+        *,
+        clip_skip: int | None = None,
+        encoders: Sequence[str] = (),
+    ) -> None:
         self._pipe, self._counts, self._skip = pipe, dict(counts), clip_skip
+        self.encoders = attacked_encoders(pipe, encoders)
+        self._widths = widths(pipe, self.encoders)
+        rest = text
         for word in counts:
             if text.count(word) != 1:
                 raise ValueError(f"expected {word!r} once in the prompt, got it {text.count(word)} times in {text!r}")
-        rest = text
-        for word in counts:
             rest = rest.replace(word, " ")
-        used = set(pipe.tokenizer(converted(pipe, pipe.tokenizer, rest)).input_ids)
-        self._carriers: dict[str, int] = {}
+        tokenizers = {name: tokenizer_of(pipe, name) for name in self.encoders}
+        used = {name: set(_read(pipe, tokenizer, rest)) for name, tokenizer in tokenizers.items()}
+        self._carriers: dict[str, _Carrier] = {}
         for word, count in counts.items():
-            carrier = _carrier(pipe.tokenizer, used)
-            used.add(carrier)
-            self._carriers[word] = carrier
-            text = text.replace(word, " ".join([decode(pipe.tokenizer, torch.tensor([carrier]))] * count))
+            carrier = self._carriers[word] = _carrier(tokenizers, used)
+            used = {name: ids | carrier.ids[name] for name, ids in used.items()}
+            text = text.replace(word, " ".join([carrier.text] * count))
         self.text = text
-        self.ids = tokenise(pipe, text)
-        for word, count in counts.items():
-            read = int((self.ids == self._carriers[word]).sum())
-            if read != count:
-                raise ValueError(
-                    f"expected room for {count} soft tokens of {word!r}, got {read}; the prompt is too long for the "
-                    f"{pipe.tokenizer.model_max_length} tokens of the text encoder"
-                )
+        for name, tokenizer in tokenizers.items():
+            ids = _read(pipe, tokenizer, text)
+            for word, count in counts.items():
+                room = sum(token in self._carriers[word].ids[name] for token in ids)
+                if room != count:
+                    raise self._no_room(name, word, room)
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """Token ids `[1, n]` of the prompt, for the one encoder of Stable Diffusion 1 and 2."""
+        return tokenise(self._pipe, self.text)
 
     @contextmanager
-    def placed(self, tokens: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Inside, the text encoder reads `tokens` (word -> embeddings `[k, d]`) wherever it is given `self.text`.
+    def placed(self, tokens: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, int]]:
+        """Inside, the attacked encoders read soft tokens wherever they are given `self.text`.
 
-        Other texts, such as a negative prompt, are read as ever. Embeddings `[n, k, d]` are for n rows of that text.
+        Other texts, such as a negative prompt, are read as ever.
+
+        Args:
+            tokens: Word -> embeddings `[k, d]`; those of several encoders side by side. Embeddings `[n, k, d]` are for
+                n rows of the text, one after the other.
+
+        Yields:
+            Encoder -> rows of the text that it has read so far.
         """
+        for word, vectors in tokens.items():
+            if vectors.shape[-1] != sum(self._widths):
+                wanted = " + ".join(
+                    f"{width} of {name}" for name, width in zip(self.encoders, self._widths, strict=True)
+                )
+                raise ValueError(f"expected embeddings of {word!r} with {wanted} values, got {vectors.shape[-1]}")
+        read = dict.fromkeys(self.encoders, 0)
+        columns = {word: vectors.split(self._widths, dim=-1) for word, vectors in tokens.items()}
+        with ExitStack() as stack:
+            for place, name in enumerate(self.encoders):
+                own = {word: parts[place] for word, parts in columns.items()}
+                for module in _embeddings(module_of(self._pipe, name)):
+                    hook = self._hook(name, own, read)
+                    stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            yield read
 
+    def condition(self, tokens: Mapping[str, torch.Tensor]) -> Condition:
+        """What the denoiser reads `[1]` of the prompt with these soft tokens, with gradients to them.
+
+        One row for each of the first dimension of embeddings `[rows, k, d]`.
+
+        Raises:
+            ValueError: An encoder that did not get them, as the pipeline cuts the prompt before.
+        """
+        rows = max((len(vectors) for vectors in tokens.values() if vectors.dim() == 3), default=1)
+        with self.placed(tokens) as read, _quiet():
+            condition = adaptor_of(self._pipe).encode(self._pipe, [self.text] * rows, self._skip)
+        for name, count in read.items():
+            if count != rows:
+                raise self._no_room(name, next(iter(tokens)), 0)
+        return condition
+
+    def _hook(self, name: str, tokens: Mapping[str, torch.Tensor], read: dict[str, int]) -> Any:
         def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-            ids = args[0] if args else kwargs["input"]
+            ids, rows = args[0] if args else kwargs["input"], 0
             for word, vectors in tokens.items():
-                at = ids == self._carriers[word]
+                at = torch.isin(ids, torch.tensor(sorted(self._carriers[word].ids[name]), device=ids.device))
                 whole = at.sum(dim=-1, keepdim=True) == self._counts[word]
                 rows = int(whole.sum())
                 source = vectors.to(output.device, output.dtype)
-                source = source.flatten(0, 1) if source.dim() == 3 else source.repeat(rows, 1)
+                if source.dim() == 3:
+                    turn = torch.arange(read[name], read[name] + rows, device=source.device) % len(source)
+                    source = source[turn].flatten(0, 1)
+                else:
+                    source = source.repeat(rows, 1)
                 output = output.masked_scatter((at & whole).unsqueeze(-1), source) if rows else output
+            read[name] += rows
             return output
 
-        handle = self._pipe.text_encoder.get_input_embeddings().register_forward_hook(put, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return put
 
-    def states(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Text states `[1, n, d]` of the prompt with these soft tokens, with gradients to them.
-
-        One row for each of the first dimension of embeddings `[rows, k, d]`.
-        """
-        rows = max((len(vectors) for vectors in tokens.values() if vectors.dim() == 3), default=1)
-        with self.placed(tokens):
-            return encode(self._pipe, self.ids.expand(rows, -1), self._skip)
+    def _no_room(self, name: str, word: str, room: int) -> ValueError:
+        return ValueError(
+            f"expected room for {self._counts[word]} soft tokens of {word!r}, got {room}; the prompt is too long for "
+            f"what {name} reads of it ({_length(tokenizer_of(self._pipe, name)) or 'at most'} tokens)"
+        )
 
 
-def _carrier(tokenizer: Any, used: set[int]) -> int:
-    """The first token that is a word of its own and not in use."""
-    for token in range(len(tokenizer)):
-        text = decode(tokenizer, torch.tensor([token]))
-        if (
-            token not in used
-            and text
-            and tokenizer(f"{text} {text}", add_special_tokens=False).input_ids == [token] * 2
-        ):
-            return token
+@dataclass(frozen=True)
+class _Carrier:
+    """A word in whose place soft tokens stand, and what each encoder takes it for."""
+
+    text: str
+    ids: Mapping[str, set[int]]
+
+
+def _carrier(tokenizers: Mapping[str, Any], used: Mapping[str, set[int]]) -> _Carrier:
+    """The first word that is one token of every encoder and not in use."""
+    first = next(iter(tokenizers.values()))
+    for token in range(len(first)):
+        text = decode(first, torch.tensor([token]))
+        ids = {name: forms(tokenizer, text) for name, tokenizer in tokenizers.items()} if text else {}
+        if ids and all(own and not own & used[name] for name, own in ids.items()):
+            return _Carrier(text, ids)
     raise ValueError("expected a token that is a word of its own beside those of the prompt, got none")
+
+
+def _read(pipe: Any, tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, cut where the encoder ends."""
+    length = _length(tokenizer)
+    options = {} if length is None else {"truncation": True, "max_length": length}
+    ids: list[int] = tokenizer(converted(pipe, tokenizer, text), **options).input_ids
+    return ids
+
+
+def _length(tokenizer: Any) -> int | None:
+    length = int(tokenizer.model_max_length)
+    return length if length < _ENDLESS else None
+
+
+def _embeddings(encoder: Any) -> list[nn.Module]:
+    """The modules that look tokens up; T5 has its table in two of them."""
+    table = encoder.get_input_embeddings().weight
+    return [module for module in encoder.modules() if isinstance(module, nn.Embedding) and module.weight is table]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, pipelines do not warn of a prompt that they cut."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,4 +1,4 @@
-"""Text as the token ids of a pipeline's text encoder, and back."""
+"""Text as the token ids of a pipeline's text encoders, and back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from erasers.models.prompts import converted
@@ -20,10 +21,21 @@ def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:
     return ids
 
 
-def token_table(pipe: Any) -> torch.Tensor:
-    """The token embeddings `[vocabulary, d]` of the text encoder as it is now."""
-    table: torch.Tensor = pipe.text_encoder.get_input_embeddings().weight.detach()
-    return table
+def tokenizer_of(pipe: Any, encoder: str) -> Any:
+    """The tokenizer of a text encoder; of a processor, the one it has."""
+    tokenizer = getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+@torch.no_grad()
+def token_table(pipe: Any, encoder: str = "text_encoder") -> torch.Tensor:
+    """The token embeddings `[vocabulary, d]` of a text encoder as it is now, as its first layer reads them."""
+    embedding = getattr(pipe, encoder).get_input_embeddings()
+    weight: torch.Tensor = embedding.weight.detach()
+    if type(embedding) is nn.Embedding:
+        return weight
+    # That of Gemma multiplies what it looks up.
+    return torch.as_tensor(embedding(torch.arange(len(weight), device=weight.device)))
 
 
 def whole_words(tokenizer: Any) -> torch.Tensor:

@@ -283,7 +283,7 @@ class Duel:
             attacking = bool(options.attack_steps) and number >= options.warm_up
             if attacking:
                 tokens = self.attack(turn)
-                states.append(self.soft[turn].states({SOFT: tokens}))
+                states.append(self.soft[turn].condition({SOFT: tokens}).states)
             if options.clean or not attacking:
                 states.append(encode(self.pipe, self.ids[turn], options.clip_skip))
             loss = Summands(self.pieces(self.banks[turn].draw(options.batch, self.generator), states), self._total)
@@ -302,7 +302,7 @@ class Duel:
 
         def loss(tokens: torch.Tensor) -> Summands:
             latents = self.banks[turn].draw(options.attack_batch, self.generator)
-            return self._distance(latents, prompt.states({SOFT: tokens}), latents.conditional)
+            return self._distance(latents, prompt.condition({SOFT: tokens}).states, latents.conditional)
 
         start = self.latest[turn] if options.attack_init == "latest" else self._random(turn)
         kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}

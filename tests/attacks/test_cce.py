@@ -12,7 +12,6 @@ from support.tiny import same, weights
 from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.cce import CCE, TOKEN
-from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.soft import SoftPrompt
@@ -129,7 +128,7 @@ def test_it_recovers_what_uce_erased_and_random_prefixes_do_not() -> None:
 
     @torch.no_grad()
     def value(vectors: torch.Tensor) -> float:
-        return denoising_loss(pipe, latents, times, noise, Condition(prompt.states({TOKEN: vectors}))).item()
+        return denoising_loss(pipe, latents, times, noise, prompt.condition({TOKEN: vectors})).item()
 
     with get_eraser("uce").fit(pipe, concept_for("zorblat"), progress=False).applied(pipe):
         found = attacked(attack, pipe, ready[attack], Oracle(), ask, draw_well)

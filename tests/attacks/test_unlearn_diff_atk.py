@@ -33,7 +33,7 @@ def slope(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
     prompt = SoftPrompt(pipe, f"{PREFIX} a star", {PREFIX: 2})
     found = gradient(pipe, prompt, table, picks, latents, 50, noise, LossScale(pipe))
     onehot = functional.one_hot(picks, len(words)).float().requires_grad_()
-    loss = denoising_loss(pipe, latents, torch.tensor([50]), noise, Condition(prompt.states({PREFIX: onehot @ table})))
+    loss = denoising_loss(pipe, latents, torch.tensor([50]), noise, prompt.condition({PREFIX: onehot @ table}))
     return found, torch.autograd.grad(loss, [onehot])[0]
 
 

@@ -19,7 +19,7 @@ def rows_of(pipe: Any, words: str) -> torch.Tensor:
 
 def test_soft_tokens_that_are_words_give_the_states_of_the_words(pipe: Any) -> None:
     prompt = SoftPrompt(pipe, "a <one> of <two> art", {"<one>": 2, "<two>": 1})
-    states = prompt.states({"<one>": rows_of(pipe, "red star"), "<two>": rows_of(pipe, "moon")})
+    states = prompt.condition({"<one>": rows_of(pipe, "red star"), "<two>": rows_of(pipe, "moon")}).states
     assert torch.equal(states, encode(pipe, tokenise(pipe, "a red star of moon art")))
     assert not torch.equal(states, encode(pipe, prompt.ids))
     assert not pipe.text_encoder.get_input_embeddings()._forward_hooks
@@ -50,11 +50,11 @@ def test_the_pipeline_draws_soft_tokens(pipe: Any) -> None:
 def test_gradients_reach_soft_tokens(pipe: Any) -> None:
     prompt = SoftPrompt(pipe, "a <v> art", {"<v>": 2})
     vectors = rows_of(pipe, "red star").requires_grad_()
-    states = prompt.states({"<v>": vectors})
+    states = prompt.condition({"<v>": vectors}).states
     (slope,) = torch.autograd.grad(states[0, -1, 0], [vectors])
     assert slope.abs().amax(dim=1).min() > 0
     # Earlier positions cannot see them: the encoder is causal.
-    (before,) = torch.autograd.grad(prompt.states({"<v>": vectors})[0, 1, 0], [vectors])
+    (before,) = torch.autograd.grad(prompt.condition({"<v>": vectors}).states[0, 1, 0], [vectors])
     assert before.abs().max() == 0
 
 

@@ -74,7 +74,7 @@ def test_the_first_layers_alone(pipe):
 def objective(duel: Duel, tokens: torch.Tensor) -> float:
     """Over every latent of the first prompt."""
     bank = duel.banks[0]
-    states = duel.soft[0].states({SOFT: tokens}).expand(len(bank), -1, -1)
+    states = duel.soft[0].condition({SOFT: tokens}).states.expand(len(bank), -1, -1)
     guess = predict(duel.pipe, bank.latents, bank.times, Condition(states))
     return float(functional.mse_loss(guess, bank.conditional).detach())
 

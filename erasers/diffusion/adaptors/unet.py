@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from erasers.diffusion.adaptors.adaptor import Adaptor, module_of, refuse_more_inputs
-from erasers.diffusion.adaptors.condition import Condition, cat
+from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.clip import encode
 from erasers.diffusion.tokens import tokenise
 from erasers.models.families import UnsupportedPipeline
@@ -36,9 +36,10 @@ class UNet(Adaptor):
 
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
-        if clip_skip is not None and not hasattr(pipe, "text_encoder_2"):
-            # The pipelines' own `clip_skip` looks for the final norm where transformers 5 no longer has it.
-            return cat(*(Condition(encode(pipe, tokenise(pipe, text), clip_skip)) for text in texts))
+        if not hasattr(pipe, "text_encoder_2") and type(module_of(pipe, "text_encoder")).__name__ == "CLIPTextModel":
+            # The same, but that the pipelines' own `clip_skip` looks for the final norm where it no longer is in
+            # transformers 5.
+            return Condition(encode(pipe, tokenise(pipe, texts), clip_skip))
         more = {"device": pipe.unet.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         more |= {} if clip_skip is None else {"clip_skip": clip_skip}
         output = pipe.encode_prompt(list(texts), **more)

@@ -58,7 +58,7 @@ class SoftBank:
         for kind, prompt in self._prompts.items():
             mine = [position for position, row in enumerate(rows.tolist()) if self._kinds[row] == kind]
             if mine:
-                own = prompt.states({_WORD: self.vectors[rows[mine], : kind[0]]})
+                own = prompt.condition({_WORD: self.vectors[rows[mine], : kind[0]]}).states
                 for position, state in zip(mine, own, strict=True):
                     states[position] = state
         return Condition(torch.stack(states))

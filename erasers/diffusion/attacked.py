@@ -1,0 +1,105 @@
+"""Which text encoders soft tokens are in, and words that each of them reads as one token.
+
+A soft token has an embedding for every one of these encoders. They lie side by side in one vector, those of the first
+encoder first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from erasers.diffusion.adaptors.adaptor import module_of
+from erasers.diffusion.adaptors.table import encoders_of
+from erasers.diffusion.tokens import decode, token_table, tokenizer_of, whole_words
+
+_CLIP = {"CLIPTextModel", "CLIPTextModelWithProjection"}
+
+
+def attacked_encoders(pipe: Any, encoders: Sequence[str] = ()) -> tuple[str, ...]:
+    """The text encoders that soft tokens are in, in the order of their embeddings.
+
+    Args:
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
+        encoders: Their names; empty: all CLIP encoders, or the first encoder where none is of CLIP.
+
+    Raises:
+        ValueError: A name that the denoiser reads no encoder of.
+    """
+    present = tuple(encoders_of(pipe))
+    unknown = [name for name in encoders if name not in present]
+    if unknown:
+        raise ValueError(f"expected encoders among {', '.join(present)}, got {', '.join(unknown)}")
+    clip = [name for name in present if _CLIP & {kind.__name__ for kind in type(module_of(pipe, name)).__mro__}]
+    return tuple(name for name in present if name in (encoders or clip or present[:1]))
+
+
+def widths(pipe: Any, encoders: Sequence[str]) -> list[int]:
+    """How many values each of these encoders has in a soft token."""
+    return [int(module_of(pipe, name).get_input_embeddings().weight.shape[1]) for name in encoders]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words that can be typed, each one token of every encoder.
+
+    Args:
+        ids: Encoder -> token ids `[n]` of the words, as they stand behind another word.
+    """
+
+    ids: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.ids.values())))
+
+    def tables(self, pipe: Any) -> list[torch.Tensor]:
+        """For each encoder, the embeddings `[n, d]` of the words as they are now, in float32."""
+        tables = {name: token_table(pipe, name) for name in self.ids}
+        return [table[self.ids[name].to(table.device)].float() for name, table in tables.items()]
+
+    def table(self, pipe: Any) -> torch.Tensor:
+        """The words as soft tokens `[n, d of the first encoder + d of the second + ...]`, in float32."""
+        first, *others = self.tables(pipe)
+        return torch.cat([first, *(table.to(first.device) for table in others)], dim=-1)
+
+    def text(self, pipe: Any, rows: torch.Tensor) -> str:
+        """Words `[k]`, as they are typed."""
+        name, ids = next(iter(self.ids.items()))
+        return decode(tokenizer_of(pipe, name), ids[rows.cpu()])
+
+
+def vocabulary(pipe: Any, encoders: Sequence[str]) -> Vocabulary:
+    """All words that each of these encoders reads as one token.
+
+    Raises:
+        ValueError: There is none.
+    """
+    first, *others = encoders
+    tokenizer = tokenizer_of(pipe, first)
+    own = whole_words(tokenizer)
+    texts = [decode(tokenizer, token[None]) for token in own]
+    behind = [read or int(token) for read, token in zip(behind_words(tokenizer, texts), own, strict=True)]
+    columns = [behind, *(behind_words(tokenizer_of(pipe, name), texts) for name in others)]
+    rows = [row for row in zip(*columns, strict=True) if None not in row]
+    if not rows:
+        raise ValueError(f"expected words that {', '.join(encoders)} all read as one token, got none")
+    return Vocabulary(dict(zip(encoders, torch.tensor(rows).T, strict=True)))
+
+
+def behind_words(tokenizer: Any, texts: Sequence[str]) -> list[int | None]:
+    """The token that each text is behind another word; None where it is several, or the tokenizer lacks it."""
+    both = tokenizer([f"{text} {text}" for text in texts], add_special_tokens=False).input_ids
+    return [ids[1] if _is_twice(tokenizer, ids, text) else None for ids, text in zip(both, texts, strict=True)]
+
+
+def forms(tokenizer: Any, text: str) -> set[int]:
+    """The tokens that a word is at the beginning of a text and behind another word; none where it is several."""
+    ids = tokenizer(f"{text} {text}", add_special_tokens=False).input_ids
+    return set(ids) if _is_twice(tokenizer, ids, text) else set()
+
+
+def _is_twice(tokenizer: Any, ids: Sequence[int], text: str) -> bool:
+    return len(ids) == 2 and all(decode(tokenizer, torch.tensor([token])) == text for token in ids)
