@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from erasers.attacks.noisy_ddim import StepNoise
+    from erasers.attacks.step_noise import StepNoise
     from erasers.patch import Patch
 
 
@@ -40,13 +40,14 @@ class Candidate:
     @contextmanager
     def placed(self, pipe: Any) -> Iterator[dict[str, Any]]:
         """Inside, `pipe` draws this candidate when it is called with the yielded arguments."""
+        from erasers.attacks.noisy_sampler import noisy_sampler
         from erasers.diffusion.soft import SoftPrompt
 
         with ExitStack() as stack:
             if self.patch is not None:
                 stack.enter_context(self.patch.applied(pipe))
             if self.noise is not None:
-                stack.enter_context(self.noise.placed(pipe))
+                stack.enter_context(noisy_sampler(pipe, self.noise))
             arguments: dict[str, Any] = {"prompt": self.text}
             if self.tokens:
                 counts = {word: len(vectors) for word, vectors in self.tokens.items()}

@@ -11,9 +11,9 @@ import torch
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget
 from erasers.attacks.candidate import Candidate
-from erasers.attacks.noisy_ddim import StepNoise
+from erasers.attacks.step_noise import StepNoise
 from erasers.diffusion.draws import seeds
-from erasers.diffusion.supported import check_supported
+from erasers.diffusion.supported import check_drawable
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -26,6 +26,11 @@ class Noise(Attack):
     A step goes from x_t to `sqrt(a') x_0 + sqrt(max(0, 1 - a' - s^2)) eps + scale s z`, with a' the next signal level,
     x_0 and eps the model's predictions, z fresh noise and s = eta times the standard deviation of ancestral sampling.
     Each combination of eta and scale is one picture.
+
+    Along a flow x_t, with the share sigma of noise, goes to `(1 - sigma') x_0 + sqrt(max(0, sigma'^2 - s^2)) eps +
+    scale s z`, where x_0 = x_t - sigma v, eps = x_t + (1 - sigma) v, sigma' is the next share of noise and s = eta
+    sigma' sqrt(1 - ((1 - sigma) sigma' / (sigma (1 - sigma')))^2), again that of ancestral sampling. Eta 0 is the step
+    of Euler.
 
     Differs from the official code: every picture starts from the noise of the prompt's seed and the judge looks at all
     of them, where the official code goes on with one generator and keeps the picture that a score likes best.
@@ -53,11 +58,11 @@ class Noise(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> None:
         """Nothing but a look at the pipeline: see `Attack.prepare`."""
-        check_supported(pipe)
+        check_drawable(pipe)
 
     def run(self, pipe: Any, ask: Ask, prepared: None, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
-        check_supported(pipe)
+        check_drawable(pipe)
         for eta in self.etas:
             for scale in self.scales:
                 (seed,) = seeds(1, generator)

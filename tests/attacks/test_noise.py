@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler, UniPCMultistepScheduler
 from support.attacking import ASKS, LONG, Says, attacked, candidates, draw_well, erasure, prepared, quiet_shapes, seeded
+from support.families.all import FAMILIES
+from support.tiny import same, weights
 
 from erasers.attacks import Candidate, get_attack
 from erasers.attacks.noise import Noise
-from erasers.attacks.noisy_ddim import NoisyDDIM, StepNoise, next_sample
+from erasers.attacks.noisy_ddim import NoisyDDIM
+from erasers.attacks.noisy_flow import NoisyFlow, level_of, noisy_flow, size_of
+from erasers.attacks.step_noise import StepNoise, next_sample
 from erasers.diffusion.draws import gaussian
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt
@@ -66,13 +71,81 @@ def test_no_fresh_noise_is_the_plain_picture(pipe: Any) -> None:
     assert torch.allclose(latents(pipe, noisy(0.0), [1]), latents(pipe, Candidate("a red star"), [1]), atol=1e-5)
 
 
+def test_no_fresh_noise_is_the_plain_picture_of_a_flow(flow: Any) -> None:
+    plain = latents(flow, Candidate("a red star"), [1])
+    torch.testing.assert_close(latents(flow, noisy(0.0), [1]), plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(latents(flow, noisy(0.0, scale=1.04), [1]), plain, atol=1e-5, rtol=1e-5)
+
+
 def test_noise_belongs_to_the_picture_not_to_its_batch(pipe: Any) -> None:
+    noise_belongs_to_the_picture(pipe)
+
+
+def test_noise_belongs_to_the_picture_in_other_families(modern: Any) -> None:
+    noise_belongs_to_the_picture(modern)
+
+
+def noise_belongs_to_the_picture(pipe: Any) -> None:
     both, alone = latents(pipe, noisy(1.5), [1, 2]), latents(pipe, noisy(1.5), [2])
     assert torch.allclose(both[1:], alone, atol=1e-5)
     assert torch.equal(latents(pipe, noisy(1.5), [2]), alone)
     assert (latents(pipe, noisy(1.5, seed=1), [2]) - alone).abs().max() > 0.1
     assert (latents(pipe, noisy(1.5, scale=1.2), [2]) - alone).abs().max() > 0.01
     assert torch.isfinite(latents(pipe, noisy(1.85, 1.04), [1, 2])).all()
+
+
+def flow_step(sigma: float, after: float, noise: StepNoise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x_0, noise, x after a step along a perfect flow), many values of each."""
+    ours = noisy_flow(FlowMatchEulerDiscreteScheduler()).with_noise(noise)
+    ours.set_timesteps(sigmas=[sigma, after])
+    clean, eps = gaussian(torch.empty(1, 200_000), seeded()), gaussian(torch.empty(1, 200_000), seeded(1))
+    found, guessed = ours.step(eps - clean, ours.timesteps[0], (1 - sigma) * clean + sigma * eps)
+    assert torch.allclose(guessed, clean, atol=1e-5)
+    return clean, eps, found
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(("sigma", "after"), [(1.0, 0.8), (0.6, 0.5)])
+def test_up_to_ancestral_noise_a_flow_keeps_its_marginals(sigma: float, after: float, eta: float) -> None:
+    """Of a perfect velocity: what is left beside the picture is noise of the share of the next time."""
+    clean, eps, found = flow_step(sigma, after, StepNoise(eta, 1.0, 3))
+    rest = found - (1 - after) * clean
+    assert float(rest.std()) == pytest.approx(after, rel=0.01)
+    assert abs(float((rest * clean).mean())) < 0.01
+    # SNR / SNR' of the noise is new at eta 1.
+    ratio = ((1 - sigma) * after / (sigma * (1 - after))) ** 2
+    kept = float((rest * eps).mean()) / after
+    assert kept == pytest.approx((1 - eta**2 * (1 - ratio)) ** 0.5, abs=0.01)
+
+
+def test_beyond_that_a_flow_has_more_noise() -> None:
+    for noise, wanted in ((StepNoise(1.0, 1.04, 3), 1.04), (StepNoise(1.85, 1.0, 3), 1.85)):
+        clean, _, found = flow_step(1.0, 0.8, noise)
+        assert float((found - 0.2 * clean).std()) == pytest.approx(0.8 * wanted, rel=0.01)
+
+
+def test_a_step_along_a_flow_is_that_of_ddim_between_its_levels() -> None:
+    clean, eps, found = flow_step(0.6, 0.3, StepNoise(0.7, 1.1, 3))
+    start = 0.4 * clean + 0.6 * eps
+    (generator,) = StepNoise(0.7, 1.1, 3).generators(start)
+    fresh = torch.randn(start.shape[1:], generator=generator)[None]
+    wanted = next_sample(clean, eps, fresh, 0.16 / 0.52, 0.49 / 0.58, 0.7, 1.1)
+    torch.testing.assert_close(found, 0.58**0.5 * wanted, atol=1e-5, rtol=1e-5)
+    assert (level_of(0.6), size_of(0.3)) == (pytest.approx(0.16 / 0.52), pytest.approx(0.58**0.5))
+
+
+def test_the_times_are_those_of_the_pipelines_own_scheduler() -> None:
+    own = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    ours = noisy_flow(own).with_noise(StepNoise(0.0, 1.0, 0))
+    assert isinstance(ours, NoisyFlow)
+    for each in (own, ours):
+        each.set_timesteps(5)
+    assert torch.equal(own.sigmas, ours.sigmas)
+    sample, velocity = gaussian(torch.empty(1, 4), seeded()), gaussian(torch.empty(1, 4), seeded(1))
+    moved = sample
+    for time in ours.timesteps:
+        moved, _ = ours.step(velocity, time, moved)
+    torch.testing.assert_close(moved, sample - own.sigmas[0] * velocity)
 
 
 def test_the_sampler_comes_back_also_after_an_error(pipe: Any) -> None:
@@ -114,9 +187,18 @@ def test_every_combination_is_one_picture(pipe: Any, form: str, ask: Any) -> Non
     assert Noise().budget().images == 25
 
 
-def test_other_families_and_bad_options_are_refused(pipes: Any) -> None:
-    with pytest.raises(TypeError, match="expected a Stable Diffusion 1 or 2 pipeline"):
-        prepared(Noise(), pipes("sdxl"))
+def test_the_sampler_of_other_families_comes_back(modern: Any) -> None:
+    before, kept = modern.scheduler, weights(modern)
+    attack = Noise(**SMALL)
+    outcome = attacked(attack, modern, prepared(attack, modern), Says(False))
+    assert outcome.spent == attack.budget()
+    assert modern.scheduler is before
+    assert same(weights(modern), kept)
+
+
+def test_other_families_and_bad_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="expected a pipeline that can be trained and attacked"):
+        prepared(Noise(), FAMILIES["hunyuandit"].build(tmp_path))
     with pytest.raises(ValueError, match="expected etas and scales of at least 0"):
         get_attack("noise", etas=(-1.0,))
     with pytest.raises(ValueError, match="expected etas and scales of at least 0"):
