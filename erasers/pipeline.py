@@ -227,7 +227,7 @@ def _load_parts(
     loaded = {
         name: loading.load_component(cls, subfolders[name], dtype, variants.get(name)) for name, cls in wanted.items()
     }
-    return {**loaded, **given}
+    return {**loading.absent_components(index, stock), **loaded, **given}
 
 
 def _assemble(loader: Any, folder: Path, parts: Mapping[str, Any]) -> DiffusionPipeline:

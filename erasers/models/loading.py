@@ -83,8 +83,7 @@ def component_classes(folder: Path, index: Mapping[str, Any], pipeline: Any) -> 
     Raises:
         ModelNotFound: A component is code of the folder's own, or of a library that is not known.
     """
-    parameters = signature(pipeline.__init__).parameters.values()
-    modules = {p.name for p in parameters if p.default is Parameter.empty} | {*pipeline._optional_components}
+    modules = {*_required(pipeline), *pipeline._optional_components}
     entries = {name: value for name, value in index.items() if not name.startswith("_") and value is not None}
     named = {name: value for name, value in entries.items() if name in modules or _is_named(value)}
     for name, value in named.items():
@@ -95,6 +94,11 @@ def component_classes(folder: Path, index: Mapping[str, Any], pipeline: Any) -> 
                 "of diffusers or transformers",
             )
     return {name: _find_class(folder, *value) for name, value in named.items() if value[0] is not None}
+
+
+def absent_components(index: Mapping[str, Any], pipeline: Any) -> dict[str, None]:
+    """The components that a pipeline was saved without although its class asks for them, as SD3 may be without T5."""
+    return {name: None for name in _required(pipeline) if index.get(name) == [None, None]}
 
 
 def refuse_code_and_pickles(folder: Path, names: Iterable[str]) -> None:
@@ -222,6 +226,13 @@ def weights_variant(folder: Path, variant: str | None) -> str | None:
 def pickled(folder: Path) -> list[Path]:
     """The files of a folder that are pickles by their name."""
     return sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
+
+
+def _required(pipeline: Any) -> list[str]:
+    """What a class of pipelines cannot be made without, those components aside that diffusers calls optional."""
+    parameters = signature(pipeline.__init__).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.default is Parameter.empty]
+    return [name for name in names if name not in pipeline._optional_components]
 
 
 def _is_named(value: Any) -> bool:

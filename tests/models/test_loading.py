@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.families.all import FAMILIES
-from support.hooked import PIPELINES
+from support.hooked import PIPELINES, hook_patch, weight_patch
 from support.tiny import make_pipe
 
-from erasers import Concept, ModelNotFound, get_eraser, load_pipeline
+from erasers import Concept, ErasedPipeline, ModelNotFound, get_eraser, load_pipeline
 from erasers.cli import app as cli
 from erasers.evaluation.run.states import reference
 
@@ -232,6 +232,17 @@ def test_every_family_loads_whole(family: str, tmp_path: Path) -> None:
 def test_options_that_would_be_lost_are_refused(options: dict[str, Any], folder: Path) -> None:
     with pytest.raises(ValueError, match="load the pipeline with diffusers"):
         load_pipeline(folder, **options)
+
+
+@pytest.mark.parametrize("by_hooks", [False, True])
+def test_a_pipeline_that_was_saved_without_an_encoder_loads_without_it(by_hooks: bool, tmp_path: Path) -> None:
+    pipe = FAMILIES["sd3"].build(tmp_path)
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    (hook_patch if by_hooks else weight_patch)(pipe).apply(pipe)
+    ErasedPipeline.save_pretrained(pipe, tmp_path / "model")
+    loaded: Any = load_pipeline(tmp_path / "model")
+    assert type(loaded) is diffusers.StableDiffusion3Pipeline
+    assert (loaded.text_encoder_3, loaded.tokenizer_3) == (None, None)
 
 
 def test_components_can_be_given(folder: Path, pipes: Callable[[str], Any]) -> None:

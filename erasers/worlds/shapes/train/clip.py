@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes import render
 from erasers.worlds.shapes.scenes import captions, sample_scenes
+from erasers.worlds.shapes.train.contrast import matched
 from erasers.worlds.shapes.train.judge import degrade
-from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
+from erasers.worlds.training.loop import Recipe, seed_step, train
 
 RECIPE = Recipe(steps=2400, lr=1.5e-3, weight_decay=0.05, flat=0.3, save_every=100, log_every=25)
 BATCH = 128
@@ -55,10 +55,7 @@ def run(out: Path, device: torch.device, seed: int) -> None:
         texts = tokenizer(captions(scenes, random.Random(seed * 1_000_003 + step))).to(device)
         pictures = degrade(render.render(scenes, generator), generator).to(device)
         picture, text, scale = model(pictures, texts)
-        similarity = scale * text @ picture.T
-        target = torch.arange(BATCH, device=device)
-        loss = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
-        return {"loss": loss, "recall_at_1": (similarity.argmax(1) == target).float().mean()}
+        return matched(scale * text @ picture.T)
 
     train("clip", model, loss_step, RECIPE, out)
     state = {name: t.detach().half().cpu().contiguous() for name, t in model.state_dict().items()}

@@ -14,7 +14,7 @@ from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes import render
 from erasers.worlds.shapes.judge import HEADS, ShapesJudge
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
-from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
+from erasers.worlds.training.loop import Recipe, seed_step, train
 
 RECIPE = Recipe(steps=2200, lr=4e-3, flat=0.25)
 BATCH = (96, 16, 16)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from erasers.worlds.shapes import render
-from erasers.worlds.shapes.judge import FEATURES, load_judge
-from erasers.worlds.shapes.scenes import captions, training_scenes
-from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
+from erasers.worlds.shapes.judge import load_judge
+from erasers.worlds.shapes.train.contrast import RECIPE, against_judge, projection, similarities
 from erasers.worlds.shapes.vocabulary import VOCABULARY
+from erasers.worlds.training.loop import train
 
-RECIPE = Recipe(steps=700, lr=1.5e-3, weight_decay=0.02, flat=0.3, save_every=100, log_every=25)
-BATCH = 192
 WIDTH = 128
 LENGTH = 24
 """Tokens a prompt, begin and end included."""
@@ -82,14 +77,13 @@ class Contrast(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.text_projection = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.picture_projection = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.picture_projection = projection(WIDTH)
         self.log_scale = nn.Parameter(torch.tensor(2.6))
 
     def forward(self, ids: Tensor, features: Tensor) -> Tensor:
         """Scaled cosine similarities [texts, pictures]."""
-        text = F.normalize(self.text_projection(self.encoder(ids).pooler_output), dim=1)
-        picture = F.normalize(self.picture_projection(features), dim=1)
-        return self.log_scale.clamp(max=4.6).exp() * text @ picture.T
+        text = self.text_projection(self.encoder(ids).pooler_output)
+        return similarities(text, self.picture_projection(features), self.log_scale)
 
 
 def run(out: Path, device: torch.device, seed: int) -> None:
@@ -98,19 +92,6 @@ def run(out: Path, device: torch.device, seed: int) -> None:
     tokenizer = build_tokenizer()
     judge = load_judge(out / "judge.safetensors").to(device)
     model = Contrast(build_encoder(tokenizer)).to(device)
-
-    def loss_step(step: int) -> dict[str, Tensor]:
-        generator = seed_step(seed, step)
-        scenes = training_scenes(BATCH, generator)
-        texts = captions(scenes, random.Random(seed * 1_000_003 + step))
-        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-        with torch.no_grad():
-            features = judge.features(render.render(scenes, generator).to(device))
-        similarity = model(ids, features)
-        target = torch.arange(BATCH, device=device)
-        loss = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
-        return {"loss": loss, "recall_at_1": (similarity.argmax(1) == target).float().mean()}
-
-    train("text", model, loss_step, RECIPE, out)
+    train("text", model, against_judge(model, tokenizer, judge, device, seed), RECIPE, out)
     tokenizer.save_pretrained(out / "tokenizer")
     model.encoder.save_pretrained(out / "text_encoder")

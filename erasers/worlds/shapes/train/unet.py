@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import safe_open
-from safetensors.torch import save_file
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from erasers.files.atomic import write_atomically
-from erasers.worlds.shapes import render
-from erasers.worlds.shapes.scenes import captions, training_scenes
-from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
 from erasers.worlds.shapes.train.text import WIDTH
+from erasers.worlds.shapes.train.views import Views
+from erasers.worlds.training.loop import Recipe, train
 
 RECIPE = Recipe(steps=6600, lr=1.2e-3, flat=0.3, warmup=150, ema=0.999)
 REFERENCE_RECIPE = Recipe(steps=5000, lr=1.2e-3, flat=0.3, warmup=150, ema=0.999)
 BATCH = 32
-PICTURES = 48_000
-UNCONDITIONAL = 0.1
-"""Share of captions replaced by the empty prompt, for classifier-free guidance."""
 SNR_CAP = 5.0
 """Gamma of min-SNR weighting (arXiv 2303.09556, section 3.4)."""
 
@@ -52,35 +44,11 @@ def scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-@torch.no_grad()
-def cached_latents(out: Path, device: torch.device, seed: int) -> Tensor:
-    """Scaled latents [n, 4, 8, 8] of the training pictures in `out/latents.safetensors`, made when missing.
-
-    Scene k is the k-th of `training_scenes(PICTURES, seed)`, whatever is left out later.
-    """
-    file = out / "latents.safetensors"
-    if not file.exists():
-        vae = AutoencoderKL.from_pretrained(out / "vae").to(device).eval()
-        generator = seed_step(seed, 0)
-        scenes = training_scenes(PICTURES, generator)
-        pictures = render.render(scenes, generator)
-        parts = [vae.encode(chunk.to(device)).latent_dist.mean.cpu() for chunk in pictures.split(500)]
-        latents = torch.cat(parts) * vae.config.scaling_factor
-        write_atomically(file, lambda path: save_file({"latents": latents.contiguous()}, path))
-    with safe_open(file, framework="pt") as handle:
-        latents_read: Tensor = handle.get_tensor("latents")
-    return latents_read
-
-
 def run(out: Path, device: torch.device, seed: int, without: str | None = None) -> None:
     """Train the denoiser and write `out/unet` or `out/unet-without-<thing>` (float32, averaged weights)."""
     torch.manual_seed(seed)
     name = f"unet-without-{without}" if without else "unet"
-    latents = cached_latents(out, device, seed)
-    scenes = training_scenes(PICTURES, seed_step(seed, 0))
-    if without:
-        keep = scenes.lacks(without)
-        scenes, latents = scenes[keep], latents[keep]
+    views = Views(out, out / "vae", device, seed, without)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(out / "text_encoder").to(device).eval().requires_grad_(False)
     unet = build().to(device, memory_format=torch.channels_last)
@@ -88,15 +56,10 @@ def run(out: Path, device: torch.device, seed: int, without: str | None = None) 
     snr = alphas / (1 - alphas)
 
     def loss_step(step: int) -> dict[str, Tensor]:
-        generator = seed_step(seed, step + 1)
-        rng = random.Random(seed * 1_000_003 + step)
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
-        texts = ["" if rng.random() < UNCONDITIONAL else text for text in captions(scenes[chosen], rng)]
+        clean, noise, texts, generator = views.batch(step, BATCH)
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             states = encoder(ids.to(device)).last_hidden_state
-        clean = latents[chosen].to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
         t = torch.randint(1000, (BATCH,), generator=generator).to(device)
         a = alphas[t][:, None, None, None]
         noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch import Tensor
 from erasers.worlds.shapes import render
 from erasers.worlds.shapes.scenes import training_scenes
 from erasers.worlds.shapes.train.judge import independent_marks
-from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
+from erasers.worlds.training.loop import Recipe, seed_step, train
 
 JOINT = Recipe(steps=1600, lr=2e-3, weight_decay=1e-4, flat=0.4)
 DECODER = Recipe(steps=3200, lr=2e-3, weight_decay=1e-4, flat=0.2, ema=0.995)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
@@ -10,15 +9,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
-from erasers.worlds.shapes.scenes import captions, training_scenes
-from erasers.worlds.shapes.train.loop import Recipe, seed_step, train
-from erasers.worlds.shapes.train.unet import PICTURES, UNCONDITIONAL
-from erasers.worlds.shapes_sd3.train.latents import cached_latents
+from erasers.worlds.shapes.paths import MODEL_DIR
+from erasers.worlds.shapes.train.views import Views
+from erasers.worlds.shapes_sd3.train.repeated import LastRowRepeated
 from erasers.worlds.shapes_sd3.train.text import ENCODERS, WIDTH, load_tokenizer
+from erasers.worlds.training.loop import Recipe, train
 
 RECIPE = Recipe(steps=9000, lr=1.2e-3, flat=0.4, warmup=200, ema=0.999)
 REFERENCE_RECIPE = RECIPE
 BATCH = 32
+ZEROS = 256
+"""Rows that `StableDiffusion3Pipeline` appends to a prompt where there is no T5 (its default `max_sequence_length`)."""
 
 
 def build(patch_size: int = 2) -> SD3Transformer2DModel:
@@ -56,8 +57,8 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 class Prompts:
-    """What the pipeline makes of prompts: penultimate states of both encoders side by side, then the zeros that stand
-    for the absent T5; and both projections."""
+    """What the pipeline makes of prompts: penultimate states of both encoders side by side, then one row of zeros for
+    the `ZEROS` of the absent T5; and both projections."""
 
     def __init__(self, out: Path, device: torch.device) -> None:
         self._tokenizer, self._device = load_tokenizer(), device
@@ -68,35 +69,26 @@ class Prompts:
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """States [n, 2 x tokens, 2 x width] and pooled states [n, 2 x width]."""
+        """States [n, tokens + 1, 2 x width] and pooled states [n, 2 x width]."""
         ids = self._tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         outputs = [encoder(ids.to(self._device), output_hidden_states=True) for encoder in self._encoders]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
-        return torch.cat([states, torch.zeros_like(states)], dim=1), pooled
+        return torch.nn.functional.pad(states, (0, 0, 0, 1)), pooled
 
 
 def run(out: Path, device: torch.device, seed: int, without: str | None = None, patch: int = 2) -> None:
     """Train the denoiser and write `out/transformer` or `out/transformer-without-<thing>` (float32, averaged)."""
     torch.manual_seed(seed)
     name = f"transformer-without-{without}" if without else "transformer"
-    latents = cached_latents(out, device, seed)
-    scenes = training_scenes(PICTURES, seed_step(seed, 0))
-    if without:
-        keep = scenes.lacks(without)
-        scenes, latents = scenes[keep], latents[keep]
+    views = Views(out, MODEL_DIR / "vae", device, seed, without)
     encode = Prompts(out, device)
     transformer = build(patch).to(device)
+    transformer.set_attn_processor(LastRowRepeated(ZEROS))
 
     def loss_step(step: int) -> dict[str, Tensor]:
-        generator = seed_step(seed, step + 1)
-        rng = random.Random(seed * 1_000_003 + step)
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
-        states, pooled = encode(
-            ["" if rng.random() < UNCONDITIONAL else text for text in captions(scenes[chosen], rng)]
-        )
-        clean = latents[chosen].to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+        clean, noise, texts, generator = views.batch(step, BATCH)
+        states, pooled = encode(texts)
         sigma = torch.randn(BATCH, generator=generator).sigmoid().to(device)
         share = sigma[:, None, None, None]
         velocity = transformer(
