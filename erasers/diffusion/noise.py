@@ -7,12 +7,12 @@ schedule or of prediction stands here and nowhere else.
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from typing import Any
 
 import torch
 
+from erasers.diffusion.adaptors.adaptor import shift_factor
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.draws import chances, gaussian, picks
 
@@ -161,9 +161,6 @@ def _moved(pipe: Any, sigmas: torch.Tensor, shape: tuple[int, ...] | None) -> to
     terminal one.
     """
     config, adaptor = pipe.scheduler.config, adaptor_of(pipe)
-    mu = adaptor.shift(pipe, shape or adaptor.shape(pipe))
-    shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
-    if mu is not None:
-        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    shift = shift_factor(config, adaptor.shift(pipe, shape or adaptor.shape(pipe)))
     moved, terminal = shift * sigmas / (1 + (shift - 1) * sigmas), float(config.get("shift_terminal") or 0.0)
     return terminal + (1 - terminal) * moved

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from support.families.all import FAMILIES
+from support.families.variants import build as build_variant
 
 from erasers.diffusion.adaptors.condition import Condition, cat
 from erasers.diffusion.adaptors.packs import packed
@@ -21,6 +24,8 @@ from erasers.diffusion.draws import gaussian
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.noise import clean, flows, noised, random_times, step_back, target_of, time_grid, total_times
 
+# numpy's, about diffusers' DPM-solver.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPT, STEPS = "a red star", 3
 
 
@@ -32,45 +37,113 @@ def last(said: torch.Tensor) -> torch.Tensor:
     return said[-1:]
 
 
+def unchanged(pipe: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Own:
     """How a family's pipeline is called by itself.
 
     Args:
         options: Of the call.
+        build: Makes the tiny pipeline; None: that of its name.
         guidance: Name of the guidance scale in the call.
-        pack: Latents as the pipeline takes them, and returns them.
-        schedule: What its scheduler has otherwise than the tiny pipeline.
+        pack: Latents as the pipeline takes them.
+        end: Latents as the pipeline returns them; None: as it takes them.
         heard: What the denoiser said of a latent without and with the prompt -> the prediction that follows the prompt.
+        change: Makes the tiny pipeline more like those that people use.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
+    build: Callable[[Path], Any] | None = None
     guidance: str = "guidance_scale"
     pack: Callable[[torch.Tensor], torch.Tensor] = same
-    schedule: Mapping[str, Any] = field(default_factory=dict)
+    end: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
     heard: Callable[[torch.Tensor], torch.Tensor] = last
+    change: Callable[[Any], None] = unchanged
 
 
-SMALL = {"height": 16, "width": 16}
+def reschedule(**config: Any) -> Callable[[Any], None]:
+    def change(pipe: Any) -> None:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **config)
+
+    return change
+
+
+def multistep(pipe: Any) -> None:
+    """The scheduler that Sana comes with."""
+    pipe.scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+
+
+def two_denoisers(pipe: Any) -> None:
+    """Wan 2.2: another denoiser below a share of the times, and a time for each token."""
+    second = copy.deepcopy(pipe.transformer)
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight.mul_(1.1)
+    pipe.register_modules(transformer_2=second)
+    pipe.register_to_config(boundary_ratio=0.9, expand_timesteps=True)
+
+
+def gathered(pipe: Any) -> None:
+    """Statistics that training left in the VAE of FLUX.2."""
+    generator, norm = torch.Generator().manual_seed(7), pipe.vae.bn
+    norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator))
+    norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
+
+
+def as_vae(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents of FLUX.2 as its VAE decodes them."""
+    centre, variance = (value.view(1, -1, 1, 1) for value in (pipe.vae.bn.running_mean, pipe.vae.bn.running_var))
+    return pipe._unpatchify_latents(latents * (variance + pipe.vae.config.batch_norm_eps).sqrt() + centre)
+
+
+def as_tokens(said: torch.Tensor) -> torch.Tensor:
+    """Places of FLUX.2 `[n, h w, c]` as the adaptor has them."""
+    side = int(said.shape[1] ** 0.5)
+    return said[-1:].transpose(1, 2).unflatten(-1, (side, side))
+
+
+SMALL, BIGGER = {"height": 16, "width": 16}, {"height": 32, "width": 32}
+UNBINNED = {"use_resolution_binning": False}
 OWN: dict[str, Own] = {
     "sd1": Own(),
     "sdxl": Own(),
     "sd3": Own(),
     "flux": Own(SMALL, pack=packed),
+    "flux2": Own(SMALL, end=lambda pipe, latents: pipe._pack_latents(latents), heard=as_tokens),
+    "klein": Own(
+        SMALL, build=partial(build_variant, "Flux2KleinPipeline"), end=as_vae, heard=as_tokens, change=gathered
+    ),
     "chroma": Own(SMALL, pack=packed),
     "qwenimage": Own(
-        {**SMALL, "negative_prompt": " "}, guidance="true_cfg_scale", pack=packed, schedule={"shift_terminal": 0.02}
+        {**SMALL, "negative_prompt": " "},
+        guidance="true_cfg_scale",
+        pack=packed,
+        change=reschedule(shift_terminal=0.02),
     ),
     "zimage": Own(SMALL, heard=lambda said: -said[:1, :, 0]),
+    "pixart": Own({**SMALL, **UNBINNED}, heard=lambda said: said[-1:].chunk(2, dim=1)[0]),
+    "pixart-sigma": Own({**SMALL, **UNBINNED}, heard=lambda said: said[-1:].chunk(2, dim=1)[0]),
+    "sana": Own({**BIGGER, **UNBINNED}),
+    "sana-multistep": Own({**BIGGER, **UNBINNED}, build=FAMILIES["sana"].build, change=multistep),
+    "wan": Own({**BIGGER, "num_frames": 1}),
+    "wan22": Own({**BIGGER, "num_frames": 1}, build=FAMILIES["wan"].build, change=two_denoisers),
+    "lumina2": Own(heard=lambda said: -said[-1:]),
+    "cogview4": Own(SMALL),
+    "auraflow": Own(SMALL),
 }
 """Tiny pipeline -> how it is called."""
 
 
 def built(name: str, folder: Path) -> Any:
-    pipe = FAMILIES[name].build(folder)
+    pipe = (OWN[name].build or FAMILIES[name].build)(folder)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **OWN[name].schedule)
-    if hasattr(pipe.scheduler, "alphas_cumprod"):
+    OWN[name].change(pipe)
+    if not adaptor_of(pipe).flow:
         pipe.scheduler = DDIMScheduler.from_config(
             pipe.scheduler.config, clip_sample=False, set_alpha_to_one=True, steps_offset=1, timestep_spacing="leading"
         )
@@ -119,7 +192,8 @@ def test_it_ends_with_the_latents_of_the_pipelines_own_loop(case: tuple[Any, Own
     noise = start(pipe, own)
     mine = draw(pipe, own, noise, 3.0)
     theirs = by_itself(pipe, own, noise, 3.0)
-    torch.testing.assert_close(own.pack(mine), theirs.float(), atol=1e-5, rtol=1e-5)
+    ended = own.pack(mine) if own.end is None else own.end(pipe, mine)
+    torch.testing.assert_close(ended, theirs.float(), atol=1e-5, rtol=1e-5)
 
 
 def draw(pipe: Any, own: Own, noise: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -166,7 +240,7 @@ def test_rows_are_independent(case: tuple[Any, Own]) -> None:
     pipe, own = case
     shape = adaptor_of(pipe).shape(pipe, own.options.get("height"))
     noisy = gaussian(torch.empty(3, *shape), torch.Generator().manual_seed(2))
-    texts = [PROMPT, "a circle", "a red star on a blue square"]
+    texts = [PROMPT, "a circle", "a red star on a blue square and a green heart on a red circle and a ring"]
     times = random_times(pipe, 3, torch.Generator().manual_seed(3), shape)
     with torch.no_grad():
         together = predict(pipe, noisy, times, conditions(pipe, texts))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy
@@ -75,9 +76,11 @@ class Adaptor(ABC):
             guidance: For those that read it.
         """
 
-    @abstractmethod
     def shape(self, pipe: Any, size: int | None = None) -> tuple[int, ...]:
         """(channels, ..., height, width) of the latents of a picture of so many pixels; None: the model's own size."""
+        config = module_of(pipe, self.components[0]).config
+        side = int(config.sample_size if size is None else size // pipe.vae_scale_factor)
+        return int(config.in_channels), side, side
 
     def scaled(self, pipe: Any, mean: torch.Tensor) -> torch.Tensor:
         """Latents as the denoiser reads them, of what the VAE makes of pictures."""
@@ -135,10 +138,37 @@ def refuse_other_channels(pipe: Any, channels: int, out: int) -> None:
     refuse_more_inputs(pipe, f"{channels} channels: a picture beside them" if channels != out else "")
 
 
+def in_groups(labels: torch.Tensor, ask: Callable[[int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What is said of rows that cannot be asked together, in their order.
+
+    Args:
+        labels: Of the rows `[n]`; those of one label are asked together.
+        ask: (label, indices of its rows) -> what is said of these.
+    """
+    groups = [(int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique()]
+    order = torch.cat([index for _, index in groups]).argsort()
+    return torch.cat([ask(label, index) for label, index in groups])[order]
+
+
+def whole(pipe: Any, times: torch.Tensor) -> torch.Tensor:
+    """Times as the scheduler says them to the denoiser: those that look back on earlier steps cut fractions off."""
+    if type(pipe.scheduler).__name__.startswith("FlowMatch"):
+        return times
+    # Sigmas are rounded to float32, which takes less than 1e-3 from a whole time.
+    return (times + 1e-3).floor()
+
+
 def module_of(pipe: Any, name: str) -> Any:
     """A component, seen through `torch.compile`."""
     module = getattr(pipe, name, None)
     return getattr(module, "_orig_mod", module)
+
+
+def shift_factor(config: Any, mu: float | None) -> float:
+    """s of a scheduler that moves sigmas to s sigma / (1 + (s - 1) sigma); mu as `Adaptor.shift` has it."""
+    if mu is not None:
+        return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    return float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
 
 
 def moved_by(config: Any, tokens: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from erasers.diffusion.adaptors.adaptor import refuse_other_channels
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.packs import Packed, packed, unpacked
+from erasers.diffusion.adaptors.videos import standardised
 from erasers.models.calls import handed_on
 
 
@@ -59,13 +60,3 @@ class QwenImage(Packed):
     def scaled(self, pipe: Any, mean: torch.Tensor) -> torch.Tensor:
         """See `Adaptor.scaled`: those of the only frame, `[n, c, h, w]`."""
         return standardised(pipe, mean)[:, :, 0]
-
-
-def standardised(pipe: Any, mean: torch.Tensor) -> torch.Tensor:
-    """Latents of videos `[n, c, frames, h, w]` by the mean and spread that their autoencoder knows of each channel."""
-    config = pipe.vae.config
-    centre, spread = (
-        torch.tensor(values, device=mean.device, dtype=mean.dtype).view(1, -1, 1, 1, 1)
-        for values in (config.latents_mean, config.latents_std)
-    )
-    return (mean - centre) / spread

@@ -40,12 +40,6 @@ class SD3(Adaptor):
             )[0]
         )
 
-    def shape(self, pipe: Any, size: int | None = None) -> tuple[int, ...]:
-        """See `Adaptor.shape`."""
-        config = pipe.transformer.config
-        side = int(config.sample_size if size is None else size // pipe.vae_scale_factor)
-        return int(config.in_channels), side, side
-
     def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
         """See `Adaptor.shift`."""
         config, patch = pipe.scheduler.config, int(pipe.transformer.config.patch_size)

@@ -7,15 +7,36 @@ from typing import Any
 from torch import nn
 
 from erasers.diffusion.adaptors.adaptor import Adaptor, module_of
+from erasers.diffusion.adaptors.auraflow import AuraFlow
 from erasers.diffusion.adaptors.chroma import Chroma
+from erasers.diffusion.adaptors.cogview4 import CogView4
 from erasers.diffusion.adaptors.flux import Flux
+from erasers.diffusion.adaptors.flux2 import Flux2
+from erasers.diffusion.adaptors.lumina2 import Lumina2
+from erasers.diffusion.adaptors.pixart import PixArt
 from erasers.diffusion.adaptors.qwen_image import QwenImage
+from erasers.diffusion.adaptors.sana import Sana
 from erasers.diffusion.adaptors.sd3 import SD3
 from erasers.diffusion.adaptors.unet import UNet
+from erasers.diffusion.adaptors.wan import Wan
 from erasers.diffusion.adaptors.z_image import ZImage
 from erasers.models.families import UnsupportedPipeline
 
-ADAPTORS: tuple[Adaptor, ...] = (UNet(), SD3(), Flux(), Chroma(), QwenImage(), ZImage())
+ADAPTORS: tuple[Adaptor, ...] = (
+    UNet(),
+    SD3(),
+    Flux(),
+    Flux2(),
+    Chroma(),
+    QwenImage(),
+    ZImage(),
+    PixArt(),
+    Sana(),
+    Wan(),
+    Lumina2(),
+    CogView4(),
+    AuraFlow(),
+)
 
 
 def adaptor_of(pipe: Any) -> Adaptor:
