@@ -33,7 +33,6 @@ from erasers.diffusion.gradients import frozen
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.rates import Rate, token_rate
-from erasers.diffusion.supported import layers_read
 from erasers.diffusion.tokens import tokenise
 from erasers.methods.adv_unlearn import text_layers
 from erasers.methods.few_shot import trained_names
@@ -41,6 +40,7 @@ from erasers.methods.robust_ablation.pool import Pool
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.models.components import find_parameter
+from erasers.models.feeding import feeds_of
 from erasers.pipeline import load_pipeline
 from erasers.training.layers import denoiser_layers
 from erasers.training.student import Student, names_of
@@ -249,7 +249,7 @@ def rows(here: Scene, size: str) -> Iterator[Row]:
         for token in (0.02, 0.08, 1e-3, "auto"):
             yield from soft(here, token)  # type: ignore[arg-type]
         yield from low_rank(here, 2e-3 if shapes else 2e-4)
-        text, blocks = "text_encoder", text_layers(0, layers_read(here.pipe))
+        text, blocks = "text_encoder", text_layers(0, feeds_of(here.pipe)["text_encoder"])
         yield dense(here, "student of few_shot", text, trained_names(here.pipe), 1e-3 if shapes else 1e-5, 1e-6)
         yield dense(here, "student of adv_unlearn", text, blocks, 1e-3 if shapes else 1e-5)
         yield dense(here, "student of doco", "unet", denoiser_layers("x-strict"), 4e-4 if shapes else 4.8e-5)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any
 
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.noise import flows
+from erasers.models.encoder_blocks import is_clip
 from erasers.models.families import UnsupportedPipeline
+from erasers.models.feeding import feeds_of
 from erasers.models.inputs import refuse_unfit
 from erasers.models.ports import refuse_wrapped
-
-_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)")
 
 
 def check_unet(pipe: Any) -> None:
@@ -86,19 +85,11 @@ def check_clip_skip(pipe: Any, clip_skip: int | None) -> None:
         return
     if "clip_skip" not in inspect.signature(pipe.encode_prompt).parameters:
         raise ValueError(f"expected no clip_skip, which {type(pipe).__name__} does not take")
-    for name in ("text_encoder", "text_encoder_2"):
-        if getattr(pipe, name, None) is not None and layers_read(pipe, name, clip_skip) < 0:
+    for name, feed in feeds_of(pipe).items():
+        if is_clip(getattr(pipe, name)) and feed.tokens is not None and feed.tokens < clip_skip:
             raise ValueError(
-                f"expected clip_skip of at most the {layers_read(pipe, name)} layers that are read of the {name}, got "
-                f"{clip_skip}"
+                f"expected clip_skip of at most the {feed.tokens} layers that are read of the {name}, got {clip_skip}"
             )
-
-
-def layers_read(pipe: Any, name: str = "text_encoder", clip_skip: int | None = None) -> int:
-    """How many layers of a CLIP text encoder have a say in what the denoiser reads token by token."""
-    numbers = [int(match[1]) for path, _ in getattr(pipe, name).named_modules() if (match := _LAYER.search(path))]
-    # SDXL reads the states before the last layer.
-    return max(numbers, default=-1) + 1 - hasattr(pipe, "text_encoder_2") - (clip_skip or 0)
 
 
 def _refuse_other_predictions(pipe: Any) -> None:

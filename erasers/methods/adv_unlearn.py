@@ -4,7 +4,6 @@ Models", NeurIPS 2024, arXiv 2405.15234."""
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from erasers.concept import Concept, Concepts
 from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.attacked import attacked_encoders
 from erasers.diffusion.batches import Piece, Summands, errors_in_parts, mean_in_parts
 from erasers.diffusion.clip import encode
 from erasers.diffusion.conditions import conditions, unprompted
@@ -26,22 +26,23 @@ from erasers.diffusion.latent_bank import LatentBank, Way, sample_bank
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.supported import check_supported, layers_read
+from erasers.diffusion.supported import check_supported
 from erasers.diffusion.tokens import token_table, tokenise
 from erasers.methods.esd import target
+from erasers.models.encoder_blocks import in_block, is_behind
+from erasers.models.feeding import Feed, feeds_of
 from erasers.models.prompts import converted
 from erasers.options import require_least
 from erasers.text.contexts import kept_prompts, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
-from erasers.training.layers import Wanted, encoder_layer
+from erasers.training.layers import Wanted
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
 
 SOFT = "<soft>"
 Place = Literal["prefix", "suffix", "replace"]
 Placement = Literal[Place, "mixed"]
-_FINAL = re.compile(r"(?:^|\.)final_layer_norm$")
 _DRAW = 53
 
 
@@ -94,6 +95,8 @@ class AdvUnlearn(TrainedEraser):
         aliases: Erase the concept's aliases, too.
         upstream_compat: Reproduce two errors of the official attack: gradients add up over its steps, and its result
             is that before the last step.
+        encoders: Text encoders that are trained, such as `text_encoder,text_encoder_3`; none: all CLIP ones, or the
+            first where the denoiser reads no CLIP.
     """
 
     name: ClassVar[str] = "adv_unlearn"
@@ -149,6 +152,7 @@ class AdvUnlearn(TrainedEraser):
     templates: Templates = ("{}",)
     aliases: bool = True
     upstream_compat: bool = False
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,7 +226,11 @@ class AdvUnlearn(TrainedEraser):
 
     def _names(self, pipe: Any) -> list[str]:
         """Parameters that are trained; layers that `clip_skip` leaves out are not read."""
-        return names_of(pipe, "text_encoder", text_layers(self.layers, layers_read(pipe, clip_skip=self.clip_skip)))
+        feeds = feeds_of(pipe, self.clip_skip)
+        chosen = attacked_encoders(pipe, self.encoders)
+        return [
+            name for encoder in chosen for name in names_of(pipe, encoder, text_layers(self.layers, feeds[encoder]))
+        ]
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """At most `kept` prompts, up to half of them about neighbours and anchors, and the empty one."""
@@ -407,14 +415,14 @@ def instead(pipe: Any, bank: LatentBank, anchors: Condition, batch: int = 8) -> 
     return replace(bank, empty=torch.cat(predictions))
 
 
-def text_layers(layers: int, read: int) -> Wanted:
-    """Which modules of a text encoder are trained, by (module, path); `read` layers are read of it."""
+def text_layers(layers: int, feed: Feed) -> Wanted:
+    """Which modules of a text encoder are trained, by (module, path), of those that are read of it."""
 
     def wanted(module: nn.Module, path: str) -> bool:
-        layer = encoder_layer(path)
-        if layer is None:
-            return not layers and bool(_FINAL.search(path))
-        return layer < min(layers or read, read)
+        place = in_block(path)
+        if place is None:
+            return not layers and feed.normed and is_behind(path)
+        return place.number < min(layers or feed.blocks, feed.blocks) and not isinstance(module, nn.Embedding)
 
     return wanted
 

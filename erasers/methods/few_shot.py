@@ -3,7 +3,6 @@ Unlearning", BMVC 2024, arXiv 2405.07288."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 
 from erasers.concept import Concept, Concepts, as_concepts
-from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.adaptors.table import adaptor_of
+from erasers.diffusion.attacked import attacked_encoders
 from erasers.diffusion.batches import Summands, mean_in_parts
-from erasers.diffusion.clip import encode
 from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import denoising_loss
@@ -23,19 +22,19 @@ from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.latents import latent_shape, latents_of
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
-from erasers.diffusion.supported import check_supported, layers_read
-from erasers.diffusion.tokens import tokenise
+from erasers.diffusion.supported import check_drawable
+from erasers.models.encoder_blocks import in_block
+from erasers.models.feeding import Feed, feeds_of
 from erasers.options import require_above, require_least
 from erasers.processes import largest
 from erasers.text.contexts import kept_prompts, shuffled, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
-from erasers.training.layers import encoder_layer
+from erasers.training.layers import Wanted
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.pictures import picture
 from erasers.training.student import Student, names_of
 
-_PROJECTION = re.compile(r"\.(mlp\.fc[12]|self_attn\.\w+)$")
 DRIFT = 0.45
 """What `max_drift="auto"` means: the share of the mean distance between two prompts that a kept one may move."""
 _ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
@@ -43,20 +42,22 @@ _ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6}
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot(TrainedEraser):
-    """Train the text encoder away from a few pictures of the concept.
+    """Train text encoders away from a few pictures of the concept.
 
     Gradient ascent on the denoising loss of textual inversion: with x_t a noised picture and p a prompt of the concept,
 
         L = - || eps - eps(x_t, t, tau(p)) ||^2
 
-    Trained are the feed-forward parts of all layers of the text encoder tau and the self-attention of its last one.
+    Trained are the feed-forward parts of all layers of the text encoder tau and the self-attention of its last one; of
+    several text encoders, those of each, as far as the denoiser reads their layers.
 
     The ascent has no end and moves every prompt alike, so it is bounded here. The drift of a kept prompt p is
     ||tau(p) - tau_0(p)|| / ||tau_0(p)||. When that of any of them exceeds `max_drift` after a step, up to `corrections`
     steps of Adam descend on its mean square; when they do not bring it back, the step is undone and training stops.
     On the embedded model, kept prompts draw what they drew before with a drift of 0.5, and do not with 1, which is
     about as far as one prompt is from another there (1.1). Text encoders differ in how far that is, so "auto" bounds
-    the drift by 0.45 of the mean distance between two prompts, kept or unlearned, in the same measure.
+    the drift by 0.45 of the mean distance between two prompts, kept or unlearned, in the same measure. Each output of
+    each trained encoder, states of tokens and summary of the prompt, has a drift and a bound of its own.
 
     Differs from the official code: that bound (`max_drift=none` leaves it out); the attention trained is that of the
     last layer whatever its number; iterations in place of epochs, each with a random part of the pictures, so that ten
@@ -72,6 +73,8 @@ class FewShot(TrainedEraser):
         max_drift: How far a kept prompt may move, above 0, or "auto"; None has no bound, as published.
         corrections: Steps back after a step too far; 0 stops at once.
         kept: Prompts whose drift is measured: preserved ones, neighbours and anchors in templates, and the empty one.
+        encoders: Text encoders that are trained, such as `text_encoder,text_encoder_3`; none: all CLIP ones, or the
+            first where the denoiser reads no CLIP.
     """
 
     name: ClassVar[str] = "few_shot"
@@ -100,6 +103,7 @@ class FewShot(TrainedEraser):
     max_drift: float | Literal["auto"] | None = "auto"
     corrections: int = 10
     kept: int = 32
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +114,8 @@ class FewShot(TrainedEraser):
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
-        check_supported(pipe)
+        check_drawable(pipe)
+        attacked_encoders(pipe, self.encoders)
 
     def prompts(self, concept: Concept) -> list[str]:
         """The distinct prompts that are unlearned with the pictures of a concept."""
@@ -131,7 +136,7 @@ class FewShot(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`; with the bound there are the weights before a step, and a second optimizer."""
-        given, names = as_concepts(concepts), trained_names(pipe, self.clip_skip)
+        given, names = as_concepts(concepts), trained_names(pipe, self.clip_skip, self.encoders)
         shown = sum(len(concept.images) or self.pictures for concept in given)
         passes = [Pass(min(self.batch, shown), names, min(self.batch, shown))]
         if self.max_drift is not None:
@@ -147,35 +152,41 @@ class FewShot(TrainedEraser):
         count = self.pictures * sum(not concept.images for concept in concepts)
         with stage("drawing pictures of what is unlearned", count) as advance:
             shots = [
-                Shots(self._latents(pipe, concept, generator, advance), tokenise(pipe, self.prompts(concept)))
-                for concept in concepts
+                Shots(self._latents(pipe, concept, generator, advance), self.prompts(concept)) for concept in concepts
             ]
-        student = Student(pipe, trained_names(pipe, self.clip_skip), rank=self.rank, generator=generator)
-        bound = None
-        if self.max_drift is not None:
-            kept, most = self._kept(concepts, generator), self.max_drift
-            if isinstance(most, str):
-                prompts = [*kept, *(text for one in concepts for text in self.prompts(one))]
-                most = DRIFT * apart(pipe, prompts, self.clip_skip)
-            bound = Bound(pipe, student, kept, most, self.corrections, self.lr, self.clip_skip)
+        student = Student(pipe, trained_names(pipe, self.clip_skip, self.encoders), rank=self.rank, generator=generator)
+        bound = self._bound(pipe, concepts, student, generator)
         adam = torch.optim.Adam(student.parameters, lr=self.lr, weight_decay=1e-8, **_ADAM)
 
         def step(number: int) -> dict[str, float]:
             before = [weight.detach().clone() for weight in student.parameters] if bound else []
-            latents, ids = draw(shots, self.batch, generator)
+            latents, prompts = draw(shots, self.batch, generator)
             with student.placed():
-                loss = ascent_loss(pipe, latents, ids, generator, self.clip_skip)
+                loss = ascent_loss(pipe, latents, prompts, generator, self.clip_skip)
                 student.backward(loss)
             adam.step()
             shown = loss.shown | (bound.hold(before) if bound else {})
             if bound and bound.why and not number:
                 raise ValueError(
-                    f"expected max_drift that one step keeps to, got {bound.most:.3g}; lower lr or raise it"
+                    f"expected max_drift that one step keeps to, got {min(bound.most):.3g}; lower lr or raise it"
                 )
             return shown
 
         optimizers = {"adam": adam} | ({"back": bound.adam} if bound else {})
         return Training(student, step, optimizers, stop=(lambda: bound.why) if bound else (lambda: ""))
+
+    def _bound(
+        self, pipe: Any, concepts: Sequence[Concept], student: Student, generator: torch.Generator
+    ) -> Bound | None:
+        if self.max_drift is None:
+            return None
+        kept, outputs = self._kept(concepts, generator), Outputs(pipe, student, self.clip_skip)
+        if isinstance(self.max_drift, str):
+            prompts = [*kept, *(text for concept in concepts for text in self.prompts(concept))]
+            most = [DRIFT * distance for distance in apart(outputs, prompts)]
+        else:
+            most = [self.max_drift] * len(outputs)
+        return Bound(outputs, student, kept, most, self.corrections, self.lr)
 
     def _drawn_of(self, concept: Concept) -> list[str]:
         """Prompts that pictures are drawn of, in turn."""
@@ -199,10 +210,38 @@ class FewShot(TrainedEraser):
 
 @dataclass(frozen=True)
 class Shots:
-    """Pictures of a concept: x_0 `[n, c, h, w]`, and the token ids `[p, tokens]` of its prompts."""
+    """Pictures of a concept: x_0 `[n, c, h, w]`, and its prompts."""
 
     latents: torch.Tensor
-    ids: torch.Tensor
+    prompts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the denoiser reads of trained text encoders: states of tokens and summaries, each an output of its own.
+
+    Args:
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
+        student: Trained weights of its text encoders.
+        clip_skip: As for `diffusion.conditions.conditions`.
+    """
+
+    pipe: Any
+    student: Student
+    clip_skip: int | None = None
+
+    def __len__(self) -> int:
+        return sum((feed.tokens is not None) + feed.pooled for feed in self._feeds().values())
+
+    def __call__(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        """Each output of prompts, `[prompts, ...]` in float32, as the text encoders are now."""
+        adaptor = adaptor_of(self.pipe)
+        condition = adaptor.encode(self.pipe, texts, self.clip_skip)
+        return [value.float() for name in self._feeds() for value in adaptor.written(self.pipe, condition, name)]
+
+    def _feeds(self) -> dict[str, Feed]:
+        trained = {name.partition(".")[0] for name in self.student.names}
+        return {name: feed for name, feed in feeds_of(self.pipe).items() if name in trained}
 
 
 @dataclass
@@ -210,109 +249,137 @@ class Bound:
     """Holds what kept prompts are read as.
 
     Args:
-        pipe: A Stable Diffusion 1 or 2 pipeline.
-        student: Trained weights of its text encoder.
+        outputs: What is read.
+        student: Trained weights.
         kept: Prompts.
-        most: The drift that they may have.
+        most: The drift that they may have, in each output.
         corrections: Steps back before a step is undone.
         lr: Learning rate of those.
-        clip_skip: As for `diffusion.conditions.encode`.
     """
 
-    pipe: Any
+    outputs: Outputs
     student: Student
     kept: Sequence[str]
-    most: float
+    most: Sequence[float]
     corrections: int
     lr: float
-    clip_skip: int | None = None
     why: str = field(default="", init=False)
     """Why training has to stop, or ""."""
 
     def __post_init__(self) -> None:
         self.adam = torch.optim.Adam(self.student.parameters, lr=self.lr, **_ADAM)
-        self.ids = tokenise(self.pipe, self.kept)
         with torch.no_grad():
-            self.before = encode(self.pipe, self.ids, self.clip_skip).float()
+            self.before = self.outputs(self.kept)
 
     def hold(self, weights: Sequence[torch.Tensor]) -> dict[str, float]:
         """Go back until no kept prompt is too far, or to the weights before the step; the drift that is left."""
-        drift = self.worst()
+        drifts = self.worst()
         for _ in range(self.corrections):
-            if drift <= self.most:
+            if self._allows(drifts):
                 break
             with self.student.placed():
-                self.student.backward(self.squares().mean())
+                self.student.backward(self.excess())
             self.adam.step()
-            drift = self.worst()
-        if not drift <= self.most:
-            self.why = f"a kept prompt would drift by {drift:.3g}"
+            drifts = self.worst()
+        if not self._allows(drifts):
+            self.why = f"a kept prompt would drift by {self._nearest(drifts):.3g}"
             with torch.no_grad():
                 for weight, value in zip(self.student.parameters, weights, strict=True):
                     weight.copy_(value)
-            drift = self.worst()
-        return {"drift": drift}
+            drifts = self.worst()
+        return {"drift": self._nearest(drifts)}
 
     @torch.no_grad()
-    def worst(self) -> float:
-        """The largest drift, in any process."""
+    def worst(self) -> list[float]:
+        """The largest drift in each output, in any process."""
         with self.student.placed():
-            return largest(float(self.squares().max().sqrt()), self.before.device)
+            return [
+                largest(float(squares.max().sqrt()), before.device)
+                for squares, before in zip(self.squares(), self.before, strict=True)
+            ]
 
-    def squares(self) -> torch.Tensor:
-        """||tau(p) - tau_0(p)||^2 / ||tau_0(p)||^2 `[prompts]`, as the text encoder is now."""
-        moved = encode(self.pipe, self.ids, self.clip_skip).float() - self.before
-        return moved.square().sum(dim=(1, 2)) / self.before.square().sum(dim=(1, 2))
+    def excess(self) -> torch.Tensor:
+        """The mean square of all drifts, those with a wider bound in its measure."""
+        shares = [min(self.most) / most for most in self.most]
+        means = [squares.mean() * share**2 for squares, share in zip(self.squares(), shares, strict=True)]
+        return torch.stack(means).mean()
+
+    def squares(self) -> list[torch.Tensor]:
+        """||tau(p) - tau_0(p)||^2 / ||tau_0(p)||^2 `[prompts]` in each output, as the text encoders are now."""
+        pairs = zip(self.outputs(self.kept), self.before, strict=True)
+        return [_squares(now - before) / _squares(before) for now, before in pairs]
+
+    def _allows(self, drifts: Sequence[float]) -> bool:
+        return all(drift <= most for drift, most in zip(drifts, self.most, strict=True))
+
+    def _nearest(self, drifts: Sequence[float]) -> float:
+        """The drift that is the largest for its bound."""
+        return max(zip(drifts, self.most, strict=True), key=lambda pair: pair[0] / pair[1])[0]
+
+
+def _squares(values: torch.Tensor) -> torch.Tensor:
+    """||x||^2 `[n]` of `[n, ...]`."""
+    return values.square().sum(dim=tuple(range(1, values.dim())))
 
 
 @torch.no_grad()
-def apart(pipe: Any, prompts: Sequence[str], clip_skip: int | None = None) -> float:
-    """Mean of ||tau(p) - tau(q)|| / ||tau(p)|| over pairs of two of the distinct prompts.
+def apart(outputs: Outputs, prompts: Sequence[str]) -> list[float]:
+    """Mean of ||tau(p) - tau(q)|| / ||tau(p)|| over pairs of two of the distinct prompts, in each output.
 
     Raises:
         ValueError: Fewer than two prompts, or no distance between them.
     """
     texts = list(dict.fromkeys(prompts))
-    states = torch.cat([encode(pipe, tokenise(pipe, text), clip_skip).float().flatten(1) for text in texts])
-    shares = torch.cdist(states, states) / states.norm(dim=1, keepdim=True)
-    mean = float(shares.sum()) / max(1, len(texts) * (len(texts) - 1))
-    if not mean > 0:
-        raise ValueError(f"expected two prompts that the text encoder tells apart, got {texts!r}; give max_drift")
-    return mean
+    columns = zip(*(outputs([text]) for text in texts), strict=True)
+    means = []
+    for values in columns:
+        states = nn.utils.rnn.pad_sequence([value.flatten() for value in values], batch_first=True)
+        shares = torch.cdist(states, states) / states.norm(dim=1, keepdim=True)
+        mean = float(shares.sum()) / max(1, len(texts) * (len(texts) - 1))
+        if not mean > 0:
+            raise ValueError(f"expected two prompts that the text encoder tells apart, got {texts!r}; give max_drift")
+        means.append(mean)
+    return means
 
 
 def ascent_loss(
-    pipe: Any, latents: torch.Tensor, ids: torch.Tensor, generator: torch.Generator, clip_skip: int | None = None
+    pipe: Any, latents: torch.Tensor, texts: Sequence[str], generator: torch.Generator, clip_skip: int | None = None
 ) -> Summands:
-    """L at random times with fresh noise, of pictures `[n, c, h, w]` and token ids `[n, tokens]`."""
+    """L at random times with fresh noise, of pictures `[n, c, h, w]` and as many prompts."""
     times = random_times(pipe, len(latents), generator).to(latents.device)
-    noise, states = gaussian(latents, generator), encode(pipe, ids, clip_skip)
+    noise, condition = gaussian(latents, generator), adaptor_of(pipe).encode(pipe, texts, clip_skip)
 
     def ascent(rows: slice) -> torch.Tensor:
-        return -denoising_loss(pipe, latents[rows], times[rows], noise[rows], Condition(states[rows]))
+        return -denoising_loss(pipe, latents[rows], times[rows], noise[rows], condition.part(rows))
 
     return mean_in_parts(len(latents), ascent)
 
 
-def draw(shots: Sequence[Shots], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most `count` different pictures, and a random prompt of the concept of each: `[n, c, h, w]`, `[n, tokens]`."""
+def draw(shots: Sequence[Shots], count: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
+    """At most `count` different pictures `[n, c, h, w]`, and a random prompt of the concept of each."""
     every = [(shot, number) for shot in shots for number in range(len(shot.latents))]
     chosen = shuffled(every, count, generator)
-    ids = [shot.ids[int(picks(len(shot.ids), 1, generator))] for shot, _ in chosen]
-    return torch.stack([shot.latents[number] for shot, number in chosen]), torch.stack(ids)
+    prompts = [shot.prompts[int(picks(len(shot.prompts), 1, generator))] for shot, _ in chosen]
+    return torch.stack([shot.latents[number] for shot, number in chosen]), prompts
 
 
-def trained_names(pipe: Any, clip_skip: int | None = None) -> list[str]:
+def trained_names(pipe: Any, clip_skip: int | None = None, encoders: Sequence[str] = ()) -> list[str]:
     """Parameters of the feed-forward parts of all layers that are read, and of the self-attention of the last one."""
-    last = layers_read(pipe, clip_skip=clip_skip) - 1
+    feeds = feeds_of(pipe, clip_skip)
+    chosen = attacked_encoders(pipe, encoders)
+    return [name for encoder in chosen for name in names_of(pipe, encoder, _wanted(feeds[encoder].blocks - 1))]
+
+
+def _wanted(last: int) -> Wanted:
+    """The layers that are trained of an encoder of which that block is the last one that is read."""
 
     def wanted(module: nn.Module, path: str) -> bool:
-        layer, projection = encoder_layer(path), _PROJECTION.search(path)
-        if layer is None or projection is None or not isinstance(module, nn.Linear) or layer > last:
+        place = in_block(path)
+        if place is None or not isinstance(module, nn.Linear) or place.number > last:
             return False
-        return projection[1].startswith("mlp") or layer == last
+        return place.part == "feed-forward" or (place.part == "attention" and place.number == last)
 
-    return names_of(pipe, "text_encoder", wanted)
+    return wanted
 
 
 def side_of(pipe: Any) -> tuple[int, int]:

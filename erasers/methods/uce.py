@@ -15,6 +15,7 @@ from erasers.closed_form.ports import port_hashes
 from erasers.closed_form.preserved import Preserved, preserved_rows
 from erasers.concept import Concept, names
 from erasers.eraser import Eraser
+from erasers.models.feeding import warn_of_missed_ports
 from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
 from erasers.models.readers import text_readers
 from erasers.options import require_above, require_least
@@ -134,6 +135,8 @@ class UCE(Eraser):
         groups = port_groups(pipe, self.ports)
         if unedited := find_family(pipe)[0].unedited:
             warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=3)
+        if self.ports != "auto":
+            warn_of_missed_ports(pipe, self.ports)
         hashes = port_hashes(pipe, groups)
         tasks = self.gather(pipe, concepts, groups, generator)
         edits = [(task.group, *self.edit(task, hashes)) for task in tasks]

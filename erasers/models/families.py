@@ -30,11 +30,13 @@ class Source:
         encoders: Attributes of the text encoders; the first one's tokens count the rows.
         through: Modules of the denoiser that its rows pass before they join the others.
         optional: The pipeline runs without it.
+        left_out: Last layers of the encoders that have no say in these states, in pipelines that know all of them.
     """
 
     encoders: tuple[str, ...]
     through: tuple[str, ...] = ()
     optional: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Pooled:
         port: Pattern of the layer.
         through: Modules between that vector and the layer.
         output: Where `encode_prompt` returns the vector; None: it is the mean of the prompt's states.
+        encoders: Attributes of the text encoders that make it, all layers of them and their projections.
     """
 
     port: str
     through: tuple[str, ...] = ()
     output: int | None = None
+    encoders: tuple[str, ...] = ("text_encoder",)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Family:
 
 
 _ONE = (Source(("text_encoder",)),)
+_PENULTIMATE = (Source(("text_encoder",), left_out=1),)
 _EMBEDDER = re.compile(r"^context_embedder$")
 _CROSS = re.compile(r"^transformer_blocks\.\d+\.attn2\.to_[kv]$")
 _ADDED = re.compile(r"^transformer_blocks\.\d+\.attn\.add_[kv]_proj$")
@@ -99,9 +104,9 @@ FAMILIES: tuple[Family, ...] = (
         "cross",
         # attn1 reads text instead of the picture in blocks built with `only_cross_attention`.
         re.compile(r"(^|\.)attn[12]\.to_[kv]$"),
-        (Source(("text_encoder", "text_encoder_2")),),
+        (Source(("text_encoder", "text_encoder_2"), left_out=1),),
         components=("unet",),
-        pooled=Pooled(r"^add_embedding\.linear_1$", output=2),
+        pooled=Pooled(r"^add_embedding\.linear_1$", output=2, encoders=("text_encoder_2",)),
     ),
     Family(
         "AnimateDiff",
@@ -109,17 +114,19 @@ FAMILIES: tuple[Family, ...] = (
         "cross",
         # Not the motion modules, whose attn2 goes from frame to frame.
         re.compile(r"\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_[kv]$"),
-        (Source(("text_encoder", "text_encoder_2")),),
+        (Source(("text_encoder", "text_encoder_2"), left_out=1),),
         components=("unet",),
-        pooled=Pooled(r"^add_embedding\.linear_1$", output=2),
+        pooled=Pooled(r"^add_embedding\.linear_1$", output=2, encoders=("text_encoder_2",)),
     ),
     Family(
         "Stable Diffusion 3 and 3.5",
         "SD3Transformer2DModel",
         "joint",
         _EMBEDDER,
-        (Source(("text_encoder", "text_encoder_2")), Source(("text_encoder_3",), optional=True)),
-        pooled=Pooled(r"^time_text_embed\.text_embedder\.linear_1$", output=2),
+        (Source(("text_encoder", "text_encoder_2"), left_out=1), Source(("text_encoder_3",), optional=True)),
+        pooled=Pooled(
+            r"^time_text_embed\.text_embedder\.linear_1$", output=2, encoders=("text_encoder", "text_encoder_2")
+        ),
         # attn2 of 3.5 is attention of the picture to itself.
         joint=_ADDED,
     ),
@@ -189,7 +196,7 @@ FAMILIES: tuple[Family, ...] = (
         "LuminaNextDiT2DModel",
         "cross",
         re.compile(r"^(?P<block>layers\.\d+)\.attn2\.to_[kv]$"),
-        _ONE,
+        _PENULTIMATE,
         through=("{block}.norm1_context",),
         pooled=Pooled(r"^time_caption_embed\.caption_embedder\.1$", through=("time_caption_embed.caption_embedder.0",)),
         mask=1,
@@ -199,7 +206,7 @@ FAMILIES: tuple[Family, ...] = (
         "Lumina2Transformer2DModel",
         "single",
         re.compile(r"^time_caption_embed\.caption_embedder\.1$"),
-        _ONE,
+        _PENULTIMATE,
         through=("time_caption_embed.caption_embedder.0",),
         mask=1,
         negative=2,
@@ -209,10 +216,10 @@ FAMILIES: tuple[Family, ...] = (
         "ZImageTransformer2DModel",
         "single",
         re.compile(r"^cap_embedder\.1$"),
-        _ONE,
+        _PENULTIMATE,
         through=("cap_embedder.0",),
     ),
-    Family("CogView4", "CogView4Transformer2DModel", "single", re.compile(r"^patch_embed\.text_proj$"), _ONE),
+    Family("CogView4", "CogView4Transformer2DModel", "single", re.compile(r"^patch_embed\.text_proj$"), _PENULTIMATE),
     Family("PRX", "PRXTransformer2DModel", "joint", re.compile(r"^txt_in$"), _ONE, mask=1),
 )
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from erasers.diffusion.supported import check_unet, layers_read
+from erasers.diffusion.supported import check_unet
 from erasers.files.hashing import tensor_hashes
 from erasers.models.components import component
 from erasers.models.families import UnsupportedPipeline
+from erasers.models.feeding import feeds_of
 from erasers.models.prompts import converted
 from erasers.patch.feature_hooks import first_output
 
@@ -154,7 +155,7 @@ def check_read(block: Block, clip_skip: int | None) -> None:
     Raises:
         ValueError: Says which blocks are read.
     """
-    match, read = _BLOCK.fullmatch(block.path), layers_read(block.pipe, block.name, clip_skip)
+    match, read = _BLOCK.fullmatch(block.path), feeds_of(block.pipe, clip_skip)[block.name].blocks
     if match and int(match["number"]) >= read:
         raise ValueError(
             f"expected an autoencoder of one of the {read} first blocks of the {block.name}, which are read with "

@@ -10,7 +10,6 @@ from torch import nn
 
 Wanted: TypeAlias = Callable[[nn.Module, str], bool]
 _KEYS_AND_VALUES = re.compile(r"\.attn2\.(to_k|to_v)$")
-_ENCODER_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.")
 
 
 def denoiser_layers(which: str) -> Wanted:
@@ -29,9 +28,3 @@ def denoiser_layers(which: str) -> Wanted:
         return isinstance(module, (nn.Linear, nn.Conv2d)) and kinds[which]
 
     return wanted
-
-
-def encoder_layer(path: str) -> int | None:
-    """The number of the layer of a CLIP text encoder that a module lies in; None outside of layers."""
-    match = _ENCODER_LAYER.search(path)
-    return int(match[1]) if match else None

@@ -28,6 +28,7 @@ from erasers.diffusion.memory import free_memory, memory_told
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
+from erasers.models.feeding import warn_of_missed_encoders
 from erasers.options import require_above, require_least
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
@@ -207,6 +208,8 @@ class TrainedEraser(Eraser, ABC):
         ):
             own_draws(generator)
             training = self.prepare(pipe, concepts, generator, partial(bar, console))
+            edited = {name.partition(".")[0] for name in training.student.names}
+            warn_of_missed_encoders(pipe, edited, "name it in encoders to train it, too")
             same_start(training.student.parameters)
             identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
             saved = None

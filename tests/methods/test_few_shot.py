@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support.families.all import FAMILIES
+from support.selection import only
 from support.tiny import weights
 from support.trained import fitted_in_two_goes
 
@@ -18,7 +20,8 @@ from erasers.diffusion.noise import noised
 from erasers.diffusion.tokens import tokenise
 from erasers.evaluation.drawing import generate
 from erasers.judges import get_judge
-from erasers.methods.few_shot import Bound, Shots, ascent_loss, draw, trained_names
+from erasers.methods.few_shot import Bound, Outputs, Shots, apart, ascent_loss, draw, trained_names
+from erasers.models.feeding import feeds_of
 from erasers.training.pictures import picture
 from erasers.training.student import Student
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
@@ -74,13 +77,14 @@ def test_every_feed_forward_part_and_the_last_attention_move_and_nothing_else(pi
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_loss_is_minus_that_of_the_model(pipe, kind):
     pipe.scheduler.register_to_config(prediction_type=kind)
-    latents, ids = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), tokenise(pipe, ["star", "moon"])
+    latents, texts = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), ["star", "moon"]
     generator, again = (torch.Generator().manual_seed(2) for _ in range(2))
-    (found,) = made(ascent_loss(pipe, latents, ids, generator))
+    (found,) = made(ascent_loss(pipe, latents, texts, generator))
     times = torch.randint(100, (2,), generator=again)
     noise = torch.randn(latents.shape, generator=again)
     target = noise if kind == "epsilon" else pipe.scheduler.get_velocity(latents, noise, times)
-    guess = pipe.unet(noised(pipe, latents, times, noise), times, encoder_hidden_states=encode(pipe, ids)).sample
+    states = encode(pipe, tokenise(pipe, texts))
+    guess = pipe.unet(noised(pipe, latents, times, noise), times, encoder_hidden_states=states).sample
     torch.testing.assert_close(found, -(target - guess).square().mean())
     assert found < 0
 
@@ -88,7 +92,7 @@ def test_the_loss_is_minus_that_of_the_model(pipe, kind):
 def test_the_error_on_the_pictures_goes_up(pipe):
     images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green", "white")]
     concept = Concept("star", anchor="circle", preserve=KEPT, images=images)
-    pairs = latents_of(pipe, images), tokenise(pipe, ["a picture of a star"] * len(images))
+    pairs = latents_of(pipe, images), ["a picture of a star"] * len(images)
 
     def error() -> float:
         with torch.no_grad():
@@ -124,11 +128,41 @@ def test_what_is_no_picture_is_refused(pipe, got):
 
 
 def test_every_concept_is_drawn_with_its_own_prompts():
-    shots = [Shots(torch.full((2, 1, 1, 1), float(one)), torch.full((3, 4), one)) for one in range(2)]
-    latents, ids = draw(shots, 4, torch.Generator().manual_seed(0))
-    assert latents.flatten().tolist() == ids[:, 0].tolist()
-    assert sorted(ids[:, 0].tolist()) == [0, 0, 1, 1]
+    shots = [Shots(torch.full((2, 1, 1, 1), float(number)), (str(number),) * 3) for number in range(2)]
+    latents, texts = draw(shots, 4, torch.Generator().manual_seed(0))
+    assert latents.flatten().tolist() == [float(text) for text in texts]
+    assert sorted(texts) == ["0", "0", "1", "1"]
     assert len(draw(shots, 9, torch.Generator())[0]) == 4
+
+
+@pytest.mark.parametrize("family", only(["sdxl", "sd3"], "sdxl"))
+def test_each_output_of_each_encoder_keeps_to_its_bound(family, tmp_path):
+    pipe = FAMILIES[family].build(tmp_path)
+    few = {"iterations": 6, "lr": 1e-3, "max_drift": 0.1, "encoders": tuple(feeds_of(pipe))}
+    patch = few_shot(**few).fit(pipe, STAR, progress=False)
+    outputs = Outputs(pipe, Student(pipe, trained_names(pipe, None, few["encoders"]), generator=torch.Generator()))
+    texts = [*KEPT, "", "ring", "circle"]
+    with torch.no_grad():
+        before = outputs(texts)
+        with patch.applied(pipe):
+            after = outputs(texts)
+    pairs = [(now.flatten(1), was.flatten(1)) for now, was in zip(after, before, strict=True)]
+    worst = [float(((now - was).norm(dim=1) / was.norm(dim=1)).max()) for now, was in pairs]
+    assert len(worst) == {"sdxl": 3, "sd3": 5}[family]
+    assert 0.05 < max(worst) < 0.102
+    assert min(worst) > 0
+
+
+def test_an_automatic_bound_is_that_of_each_output(pipes):
+    pipe = pipes("sdxl")
+    outputs = Outputs(pipe, Student(pipe, trained_names(pipe), generator=torch.Generator()))
+    texts = ["star", "moon", "a red moon"]
+    with torch.no_grad():
+        rows = [value.flatten(1).double() for value in outputs(texts)]
+    pairs = [(left, right) for left in range(3) for right in range(3) if left != right]
+    wanted = [sum(float((row[i] - row[j]).norm() / row[i].norm()) for i, j in pairs) / 6 for row in rows]
+    assert apart(outputs, [*texts, "star"]) == pytest.approx(wanted, rel=1e-4)
+    assert len(set(wanted)) == 3
 
 
 @pytest.mark.full
@@ -168,17 +202,17 @@ def test_the_published_steps_are_all_taken_with_the_default_bound(pipe):
 
 def test_a_correction_brings_kept_prompts_back(pipe):
     student = Student(pipe, trained_names(pipe), generator=torch.Generator())
-    bound = Bound(pipe, student, ["moon", ""], most=1e-3, corrections=1, lr=1e-4)
+    bound = Bound(Outputs(pipe, student), student, ["moon", ""], most=[1e-3], corrections=1, lr=1e-4)
     with torch.no_grad():
         for number, part in enumerate(student.parameters):
             part.add_(torch.randn(part.shape, generator=torch.Generator().manual_seed(number)), alpha=1e-2)
     before, start = bound.worst(), [part.detach().clone() for part in student.parameters]
     with student.placed():
-        student.backward(bound.squares().mean())
+        student.backward(bound.excess())
     bound.adam.step()
     assert bound.worst() < before
     # One step back is not enough here, so the weights are those that were given.
-    assert bound.hold(start)["drift"] == before
+    assert [bound.hold(start)["drift"]] == before
     assert bound.why
     assert all(torch.equal(part, value) for part, value in zip(student.parameters, start, strict=True))
 

@@ -58,6 +58,10 @@ class Adaptor(ABC):
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """What the pipeline itself makes of prompts, with gradients to its text encoders where these are wanted."""
 
+    def written(self, pipe: Any, condition: Condition, name: str) -> list[torch.Tensor]:
+        """What one text encoder wrote of a condition: its states, its part of the pooled vector."""
+        return [value for value in (condition.states, condition.pooled) if value is not None]
+
     def unprompted(self, pipe: Any) -> Condition:
         """What the pipeline guides with where nothing is asked for, one row."""
         return self.encode(pipe, [""])

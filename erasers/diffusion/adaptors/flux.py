@@ -29,6 +29,11 @@ class Flux(Packed):
         states, pooled, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
         return Condition(states, pooled)
 
+    def written(self, pipe: Any, condition: Condition, name: str) -> list[torch.Tensor]:
+        """See `Adaptor.written`."""
+        pooled = name == "text_encoder" and condition.pooled is not None
+        return [condition.pooled if pooled else condition.states]  # type: ignore[list-item]
+
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
     ) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from erasers.diffusion.adaptors.adaptor import Adaptor, moved_by
+from erasers.diffusion.adaptors.adaptor import Adaptor, module_of, moved_by
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.models.calls import handed_on
 
@@ -23,6 +23,18 @@ class SD3(Adaptor):
         """See `Adaptor.encode`."""
         states, _, pooled, _ = pipe.encode_prompt(list(texts), **handed_on(pipe), clip_skip=clip_skip)
         return Condition(states, pooled)
+
+    def written(self, pipe: Any, condition: Condition, name: str) -> list[torch.Tensor]:
+        """See `Adaptor.written`."""
+        clip = condition.states[:, : pipe.tokenizer_max_length]
+        if name == "text_encoder_3" or condition.pooled is None:
+            return [condition.states[:, pipe.tokenizer_max_length :]]
+        first = module_of(pipe, "text_encoder").config
+        if name == "text_encoder":
+            return [clip[..., : first.hidden_size], condition.pooled[:, : first.projection_dim]]
+        width = int(module_of(pipe, "text_encoder_2").config.hidden_size)
+        states = clip[..., first.hidden_size : first.hidden_size + width]
+        return [states, condition.pooled[:, first.projection_dim :]]
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float

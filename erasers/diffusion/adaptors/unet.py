@@ -45,6 +45,15 @@ class UNet(Adaptor):
         output = pipe.encode_prompt(list(texts), **more)
         return Condition(output[0], output[2] if len(output) > 2 else None)
 
+    def written(self, pipe: Any, condition: Condition, name: str) -> list[torch.Tensor]:
+        """See `Adaptor.written`: SDXL has the states of two encoders side by side, and the second one's vector."""
+        if condition.pooled is None or module_of(pipe, "text_encoder") is None:
+            return super().written(pipe, condition, name)
+        width = int(module_of(pipe, "text_encoder").config.hidden_size)
+        if name == "text_encoder":
+            return [condition.states[..., :width]]
+        return [condition.states[..., width:], condition.pooled]
+
     def unprompted(self, pipe: Any) -> Condition:
         """See `Adaptor.unprompted`: the empty prompt, or the zeros of SDXL."""
         empty = self.encode(pipe, [""])
