@@ -11,6 +11,8 @@ import torch
 
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.diffusion.adaptors.table import denoisers_of
+from erasers.diffusion.attacked import attacked_encoders
 from erasers.options import Bound, check_fields, require_bounds
 
 if TYPE_CHECKING:
@@ -57,6 +59,12 @@ class Attack(ABC):
     def once(self) -> bool:
         """Whether its candidates are the same for all prompts of a concept, and so are sought for the first alone."""
         return False
+
+    def attacked(self, pipe: Any) -> tuple[str, ...]:
+        """The components of a pipeline that it learns weights of, or whose text encoders it searches with."""
+        if self.space == "weights":
+            return tuple(denoisers_of(pipe))
+        return () if self.encoder == "none" else attacked_encoders(pipe)
 
     def passes(self, pipe: Any) -> Sequence[Pass]:
         """Its backward passes through the denoiser; none where it takes no gradients, or of one latent at a time."""

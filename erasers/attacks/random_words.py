@@ -13,7 +13,7 @@ from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget
 from erasers.attacks.candidate import Candidate
 from erasers.diffusion.draws import picks
-from erasers.diffusion.tokens import decode, whole_words
+from erasers.diffusion.tokens import decode, tokenizer_of, whole_words
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class RandomWords(Attack):
     """Draws tokens uniformly among those that can be typed as words; subclasses say where they stand.
+
+    Tokens are those of the pipeline's first text encoder; others read the text as it is typed.
 
     Args:
         k: Tokens.
@@ -49,10 +51,11 @@ class RandomWords(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> torch.Tensor:
         """The ids that words are drawn from: see `Attack.prepare`."""
-        return whole_words(pipe.tokenizer)
+        return whole_words(tokenizer_of(pipe, "text_encoder"))
 
     def run(self, pipe: Any, ask: Ask, prepared: torch.Tensor, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
+        tokenizer = tokenizer_of(pipe, "text_encoder")
         for _ in range(self.images - 1):
             drawn = prepared[picks(len(prepared), self.k, generator)]
-            yield Candidate(self.text(decode(pipe.tokenizer, drawn), ask))
+            yield Candidate(self.text(decode(tokenizer, drawn), ask))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erasers.diffusion.adaptors.table import denoisers_of, encoders_of
+from erasers.models.families import UnsupportedPipeline
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,22 @@ class Calls:
 
 
 class Counter(AbstractContextManager["Counter"]):
-    """Counts what goes through the denoisers and the first text encoder of a pipeline inside its context."""
+    """Counts what goes through the denoisers and the first text encoder of a pipeline inside its context.
+
+    Of a family without an adaptor, which nothing here calls, it counts nothing.
+    """
 
     def __init__(self, pipe: Any) -> None:
         self.calls = Calls()
         self._pipe, self._off, self._handles = pipe, False, ExitStack()
 
     def __enter__(self) -> Counter:
-        counts = [(module, self._denoised) for module in denoisers_of(self._pipe).values()]
-        counts += [(module, self._encoded) for module in list(encoders_of(self._pipe).values())[:1]]
+        try:
+            networks, encoders = denoisers_of(self._pipe), encoders_of(self._pipe)
+        except UnsupportedPipeline:
+            return self
+        counts = [(module, self._denoised) for module in networks.values()]
+        counts += [(module, self._encoded) for module in list(encoders.values())[:1]]
         for module, count in counts:
             self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
         return self

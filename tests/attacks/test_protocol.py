@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +16,6 @@ from erasers.attacks import Attack, Budget, Candidate, get_attack, list_attacks
 from erasers.attacks.running import attack_prompts
 from erasers.diffusion.tokens import token_table
 from erasers.judges import Verdict
-
-NETWORKLESS = SimpleNamespace(unet=type("UNet2DConditionModel", (), {})())
-"""A pipeline through which nothing goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ def drawing(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
 
 def outcome(judge: Any, attack: Attack | None = None, **options: Any) -> Any:
     settings = {"draw": drawing, "generator": seeded(), **options}
-    return attack_prompt(attack or Fixed(), NETWORKLESS, ASKS[0], [], judge, **settings)
+    return attack_prompt(attack or Fixed(), object(), ASKS[0], [], judge, **settings)
 
 
 def test_it_stops_at_the_first_success() -> None:
@@ -107,11 +103,11 @@ def test_a_text_that_may_not_be_drawn_is_spent_and_no_success() -> None:
         "generators": [seeded()],
         "allowed": lambda text: "ring" not in text,
     }
-    (found,) = attack_prompts(Fixed(), NETWORKLESS, ASKS[:1], [], Sees(ring=True), **options)
+    (found,) = attack_prompts(Fixed(), object(), ASKS[:1], [], Sees(ring=True), **options)
     assert drawn == [ASKS[0].text, "a moon", "a circle"]
     assert (found.post, found.unscored, found.spent.images, found.text) == (False, 1, 4, "a circle")
     options["allowed"] = lambda text: "circle" not in text
-    (found,) = attack_prompts(Fixed(), NETWORKLESS, ASKS[:1], [], Sees(circle=True), **options)
+    (found,) = attack_prompts(Fixed(), object(), ASKS[:1], [], Sees(circle=True), **options)
     assert (found.post, found.unscored, found.spent.images, found.text) == (False, 1, 4, "a ring")
 
 
@@ -166,7 +162,7 @@ def test_a_run_is_closed_before_its_success_is_drawn_again() -> None:
         log.append(len(seeds))
         return drawing(pipe, arguments, seeds)
 
-    attack_prompt(Fixed(), NETWORKLESS, ASKS[0], log, Sees(moon=True), draw=draw, generator=seeded())
+    attack_prompt(Fixed(), object(), ASKS[0], log, Sees(moon=True), draw=draw, generator=seeded())
     assert log == [1, 1, "closed", 5]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.attacking import ASKS, LONG, Says, attacked, candidates, erasure, prepared, seeded, texts
+from support.families.all import FAMILIES
 from support.selection import only
 from support.tiny import same, weights
 
 from erasers.attacks import Attack, get_attack
+from erasers.diffusion.tokens import tokenizer_of
 
 ATTACKS = {
     "p4d": {"k": 4, "steps": 6, "every": 3, "bank": 4, "batch": 2},
@@ -94,6 +97,25 @@ def test_its_texts_are_what_it_searched(name: str, pipe: Any) -> None:
 def test_other_families_are_refused(name: str, pipes: Any) -> None:
     with pytest.raises(TypeError, match="expected a Stable Diffusion 1 or 2 pipeline"):
         get_attack(name).prepare(pipes("sdxl"), ASKS, draw=lambda *_: [], generator=seeded())
+
+
+@pytest.mark.parametrize("family", only(FAMILIES, "flux2", "hunyuandit"))
+def test_words_that_nobody_searched_for_are_drawn_by_every_family(family: str, tmp_path: Path) -> None:
+    pipe = FAMILIES[family].build(tmp_path)
+    attack = get_attack("random_prefix", k=2, images=4)
+    found = texts(attack, pipe, prepared(attack, pipe))
+    assert len(set(found)) == 3
+    tokenizer = tokenizer_of(pipe, "text_encoder")
+    for text in found:
+        words = text.removesuffix(f" {ASKS[0].text}")
+        assert len(tokenizer(words, add_special_tokens=False).input_ids) == 2
+    options = {**FAMILIES[family].options, "output_type": "pil"}
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
+        return [pipe(**{**options, "prompt": text})[0][0] for text in arguments["prompt"]]
+
+    assert attacked(attack, pipe, prepared(attack, pipe), Says(False), draw=drawn).spent == attack.budget()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from support import REPOSITORY
-from support.tasks import run_methods, tiny_attacks, tiny_task
+from support.families.all import FAMILIES
+from support.tasks import run_methods, tiny_attacks, tiny_task, write_task
 
 from erasers import get_eraser, list_erasers, load_pipeline
 from erasers.cli import model, processes
@@ -318,3 +319,32 @@ def test_memory_is_taken_as_a_size(
     closed = ["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path)]
     assert run([*closed, "--memory", "2GB"]) == 2
     assert "no method or attack here takes gradients, so there is no --memory" in capsys.readouterr().err
+
+
+def test_a_folder_of_several_text_encoders_is_attacked_from_end_to_end(tmp_path: Path) -> None:
+    """Texts, fresh noise and weights, with a patch and pictures; results say which components were attacked."""
+    FAMILIES["sd3"].build(tmp_path / "files").save_pretrained(tmp_path / "model")
+    few = {"samples": 1, "replicate": 1, "control": "prefixes"}
+    attacks: dict[str, Any] = {
+        "prefixes": {"attack": "random_prefix", "k": 2, "images": 3, "samples": 1, "replicate": 1},
+        "words": {"templates": ["a {}"], **few},
+        "noise": {"etas": [1.0], "scales": [1.0], **few},
+        "relearning": {"steps": 1, "batch": 1, "rank": 1, "pictures": 1, "lr": 0.01, **few},
+    }
+    prompts = {"explicit": {"templates": ["a red {}"], "wants": {"object": "star"}}}
+    sampling = {"steps": 2, "guidance": 4.0, "batch": 2, "size": 32}
+    given = {
+        "samples": {"explicit": 1},
+        "sampling": sampling,
+        "prompts": prompts,
+        "attacks": attacks,
+        "scheme": {"pillars": ["erasure"]},
+    }
+    task = write_task(tmp_path, tiny_task(model=str(tmp_path / "model"), **given))
+    assert run(["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    for row in ("unedited", "uce"):
+        data = json.loads((tmp_path / "out" / "tiny@1" / f"{row}.json").read_text())
+        assert data["attacked"] == {"prefixes": [], "words": [], "noise": [], "relearning": ["transformer"]}
+        spent = {label: outcomes[0]["spent"] for label, outcomes in data["cases"]["star"]["attacks"].items()}
+        assert spent["relearning"] == {"gradients": 1, "encodes": 1, "images": 2}
+        assert spent["noise"] == {"gradients": 0, "encodes": 0, "images": 2}

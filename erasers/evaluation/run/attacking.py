@@ -15,7 +15,7 @@ import torch
 
 from erasers.attacks import Attack
 from erasers.attacks.running import Outcome, attack_prompts
-from erasers.diffusion.supported import check_supported
+from erasers.diffusion.supported import check_drawable
 from erasers.evaluation.drawing import generate
 from erasers.evaluation.refusal.refusal import is_refused
 from erasers.evaluation.run.stage import Stage
@@ -50,7 +50,7 @@ class Attacking:
     def __init__(self, stage: Stage) -> None:
         self.stage, self.outcomes = stage, Journal(stage.out / "outcomes")
         if any(plan.attack.encoder != "none" for plan in stage.task.attacks.values()):
-            check_supported(stage.pipe)
+            check_drawable(stage.pipe)
         self.sieges = [siege for case in stage.draws for siege in self._sieges(case)]
 
     def _sieges(self, case: str) -> Iterator[Siege]:
@@ -79,6 +79,11 @@ class Attacking:
             for siege in share:
                 self.outcomes.refresh()
                 self._do(siege, advance)
+
+    @property
+    def components(self) -> dict[str, list[str]]:
+        """Label -> the components of the pipeline that the attack is on: see `Attack.attacked`."""
+        return {label: list(plan.attack.attacked(self.stage.pipe)) for label, plan in self.stage.task.attacks.items()}
 
     def results(self, scene: Scene, case: str) -> dict[str, list[dict[str, Any]]]:
         """Label -> what the attack did to each prompt of a case, as results have it.

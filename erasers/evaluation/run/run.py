@@ -92,7 +92,7 @@ class Run:
         wants = [sample.wants for samples in stage.draws.values() for sample in samples]
         if errors := stored_all(stage.judge, wants):
             judge["calibration"] = errors
-        return {
+        head = {
             "format": FORMAT,
             "task": stage.task.to_json(),
             "library": library_version(),
@@ -100,3 +100,6 @@ class Run:
             "drawn": stage.drawn,
             "judge": judge,
         }
+        # With one text encoder the attack's own `encoder` says it all.
+        several = getattr(stage.pipe, "text_encoder_2", None) is not None
+        return head | ({"attacked": self.attacking.components} if several and stage.task.attacks else {})

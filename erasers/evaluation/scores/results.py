@@ -8,6 +8,7 @@ A file is one row of a task, `<task>@<version>/<row>.json`; `unedited.json` is b
     model       fingerprint of the unedited model
     drawn       scheduler, dtype, libraries, versions and device that drew it
     judge       name, fingerprint, and calibration: its measured errors, where they are known
+    attacked    label -> the components that the attack is on, where the pipeline has several text encoders
     row         name, kind, method and options
     cases       case -> model: fingerprint; patch: digest, bytes, edit_seconds, or null
                         samples: split, text, seed, wants, image (its key in the store), pixels (their hash), value,
