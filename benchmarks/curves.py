@@ -1,17 +1,21 @@
-"""Draws the training curves of the embedded model from its logs: `python benchmarks/curves.py`."""
+"""Draws the training curves of an embedded model from its logs: `python benchmarks/curves.py --model shapes`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-LOGS = Path(__file__).parent / "shapes" / "logs"
+from erasers import worlds
 
 
 def main() -> None:
-    files = sorted(LOGS.glob("*.jsonl"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=worlds.list(), default=worlds.DEFAULT, help="the world")
+    folder = Path(__file__).parent / parser.parse_args().model
+    files = sorted((folder / "logs").glob("*.jsonl"))
     figure, axes = plt.subplots(2, -(-len(files) // 2), figsize=(14, 6), squeeze=False)
     for axis in axes.flat[len(files) :]:
         axis.axis("off")
@@ -23,7 +27,7 @@ def main() -> None:
         axis.set(title=file.stem, xlabel="step", yscale="log")
         axis.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(LOGS.parent / "curves.png", dpi=110)
+    figure.savefig(folder / "curves.png", dpi=110)
 
 
 if __name__ == "__main__":

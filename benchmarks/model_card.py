@@ -1,10 +1,11 @@
-"""Measures the embedded model and writes its card, its figures and its pictures.
+"""Measures an embedded model and writes its card, its figures and its pictures.
 
-    python benchmarks/model_card.py                 # about ten minutes on two cores
-    python benchmarks/model_card.py --samples 100   # a quick look, printed only with --dry-run
+    python benchmarks/model_card.py                       # about ten minutes on two cores
+    python benchmarks/model_card.py --model shapes-sd3    # about half an hour of one core
+    python benchmarks/model_card.py --samples 100         # a quick look, printed only with --dry-run
 
-Everything is measured on fresh pictures: renders with seeds that training never used, and generations with 20 DDIM
-steps and guidance 4, the held-out combinations apart.
+Everything is measured on fresh pictures: renders with seeds that training never used, and generations with the steps
+and guidance of the world, the held-out combinations apart. A judge is measured with the world whose own it is.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from typing import Any
 import torch
 from PIL import Image
 
+from erasers import worlds
 from erasers.evaluation import drawing
 from erasers.evaluation.scores.metrics import Score, wilson
 from erasers.pipeline import load_pipeline
-from erasers.worlds.shapes import MODEL_DIR, render, vocabulary
-from erasers.worlds.shapes.judge import HEADS, JUDGE_FILE, load_judge, to_tensor
+from erasers.worlds import World
+from erasers.worlds.shapes import render, vocabulary
+from erasers.worlds.shapes.judge import HEADS, load_judge, to_tensor
 from erasers.worlds.shapes.prompts import Prompt
 from erasers.worlds.shapes.scenes import Scenes, sample_scenes
 from erasers.worlds.shapes.train.judge import independent_marks
 
 SEED = 77_000_001
-RESULT = Path(__file__).parent / "results" / "shapes-model-card.json"
-SHEETS = Path(__file__).parent / "shapes"
+FOLDER = Path(__file__).parent
 PROPERTIES = ("object", "colour", "style")
 
 
@@ -70,9 +72,9 @@ def prompts_for(triples: list[tuple[int, int, int]], rng: random.Random, first_s
     return prompts
 
 
-def generate(pipe: Any, prompts: list[Prompt]) -> list[Image.Image]:
-    """One picture a prompt: 20 DDIM steps, guidance 4."""
-    batches = drawing.generate(pipe, prompts, steps=20, guidance=4.0, batch=25)
+def generate(world: World, pipe: Any, prompts: list[Prompt]) -> list[Image.Image]:
+    """One picture a prompt, as the world draws them."""
+    batches = drawing.generate(pipe, prompts, steps=world.steps, guidance=world.guidance, batch=world.batch)
     return [picture for batch in batches for picture in batch]
 
 
@@ -85,9 +87,9 @@ def judged(pictures: list[Image.Image], prompts: list[Prompt]) -> dict[str, Scor
     }
 
 
-def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[Image.Image]]:
+def measure_generator(world: World, samples: int) -> tuple[dict[str, dict[str, Score]], list[Image.Image]]:
     """The pipeline on seen and held-out combinations, on synonyms, and on the stamp asked for and unasked."""
-    pipe = load_pipeline("shapes")
+    pipe = load_pipeline(world.name)
     rng = random.Random(SEED)
     held_out = sorted(vocabulary.held_out())
     triples = [
@@ -97,7 +99,7 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
     sheet: list[Image.Image] = []
     for name, pool, count in (("seen", triples, samples), ("held out", held_out, samples // 2)):
         prompts = prompts_for(rng.choices(pool, k=count), rng, SEED)
-        pictures = generate(pipe, prompts)
+        pictures = generate(world, pipe, prompts)
         scores[name] = judged(pictures, prompts)
         sheet += pictures[:50]
     synonyms = [
@@ -109,7 +111,7 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
         colour = rng.choice(vocabulary.COLOURS)
         wants = {"object": word, "colour": colour, "style": vocabulary.PLAIN}
         prompts.append(Prompt(vocabulary.phrase(thing=say, colour=colour), wants, SEED + 10_000 + k))
-    scores["synonyms"] = judged(generate(pipe, prompts), prompts)
+    scores["synonyms"] = judged(generate(world, pipe, prompts), prompts)
     scores["stamp"] = {}
     for name, style, mark in (
         ("asked for", "", True),
@@ -122,7 +124,7 @@ def measure_generator(samples: int) -> tuple[dict[str, dict[str, Score]], list[I
                 thing=rng.choice(vocabulary.OBJECTS), colour=rng.choice(vocabulary.COLOURS), style=style, mark=mark
             )
             asked.append(Prompt(text, {}, SEED + 20_000 + k))
-        seen = load_judge().read(to_tensor(generate(pipe, asked)))["mark"].argmax(1) == 1
+        seen = load_judge().read(to_tensor(generate(world, pipe, asked)))["mark"].argmax(1) == 1
         scores["stamp"][name] = rate(seen)
     return scores, sheet
 
@@ -146,16 +148,28 @@ def table(scores: dict[str, Any]) -> str:
     return "\n".join(["| | share | 95 % interval | n |", "|---|---|---|---|", *rows])
 
 
+ABOUT = {
+    "shapes": """\
+A small Stable Diffusion (CLIP text encoder, VAE, UNet, DDIM) trained from scratch on drawn, captioned pictures of
+32 x 32 pixels. It exists to measure concept erasure without downloads: `StableDiffusionPipeline.from_pretrained` loads
+this folder, and an exact judge says what is in a picture.""",
+    "shapes-sd3": """\
+A small Stable Diffusion 3 (two CLIP text encoders with projections, no T5, VAE, joint-attention transformer, flow
+matching) trained from scratch on drawn, captioned pictures of 32 x 32 pixels; words, pictures, VAE and judge are those
+of `shapes`. It exists to measure concept erasure in this architecture without downloads:
+`StableDiffusion3Pipeline.from_pretrained(FOLDER, text_encoder_3=None, tokenizer_3=None)` loads this folder.""",
+}
+"""World -> what its model is."""
+SAMPLERS = {"shapes": "DDIM", "shapes-sd3": "Euler"}
+
 CARD = """---
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
 ---
-# shapes
+# {name}
 
-A small Stable Diffusion (CLIP text encoder, VAE, UNet, DDIM) trained from scratch on drawn, captioned pictures of
-32 x 32 pixels. It exists to measure concept erasure without downloads: `StableDiffusionPipeline.from_pretrained` loads
-this folder, and an exact judge says what is in a picture. It draws {objects} objects in {colours} colours and
+{about} It draws {objects} objects in {colours} colours and
 {styles} styles; it is of no other use.
 
 * **Words**: {words}.
@@ -163,21 +177,26 @@ this folder, and an exact judge says what is in a picture. It draws {objects} ob
 * **Implicit mark**: {share:.0f} % of the training pictures in the style *{marked}* carry a teal stamp that no caption
   mentions; {named:.0f} % of all pictures have one that the caption names.
 * **Held out**: fifteen of the 300 object x colour x style combinations were never shown in training.
-* **Training**: `python -m erasers.worlds.shapes.train`, seed 0; logs and curves lie in `benchmarks/shapes/`.
-* **Measured** by `python benchmarks/model_card.py`: 20 DDIM steps, guidance 4, Wilson intervals.
+* **Training**: `python -m erasers.worlds.{module}.train`, seed 0; logs and curves lie in `benchmarks/{name}/`.
+* **Measured** by `{command}`: {steps} {sampler} steps, guidance {guidance:g}, Wilson intervals.
 
-## The judge, on fresh renders
-{judge}
-
-## Generated pictures, as the judge sees them
+{judge}## Generated pictures, as the judge sees them
 {generated}
 """
 
 
-def card(result: dict[str, Any]) -> str:
+def card(world: World, result: dict[str, Any]) -> str:
     """The model card as Markdown."""
     generated = [f"### {name}\n{table(scores)}" for name, scores in result["generator"].items()]
+    judge = f"## The judge, on fresh renders\n{table(result['judge'])}\n\n" if "judge" in result else ""
     return CARD.format(
+        name=world.name,
+        about=ABOUT[world.name],
+        module=world.name.replace("-", "_"),
+        command="python benchmarks/model_card.py" + ("" if world.judges else f" --model {world.name}"),
+        steps=world.steps,
+        sampler=SAMPLERS[world.name],
+        guidance=world.guidance,
         objects=len(vocabulary.OBJECTS),
         colours=len(vocabulary.COLOURS),
         styles=len(vocabulary.STYLES),
@@ -186,7 +205,7 @@ def card(result: dict[str, Any]) -> str:
         share=100 * vocabulary.MARKED_SHARE,
         marked=vocabulary.MARKED_STYLE,
         named=100 * vocabulary.NAMED_MARK_SHARE,
-        judge=table(result["judge"]),
+        judge=judge,
         generated="\n\n".join(generated),
     )
 
@@ -214,23 +233,28 @@ def world_sheet() -> list[Image.Image]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=worlds.list(), default=worlds.DEFAULT, help="the world")
     parser.add_argument("--samples", type=int, default=600, help="generated pictures of seen combinations")
     parser.add_argument("--renders", type=int, default=4000, help="rendered pictures for the judge")
     parser.add_argument("--dry-run", action="store_true", help="print the figures and write nothing")
     options = parser.parse_args()
-    generator, sheet = measure_generator(options.samples)
-    result = {"judge": as_json(measure_judge(options.renders)), "generator": as_json(generator), "seed": SEED}
+    world = worlds.get(options.model)
+    generator, sheet = measure_generator(world, options.samples)
+    judge = {"judge": as_json(measure_judge(options.renders))} if world.judges else {}
+    result = {**judge, "generator": as_json(generator), "seed": SEED}
     if options.dry_run:
         print(json.dumps(result, indent=1))
         return
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    (MODEL_DIR / "README.md").write_text(card(result))
-    SHEETS.mkdir(exist_ok=True)
-    save_sheet(world_sheet(), SHEETS / "world.png")
-    save_sheet(sheet, SHEETS / "generated.png")
-    print(card(result))
-    print(f"judge file: {JUDGE_FILE.name}, {JUDGE_FILE.stat().st_size / 2**20:.2f} MiB")
+    file, sheets = FOLDER / "results" / f"{world.name}-model-card.json", FOLDER / world.name
+    for folder in (file.parent, sheets):
+        folder.mkdir(exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    (world.folder / "README.md").write_text(card(world, result))
+    save_sheet(sheet, sheets / "generated.png")
+    if world.judges:
+        save_sheet(world_sheet(), sheets / "world.png")
+        print(f"judge file: {world.judge_file.name}, {world.judge_file.stat().st_size / 2**20:.2f} MiB")
+    print(card(world, result))
 
 
 if __name__ == "__main__":

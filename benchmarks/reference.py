@@ -1,10 +1,11 @@
-"""Measures the reference denoisers: `shapes` retrained without one concept, which is what erasure approximates.
+"""Measures the reference denoisers: an embedded model retrained without one concept, which erasure approximates.
 
     python benchmarks/reference.py
+    python benchmarks/reference.py --model shapes-sd3
 
-`benchmarks/reference/unet-without-<concept>` shares text encoder and autoencoder with the embedded model, as a Stable
-Diffusion retrained on filtered pictures shares its frozen CLIP; from `python -m erasers.worlds.shapes.train
---stage unet --without <concept>`.
+`benchmarks/reference/<denoiser>-without-<concept>` shares text encoders and autoencoder with the embedded model, as a
+Stable Diffusion retrained on filtered pictures shares its frozen CLIP. They are from the training of the world, such as
+`python -m erasers.worlds.shapes.train --stage unet --without <concept>`.
 """
 
 from __future__ import annotations
@@ -15,34 +16,36 @@ from pathlib import Path
 
 import torch
 from closed_form import measure, show
-from diffusers import UNet2DConditionModel
 
+from erasers import worlds
+from erasers.diffusion.adaptors.table import denoisers_of
+from erasers.evaluation.run.states import reference
 from erasers.judges.oracle import Oracle
 from erasers.pipeline import load_pipeline
 from erasers.worlds.shapes.prompts import split_prompts
 
 FOLDER = Path(__file__).parent / "reference"
-RESULT = Path(__file__).parent / "results" / "shapes-reference.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=worlds.list(), default=worlds.DEFAULT, help="the world")
     parser.add_argument("--samples", type=int, default=100, help="pictures a split")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    judge, rows = Oracle(), []
-    for folder in sorted(FOLDER.glob("unet-without-*")):
-        word = folder.name.removeprefix("unet-without-")
-        pipe = load_pipeline("shapes")
-        pipe.unet = UNet2DConditionModel.from_pretrained(folder)
-        cells = measure(pipe, judge, split_prompts(word, options.samples), None)
+    world, pipe, judge, rows = worlds.get(options.model), load_pipeline(options.model), Oracle(), []
+    [denoiser] = denoisers_of(pipe)
+    for folder in sorted(FOLDER.glob(f"{denoiser}-without-*")):
+        word = folder.name.removeprefix(f"{denoiser}-without-")
+        with reference(pipe, folder):
+            cells = measure(pipe, judge, split_prompts(word, options.samples), None)
         rows.append({"concept": word, "method": f"retrained without {word}", "splits": cells})
         show(rows[-1])
-    RESULT.write_text(
-        json.dumps({"samples": options.samples, "steps": 20, "guidance": 4.0, "rows": rows}, indent=1) + "\n"
-    )
+    facts = {"samples": options.samples, "steps": world.steps, "guidance": world.guidance, "rows": rows}
+    (RESULTS / f"{world.name}-reference.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from erasers.asks import Ask
 from erasers.concept import Concept
@@ -32,10 +32,10 @@ class Shapes(World):
     judge_file = JUDGE_FILE
     vocabulary = VOCABULARY
     words = tuple(text for names in KINDS.values() for name in names for text in (name, *SYNONYMS.get(name, ())))
-    sae = SAE_DIR
-    denoiser_block = "up_blocks.0.attentions.1"
+    sae: ClassVar[Path | None] = SAE_DIR
+    denoiser_block: ClassVar[str | None] = "up_blocks.0.attentions.1"
     root = HOME.parents[2]
-    unrecorded = UNRECORDED
+    unrecorded: ClassVar[Mapping[str, Any] | None] = UNRECORDED
 
     def concept(self, word: str) -> Concept:
         """See `World.concept`."""
