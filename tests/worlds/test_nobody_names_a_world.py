@@ -19,6 +19,7 @@ PACKAGE = Path(erasers.__file__).parent
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "worlds" not in path.parents]
 
 TENSORS = {
+    "diffusion/adaptors/qwen_image.py",
     "judges/q16.py",
     "patch/edits.py",
     "patch/feature_hooks.py",
