@@ -45,8 +45,11 @@ def check_drawable(pipe: Any) -> None:
     adaptor = adaptor_of(pipe)
     refuse_unfit(pipe)
     adaptor.check(pipe)
-    if all(getattr(pipe, name, None) is None for name in adaptor.encoders):
-        raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
+    absent = [name for name in adaptor.encoders if getattr(pipe, name, None) is None]
+    needed = [name for name in absent if name not in adaptor.optional]
+    if needed or len(absent) == len(adaptor.encoders):
+        name = "text encoder" if len(absent) == len(adaptor.encoders) else needed[0]
+        raise ValueError(f"expected {type(pipe).__name__} with a {name}, got None; load the pipeline with it")
     if not adaptor.flow:
         _refuse_other_predictions(pipe)
     elif not flows(pipe):

@@ -28,6 +28,7 @@ class Adaptor(ABC):
         denoiser: Name of its class.
         components: Attributes of the pipeline that hold denoisers, the one of high noise first.
         encoders: Attributes of the text encoders that the denoiser reads.
+        optional: Those of them that a pipeline may lack, while it has others.
         flow: It follows a flow, and not a schedule of alphas.
     """
 
@@ -35,6 +36,7 @@ class Adaptor(ABC):
     denoiser: ClassVar[str]
     components: ClassVar[tuple[str, ...]] = ("transformer",)
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    optional: ClassVar[tuple[str, ...]] = ()
     flow: ClassVar[bool] = True
 
     def check(self, pipe: Any) -> None:
@@ -151,7 +153,8 @@ def in_groups(labels: torch.Tensor, ask: Callable[[int, torch.Tensor], torch.Ten
     """
     groups = [(int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique()]
     order = torch.cat([index for _, index in groups]).argsort()
-    return torch.cat([ask(label, index) for label, index in groups])[order]
+    said = torch.cat([ask(label, index) for label, index in groups])
+    return said[order.to(said.device)]
 
 
 def whole(pipe: Any, times: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Chroma(Packed):
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
         states, _, mask, *_ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states, mask=mask)
+        return Condition(states, mask=mask.cpu())
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
@@ -31,13 +31,14 @@ class Chroma(Packed):
         transformer, states, mask = pipe.transformer, condition.states, condition.mask
         height, width = noisy.shape[-2:]
         places = {"device": noisy.device, "dtype": transformer.dtype}
-        tokens = height // 2 * (width // 2)
+        if mask is not None:
+            # It is added to the logits as it is, so that its precision is that of the denoiser.
+            mask = functional.pad(mask, (0, height // 2 * (width // 2)), value=1.0).to(**places)
         output = transformer(
             hidden_states=packed(noisy).to(transformer.dtype),
             timestep=times.to(transformer.dtype) / 1000,
             encoder_hidden_states=states.to(transformer.dtype),
-            # It is added to the logits as it is, so that its precision is that of the denoiser.
-            attention_mask=None if mask is None else functional.pad(mask.to(transformer.dtype), (0, tokens), value=1.0),
+            attention_mask=mask,
             txt_ids=torch.zeros(states.shape[1], 3, **places),
             img_ids=grid_ids(height // 2, width // 2).to(**places),
             return_dict=False,

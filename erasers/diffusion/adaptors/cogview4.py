@@ -22,7 +22,7 @@ class CogView4(Adaptor):
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
         states, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states, mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device))
+        return Condition(states, mask=torch.ones(states.shape[:2], dtype=torch.long))
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
@@ -33,9 +33,14 @@ class CogView4(Adaptor):
             return _ask(pipe, noisy, said, states)
 
         def ask(length: int, index: torch.Tensor) -> torch.Tensor:
-            return _ask(pipe, noisy[index], said[index], states[index.to(states.device), :length])
+            return _ask(
+                pipe,
+                noisy[index.to(noisy.device)],
+                said[index.to(said.device)],
+                states[index.to(states.device), :length],
+            )
 
-        return in_groups(mask.sum(dim=1).to(noisy.device), ask)
+        return in_groups(mask.sum(dim=1), ask)
 
     def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
         """See `Adaptor.shift`: it grows with the square root of the number of tokens."""

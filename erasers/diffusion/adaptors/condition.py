@@ -14,7 +14,7 @@ class Condition(NamedTuple):
     Args:
         states: `[n, tokens, d]`.
         pooled: `[n, p]`, which some families have beside them.
-        mask: `[n, tokens]`, 0 where the denoiser does not look; None: it sees all.
+        mask: `[n, tokens]`, 0 where the denoiser does not look, on the CPU, where lengths are read; None: it sees all.
     """
 
     states: torch.Tensor
@@ -23,8 +23,7 @@ class Condition(NamedTuple):
 
     def rows(self, index: torch.Tensor) -> Condition:
         """Those of some prompts, in that order."""
-        index = index.to(self.states.device)
-        return Condition(*(None if value is None else value[index] for value in self))  # type: ignore[arg-type]
+        return Condition(*(None if value is None else value[index.to(value.device)] for value in self))  # type: ignore[arg-type]
 
     def part(self, rows: slice) -> Condition:
         """Those of neighbouring rows."""
@@ -37,13 +36,9 @@ class Condition(NamedTuple):
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
-        """The same elsewhere, and what is no mask in another precision."""
-        pooled, mask = self.pooled, self.mask
-        return Condition(
-            self.states.to(device, dtype),
-            None if pooled is None else pooled.to(device, dtype),
-            None if mask is None else mask.to(device),
-        )
+        """The same elsewhere and in another precision, but for the mask."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return self._replace(states=self.states.to(device, dtype), pooled=pooled)
 
 
 def cat(*several: Condition) -> Condition:

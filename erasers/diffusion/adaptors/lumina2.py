@@ -28,12 +28,14 @@ class Lumina2(Masked, EvenSigmas):
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
     ) -> torch.Tensor:
         """See `Adaptor.predict`: it predicts x_0 - noise."""
-        transformer = pipe.transformer
+        transformer, mask = pipe.transformer, condition.mask
+        mask = torch.ones(condition.states.shape[:2], dtype=torch.long) if mask is None else mask
         output = transformer(
             hidden_states=noisy.to(transformer.dtype),
             timestep=1 - times / pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=condition.states.to(transformer.dtype),
-            encoder_attention_mask=condition.mask,
+            # It reads lengths, which masks on the meta device do not have.
+            encoder_attention_mask=mask if noisy.is_meta else mask.to(noisy.device),
             return_dict=False,
         )[0]
         return -torch.as_tensor(output)

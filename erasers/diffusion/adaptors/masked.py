@@ -16,10 +16,10 @@ class Masked(Adaptor):
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
         states, mask, *_ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states, mask=mask)
+        return Condition(states, mask=mask.cpu())
 
     def unprompted(self, pipe: Any) -> Condition:
         """See `Adaptor.unprompted`."""
         options = {**handed_on(pipe), "do_classifier_free_guidance": True}
         *_, states, mask = pipe.encode_prompt([""], **options)
-        return Condition(states, mask=mask)
+        return Condition(states, mask=mask.cpu())

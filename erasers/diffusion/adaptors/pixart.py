@@ -33,7 +33,7 @@ class PixArt(Masked):
             noisy.to(transformer.dtype),
             timestep=times,
             encoder_hidden_states=condition.states.to(transformer.dtype),
-            encoder_attention_mask=condition.mask,
+            encoder_attention_mask=None if condition.mask is None else condition.mask.to(noisy.device),
             added_cond_kwargs=_sizes(pipe, noisy),
             return_dict=False,
         )[0]

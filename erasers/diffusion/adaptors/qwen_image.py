@@ -34,8 +34,7 @@ class QwenImage(Packed):
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
         states, mask = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        full = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
-        return Condition(states, mask=full if mask is None else mask)
+        return Condition(states, mask=torch.ones(states.shape[:2], dtype=torch.long) if mask is None else mask.cpu())
 
     def unprompted(self, pipe: Any) -> Condition:
         """See `Adaptor.unprompted`: a space, by which the model is guided in its documentation."""
@@ -51,7 +50,7 @@ class QwenImage(Packed):
             hidden_states=packed(noisy).to(transformer.dtype),
             timestep=times.to(transformer.dtype) / 1000,
             encoder_hidden_states=condition.states.to(transformer.dtype),
-            encoder_hidden_states_mask=None if mask is None or mask.all() else mask,
+            encoder_hidden_states_mask=None if mask is None or mask.all() else mask.to(noisy.device),
             img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
             return_dict=False,
         )[0]

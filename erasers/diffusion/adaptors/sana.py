@@ -35,7 +35,7 @@ class Sana(Masked):
                 noisy.to(transformer.dtype),
                 timestep=whole(pipe, times) * transformer.config.timestep_scale,
                 encoder_hidden_states=condition.states.to(transformer.dtype),
-                encoder_attention_mask=condition.mask,
+                encoder_attention_mask=None if condition.mask is None else condition.mask.to(noisy.device),
                 return_dict=False,
             )[0]
         )

@@ -18,6 +18,7 @@ class SD3(Adaptor):
     title = "Stable Diffusion 3 and 3.5"
     denoiser = "SD3Transformer2DModel"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional: ClassVar[tuple[str, ...]] = ("text_encoder_3",)
 
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""

@@ -23,6 +23,7 @@ class UNet(Adaptor):
     flow: ClassVar[bool] = False
     components: ClassVar[tuple[str, ...]] = ("unet",)
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    optional: ClassVar[tuple[str, ...]] = encoders
 
     def check(self, pipe: Any) -> None:
         """See `Adaptor.check`."""

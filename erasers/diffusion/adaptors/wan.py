@@ -41,7 +41,8 @@ class Wan(Adaptor):
     ) -> torch.Tensor:
         """See `Adaptor.predict`."""
         said, states, boundary = whole(pipe, times), condition.states, _boundary(pipe)
-        if boundary is None:
+        if boundary is None or times.is_meta:
+            # Times without values, as when what it needs is counted, are taken for those of high noise.
             return _ask(pipe, pipe.transformer, noisy, said, states)
 
         def ask(low: int, index: torch.Tensor) -> torch.Tensor:

@@ -25,19 +25,18 @@ class ZImage(EvenSigmas):
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """See `Adaptor.encode`."""
         prompts, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        full = [torch.ones(1, len(states), dtype=torch.long, device=states.device) for states in prompts]
-        return cat(*(Condition(states[None], mask=mask) for states, mask in zip(prompts, full, strict=True)))
+        return cat(*(Condition(states[None], mask=torch.ones(1, len(states), dtype=torch.long)) for states in prompts))
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
     ) -> torch.Tensor:
         """See `Adaptor.predict`: it predicts x_0 - noise of lists of pictures with one frame."""
         transformer, states = pipe.transformer, condition.states.to(pipe.transformer.dtype)
-        seen = [slice(None)] * len(states) if condition.mask is None else condition.mask.bool()
+        mask = torch.ones(states.shape[:2]) if condition.mask is None else condition.mask
         pictures = transformer(
             list(noisy.to(transformer.dtype)[:, :, None].unbind()),
             (1000 - times) / 1000,
-            [prompt[tokens] for prompt, tokens in zip(states, seen, strict=True)],
+            [prompt[:length] for prompt, length in zip(states, mask.sum(dim=1).long().tolist(), strict=True)],
             return_dict=False,
         )[0]
         return -torch.stack(pictures)[:, :, 0]
