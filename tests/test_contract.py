@@ -52,7 +52,7 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
 TABLE = CLOSED | TRAINED
 APART = {"itd"}
 """Its patches have hooks and no weights: tests/methods/itd/test_itd.py has the same checks for those."""
-SDXL = {"uce", "rece", "realera", "esd", "doco", "few_shot"}
+SDXL = {"uce", "rece", "realera", "esd", "doco", "few_shot", "adv_unlearn"}
 """Those that know Stable Diffusion XL, too."""
 
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts
-from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.adaptors.condition import Condition, cat
+from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.attacked import attacked_encoders
 from erasers.diffusion.batches import Piece, Summands, errors_in_parts, mean_in_parts
-from erasers.diffusion.clip import encode
 from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
@@ -26,8 +26,8 @@ from erasers.diffusion.latent_bank import LatentBank, Way, sample_bank
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.supported import check_supported
-from erasers.diffusion.tokens import token_table, tokenise
+from erasers.diffusion.supported import check_drawable
+from erasers.diffusion.tokens import token_table, tokenizer_of
 from erasers.methods.esd import target
 from erasers.models.encoder_blocks import in_block, is_behind
 from erasers.models.feeding import Feed, feeds_of
@@ -48,7 +48,7 @@ _DRAW = 53
 
 @dataclass(frozen=True, kw_only=True)
 class AdvUnlearn(TrainedEraser):
-    """Train the text encoder to unlearn a concept behind whatever soft tokens bring it back.
+    """Train text encoders to unlearn a concept behind whatever soft tokens bring it back.
 
     An attack finds soft tokens d that make the student's prediction that of the frozen model, eps*, for the concept's
     prompt c; the student then unlearns the prompt with them, and keeps its predictions for other prompts r:
@@ -57,7 +57,8 @@ class AdvUnlearn(TrainedEraser):
         L = || eps(x_t, [d, c]) - (eps*(x_t, "") - eta (eps*(x_t, c) - eps*(x_t, ""))) ||^2
             + gamma || eps(y_t, r) - eps*(y_t, r) ||^2
 
-    Only the layers of the text encoder and its final norm are trained; token and position embeddings stay.
+    Only the layers of the text encoder and its final norm are trained, with the projection of its summary where that is
+    read; token and position embeddings stay. Several text encoders are trained and attacked together.
 
     Differs from the official code: latents and all that the frozen model says of them come from whole ways that are
     drawn once, in place of some thirty fresh parts of ways an iteration (see `published_calls`), and have the noise of
@@ -95,8 +96,8 @@ class AdvUnlearn(TrainedEraser):
         aliases: Erase the concept's aliases, too.
         upstream_compat: Reproduce two errors of the official attack: gradients add up over its steps, and its result
             is that before the last step.
-        encoders: Text encoders that are trained, such as `text_encoder,text_encoder_3`; none: all CLIP ones, or the
-            first where the denoiser reads no CLIP.
+        encoders: Text encoders that are trained and attacked, such as `text_encoder,text_encoder_3`; none: all
+            CLIP ones, or the first where the denoiser reads no CLIP.
     """
 
     name: ClassVar[str] = "adv_unlearn"
@@ -163,7 +164,8 @@ class AdvUnlearn(TrainedEraser):
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
-        check_supported(pipe)
+        check_drawable(pipe)
+        attacked_encoders(pipe, self.encoders)
 
     def asks(self, concepts: Sequence[Concept]) -> list[Ask]:
         """The distinct prompts that are unlearned."""
@@ -273,12 +275,13 @@ class Duel:
     ) -> None:
         self.options, self.pipe, self.student, self.held, self.generator = options, pipe, student, held, generator
         self.banks = [part(bank, number) for number in range(len(asks))]
-        self.ids = [tokenise(pipe, ask.text) for ask in asks]
-        self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}, clip_skip=options.clip_skip) for ask in asks]
-        self.kept = tokenise(pipe, kept) if kept else torch.empty(0)
-        self.table = token_table(pipe).float()
-        self.words = [words_of(pipe, ask.term) for ask in asks]
-        self.attack_lr = token_rate(options.attack_lr, self.table)
+        self.texts, self.kept = [ask.text for ask in asks], kept
+        soft: dict[str, Any] = {"clip_skip": options.clip_skip, "encoders": options.encoders}
+        self.soft = [SoftPrompt(pipe, ask.soft, {SOFT: options.tokens}, **soft) for ask in asks]
+        self.encoders = attacked_encoders(pipe, options.encoders)
+        self.tables = [token_table(pipe, name).float() for name in self.encoders]
+        self.words = [[words_of(pipe, name, ask.term) for name in self.encoders] for ask in asks]
+        self.attack_lr = min(token_rate(options.attack_lr, table) for table in self.tables)
         self.latest = torch.stack([self._random(number) for number in range(len(asks))])
         self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
         self.scale = LossScale(pipe)
@@ -287,14 +290,14 @@ class Duel:
         """One iteration: the attack on the student as it is, then a step of the student."""
         options, turn = self.options, number % len(self.banks)
         with self.student.placed():
-            states = []
+            asked = []
             attacking = bool(options.attack_steps) and number >= options.warm_up
             if attacking:
                 tokens = self.attack(turn)
-                states.append(self.soft[turn].condition({SOFT: tokens}).states)
+                asked.append(self.soft[turn].condition({SOFT: tokens}))
             if options.clean or not attacking:
-                states.append(encode(self.pipe, self.ids[turn], options.clip_skip))
-            loss = Summands(self.pieces(self.banks[turn].draw(options.batch, self.generator), states), self._total)
+                asked.append(self.encoded([self.texts[turn]]))
+            loss = Summands(self.pieces(self.banks[turn].draw(options.batch, self.generator), asked), self._total)
             self.student.backward(loss)
         self.adam.step()
         return loss.shown
@@ -310,7 +313,7 @@ class Duel:
 
         def loss(tokens: torch.Tensor) -> Summands:
             latents = self.banks[turn].draw(options.attack_batch, self.generator)
-            return self._distance(latents, prompt.condition({SOFT: tokens}).states, latents.conditional)
+            return self._distance(latents, prompt.condition({SOFT: tokens}), latents.conditional)
 
         start = self.latest[turn] if options.attack_init == "latest" else self._random(turn)
         kind: dict[str, Any] = {"fast": options.fast, "upstream": options.upstream_compat}
@@ -318,21 +321,25 @@ class Duel:
         self.latest[turn] = soft
         return soft
 
-    def pieces(self, bank: LatentBank, states: Sequence[torch.Tensor]) -> list[Piece]:
-        """L_u of latents under each of the text states `[1, n, d]`, and L_r of kept ones, from one pass."""
-        rows, count = [state.expand(len(bank.times), -1, -1) for state in states], len(states)
-        noisy, times = bank.latents.repeat(count, 1, 1, 1), bank.times.repeat(count)
-        goals = {"erase": target(bank.empty, bank.conditional, self.options.eta).repeat(count, 1, 1, 1)}
+    def encoded(self, texts: Sequence[str]) -> Condition:
+        """What the denoiser reads of prompts, of the text encoders as they are now."""
+        return adaptor_of(self.pipe).encode(self.pipe, texts, self.options.clip_skip)
+
+    def pieces(self, bank: LatentBank, asked: Sequence[Condition]) -> list[Piece]:
+        """L_u of latents under each of some prompts, one row each, and L_r of kept ones, from one pass."""
+        rows, count = [condition.expand(len(bank.times)) for condition in asked], len(asked)
+        noisy, times = torch.cat([bank.latents] * count), bank.times.repeat(count)
+        goals = {"erase": torch.cat([target(bank.empty, bank.conditional, self.options.eta)] * count)}
         if self.held is not None:
             keep = self.held.draw(self.options.retain_batch, self.generator)
-            rows.append(encode(self.pipe, self.kept[keep.prompts], self.options.clip_skip))
+            rows.append(self.encoded([self.kept[number] for number in keep.prompts.tolist()]))
             noisy, times = torch.cat([noisy, keep.latents]), torch.cat([times, keep.times])
             goals["retain"] = keep.conditional
-        condition = Condition(torch.cat(rows))
+        condition = cat(*rows)
         return errors_in_parts(goals, lambda part: predict(self.pipe, noisy[part], times[part], condition.part(part)))
 
-    def _distance(self, bank: LatentBank, states: torch.Tensor, goal: torch.Tensor) -> Summands:
-        condition = Condition(states.expand(len(bank.times), -1, -1))
+    def _distance(self, bank: LatentBank, asked: Condition, goal: torch.Tensor) -> Summands:
+        condition = asked.expand(len(bank.times))
 
         def error(rows: slice) -> torch.Tensor:
             guess = predict(self.pipe, bank.latents[rows], bank.times[rows], condition.part(rows))
@@ -341,13 +348,17 @@ class Duel:
         return mean_in_parts(len(bank.times), error)
 
     def _random(self, turn: int) -> torch.Tensor:
-        """Embeddings `[k, d]` of random tokens, or of the words of that prompt's concept from a random one on."""
-        count, words = self.options.tokens, torch.tensor(self.words[turn])
+        """Embeddings `[k, d]` of random tokens, or of the words of that prompt's concept from a random one on.
+
+        Those of several text encoders lie side by side.
+        """
+        count, words = self.options.tokens, [torch.tensor(ids) for ids in self.words[turn]]
         if self.options.attack_init == "words":
-            ids = words[(picks(len(words), 1, self.generator) + torch.arange(count)) % len(words)]
+            first = picks(len(words[0]), 1, self.generator)
+            numbers = [ids[(first + torch.arange(count)) % len(ids)] for ids in words]
         else:
-            ids = picks(len(self.table), count, self.generator)
-        return self.table[ids.to(self.table.device)]
+            numbers = [picks(len(table), count, self.generator) for table in self.tables]
+        return torch.cat([table[ids.to(table.device)] for table, ids in zip(self.tables, numbers, strict=True)], dim=1)
 
 
 def search(
@@ -387,9 +398,10 @@ def search(
     return before if upstream else tokens.detach()
 
 
-def words_of(pipe: Any, term: str) -> list[int]:
-    """Token ids of a term, without the special ones."""
-    ids: list[int] = pipe.tokenizer(converted(pipe, pipe.tokenizer, term), add_special_tokens=False).input_ids
+def words_of(pipe: Any, encoder: str, term: str) -> list[int]:
+    """Token ids of a term for a text encoder, without the special ones."""
+    tokenizer = tokenizer_of(pipe, encoder)
+    ids: list[int] = tokenizer(converted(pipe, tokenizer, term), add_special_tokens=False).input_ids
     return ids
 
 

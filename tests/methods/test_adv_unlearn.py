@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families.all import FAMILIES
 from support.selection import diagonal, only
 from support.tiny import weights
 from support.trained import fitted_in_two_goes
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from erasers import Concept, get_eraser
 from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.attacked import attacked_encoders, widths
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.denoiser import predict
@@ -74,8 +76,7 @@ def test_the_first_layers_alone(pipe):
 def objective(duel: Duel, tokens: torch.Tensor) -> float:
     """Over every latent of the first prompt."""
     bank = duel.banks[0]
-    states = duel.soft[0].condition({SOFT: tokens}).states.expand(len(bank), -1, -1)
-    guess = predict(duel.pipe, bank.latents, bank.times, Condition(states))
+    guess = predict(duel.pipe, bank.latents, bank.times, duel.soft[0].condition({SOFT: tokens}))
     return float(functional.mse_loss(guess, bank.conditional).detach())
 
 
@@ -106,7 +107,7 @@ def test_an_attack_starts_at_the_words_of_the_concept_again_and_again(pipe):
     with prepared(pipe, concept, **options) as (found, duel), found.student.placed():
         begun = [duel.attack(0) for _ in range(8)]
     orders = [[red, star, red], [star, red, star]]
-    seen = [order for one in begun for order in orders if torch.allclose(one, duel.table[order], atol=1e-6)]
+    seen = [order for one in begun for order in orders if torch.allclose(one, duel.tables[0][order], atol=1e-6)]
     assert len(seen) == len(begun)
     assert all(order in seen for order in orders)
 
@@ -186,9 +187,8 @@ def test_prompts_of_all_concepts_take_turns(pipe):
     moon = Concept("moon", aliases=["ring"])
     with prepared(pipe, Concept("star"), moon, templates=("a {}", "blue {}")) as (_, duel):
         asks = duel.options.asks([Concept("star"), moon])
-        turns = [duel.pipe.tokenizer.decode(ids[0], skip_special_tokens=True) for ids in duel.ids]
     assert [ask.text for ask in asks] == ["a star", "blue star", "a moon", "blue moon", "a ring", "blue ring"]
-    assert turns == [ask.text for ask in asks]
+    assert duel.texts == [ask.text for ask in asks]
     alone = get_eraser("adv_unlearn", aliases=False).asks([moon])
     assert [ask.text for ask in alone] == ["moon"]
 
@@ -290,6 +290,44 @@ def test_bad_options_raise(options, got):
         get_eraser("adv_unlearn", **options)
 
 
-def test_stable_diffusion_xl_is_refused(pipes):
-    with pytest.raises(TypeError, match="Stable Diffusion 1 or 2"):
-        get_eraser("adv_unlearn", **QUICK).fit(pipes("sdxl"), STAR)
+@pytest.mark.parametrize(
+    ("family", "encoders"), [("sdxl", ()), ("sd3", ("text_encoder", "text_encoder_2", "text_encoder_3")), ("flux", ())]
+)
+def test_every_encoder_is_trained_and_attacked(family, encoders, tmp_path):
+    pipe = FAMILIES[family].build(tmp_path)
+    options = {"attack_steps": 8, "attack_init": "latest", "tokens": 2, "attack_lr": 0.05, "encoders": encoders}
+    with prepared(pipe, **options) as (found, duel), found.student.placed():
+        assert duel.encoders == (encoders or attacked_encoders(pipe))
+        begun, start = objective(duel, duel.latest[0].clone()), duel.latest[0].clone()
+        tokens = duel.attack(0)
+        assert objective(duel, tokens) < begun
+        moved = (tokens - start).split(widths(pipe, duel.encoders), dim=1)
+        assert all(part.abs().amax() > 0.01 for part in moved)
+        assert {name.partition(".")[0] for name in found.student.names} == set(duel.encoders)
+
+
+def test_what_is_trained_is_what_is_read(tmp_path):
+    """Of SDXL the summary of the second encoder is read, and neither the last layer nor the norm of the first."""
+    pipe = FAMILIES["sdxl"].build(tmp_path)
+    with prepared(pipe) as (found, _):
+        names = {name for name in found.student.names if name.endswith("weight")}
+    for name in ("text_encoder.encoder.layers.0.mlp.fc1", "text_encoder_2.text_model.encoder.layers.1.mlp.fc1"):
+        assert f"{name}.weight" in names
+    assert {"text_encoder_2.text_model.final_layer_norm.weight", "text_encoder_2.text_projection.weight"} <= names
+    assert not any(name.startswith(("text_encoder.encoder.layers.1", "text_encoder.final")) for name in names)
+    assert not any("embedding" in name for name in names)
+
+
+def test_the_words_of_the_concept_are_those_of_each_encoder(tmp_path):
+    pipe = FAMILIES["sdxl"].build(tmp_path)
+    concept = Concept("red star", kind="object", anchor="circle")
+    with prepared(pipe, concept, attack_init="words", tokens=2) as (_, duel):
+        begun = duel.latest[0].split(widths(pipe, duel.encoders), dim=1)
+    ids = [pipe.tokenizer("red star", add_special_tokens=False).input_ids] * 2
+    orders = [[own[(first + step) % 2] for step in range(2)] for own in ids for first in range(2)]
+    places = [
+        [order for order in orders if torch.equal(vectors, table[order])]
+        for vectors, table in zip(begun, duel.tables, strict=True)
+    ]
+    assert places[0]
+    assert places[0] == places[1]
