@@ -5,7 +5,12 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+
+_T = TypeVar("_T")
+
+Auto: TypeAlias = Literal["auto"]
+"""Stands for a value that is found where it is known what it is for."""
 
 LARGEST = 10**9
 """Of the numbers among hyper-parameters: what is more is a slip, and takes for ever."""
@@ -152,12 +157,23 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def known(value: _T | Auto) -> _T:
+    """A value that has been found.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if isinstance(value, str) and value == "auto":
+        raise ValueError("expected a value, got 'auto', which needs a pipeline to stand for one")
+    return value
+
+
 def require_least(options: Any, **bounds: float) -> None:
-    """Refuse fields of a dataclass of hyper-parameters below their bounds, NaN and infinity; None is no number.
+    """Refuse fields of a dataclass of hyper-parameters below their bounds, NaN and infinity; None and "auto" are none.
 
     Raises:
         ValueError: Names the field and the value.
     """
     for field, bound in bounds.items():
-        if getattr(options, field) is not None:
+        if getattr(options, field) not in (None, "auto"):
             require_above(field, getattr(options, field), bound, equal=True)

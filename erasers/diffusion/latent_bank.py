@@ -87,6 +87,17 @@ class Way:
     size: int | None = None
 
 
+def calls_a_step(pipe: Any, *, kept: bool) -> int:
+    """How often the denoiser is asked about a latent in a step of drawing.
+
+    Args:
+        pipe: The pipeline.
+        kept: Whether what it says is kept, as `sample_bank` does, or `draw_pictures` draws alone.
+    """
+    guides = adaptor_of(pipe).guides(pipe)
+    return 2 + (guides == "embedded") if kept else 1 + (guides == "twice")
+
+
 def sample_bank(
     pipe: Any,
     condition: Condition,
@@ -113,7 +124,10 @@ def sample_bank(
     walks = []
     for index in order.split(way.batch):
         noise = gaussian(torch.empty(len(index), *shape, device=denoiser_of(pipe).device), generator)
-        walks.append(_walk(pipe, condition.rows(index), empty, index, noise, way))
+        met: list[Met] = []
+        pictures = _walk(pipe, condition.rows(index), empty, noise, way, met)
+        latents, times, conditional, nothing = (torch.cat(values) for values in zip(*met, strict=True))
+        walks.append(LatentBank(latents, times, index.repeat(way.steps), conditional, nothing, pictures, index))
         advance(len(index))
     fields = LatentBank.__dataclass_fields__
     return LatentBank(**{name: torch.cat([getattr(walk, name) for walk in walks]) for name in fields})
@@ -133,34 +147,45 @@ def draw_pictures(
         noise = gaussian(
             torch.empty(len(index), *latent_shape(pipe, way.size), device=denoiser_of(pipe).device), generator
         )
-        pictures.append(_walk(pipe, condition.rows(index), empty, index, noise, way).pictures)
+        pictures.append(_walk(pipe, condition.rows(index), empty, noise, way))
         advance(len(index))
     return torch.cat(pictures)
 
 
+Met = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Latents, times, and what the denoiser says of them with the prompt and without, `[n, ...]` each."""
+
+
 @torch.no_grad()
 def _walk(
-    pipe: Any, condition: Condition, empty: Condition, index: torch.Tensor, latents: torch.Tensor, way: Way
-) -> LatentBank:
-    met: dict[str, list[torch.Tensor]] = {name: [] for name in ("latents", "times", "conditional", "empty")}
-    shape = tuple(latents.shape[1:])
-    nothing, adaptor = empty.rows(torch.zeros(len(latents), dtype=torch.long)), adaptor_of(pipe)
+    pipe: Any,
+    condition: Condition,
+    empty: Condition,
+    latents: torch.Tensor,
+    way: Way,
+    met: list[Met] | None = None,
+) -> torch.Tensor:
+    """x_0 `[n, c, h, w]` where the ways from latents end; `met` gets what is met in each step."""
+    shape, adaptor = tuple(latents.shape[1:]), adaptor_of(pipe)
     guides = adaptor.guides(pipe)
+    both = cat(condition, empty.rows(torch.zeros(len(latents), dtype=torch.long)))
     step = _stepper(pipe, way.steps, shape)
     for number, time in enumerate(time_grid(pipe, way.steps, shape)):
         times = torch.full((len(latents),), time, device=latents.device)
-        both = predict(pipe, torch.cat([latents, latents]), times.repeat(2), cat(condition, nothing))
-        conditional, unconditional = both.chunk(2)
-        for name, value in zip(met, (latents, times, conditional, unconditional), strict=True):
-            met[name].append(value)
-        guided = conditional
-        if guides == "twice":
-            guided = adaptor.guided(conditional, unconditional, way.guidance)
-        elif guides == "embedded":
+        if met is None and guides != "twice":
             guided = predict(pipe, latents, times, condition, way.guidance)
+        else:
+            said = predict(pipe, torch.cat([latents, latents]), times.repeat(2), both)
+            conditional, unconditional = said.chunk(2)
+            if met is not None:
+                met.append((latents, times, conditional, unconditional))
+            guided = conditional
+            if guides == "twice":
+                guided = adaptor.guided(conditional, unconditional, way.guidance)
+            elif guides == "embedded":
+                guided = predict(pipe, latents, times, condition, way.guidance)
         latents = step(number, times, latents, guided)
-    kept = {name: torch.cat(values) for name, values in met.items()}
-    return LatentBank(**kept, prompts=index.repeat(way.steps), pictures=latents, prompts_of_pictures=index)
+    return latents
 
 
 Step = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -32,7 +32,7 @@ from erasers.methods.esd import target
 from erasers.models.encoder_blocks import in_block, is_behind
 from erasers.models.feeding import Feed, feeds_of
 from erasers.models.prompts import converted
-from erasers.options import require_least
+from erasers.options import known, require_least
 from erasers.text.contexts import kept_prompts, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
@@ -187,10 +187,10 @@ class AdvUnlearn(TrainedEraser):
         kept = min(self.kept, sum(map(len, kept_prompts(prepared)))) if self.gamma else 0
         anchors = asks if self.toward == "anchor" else 0
         drawn = 2 * self.steps * (asks * self.pictures + kept) + self.steps * self.pictures * anchors
-        attacks = max(0, self.iterations - self.warm_up) if self.attack_steps else 0
+        attacks = max(0, known(self.iterations) - self.warm_up) if self.attack_steps else 0
         both = attacks if self.clean else 0
         retain = self.retain_batch if self.gamma else 0
-        student = Calls(gradients=self.batch + retain, texts=1 + retain) * self.iterations
+        student = Calls(gradients=self.batch + retain, texts=1 + retain) * known(self.iterations)
         student += Calls(gradients=self.batch, texts=1) * both
         attack = Calls(gradients=self.attack_batch, texts=1) * (self.attack_steps * attacks)
         return Calls(denoiser=drawn, texts=asks + kept + anchors + 1) + student + attack
@@ -210,7 +210,7 @@ class AdvUnlearn(TrainedEraser):
         """See `TrainedEraser.prepare`."""
         asks = self.asks(concepts)
         kept = self._kept(concepts, generator) if self.gamma else []
-        empty, way = unprompted(pipe), Way(self.steps, self.guidance)
+        empty, way = unprompted(pipe), Way(self.steps, self.guidance, size=known(self.size))
         with stage("drawing what is unlearned and kept", len(asks) * self.pictures + len(kept)) as advance:
             options: dict[str, Any] = {"generator": generator, "advance": advance}
             asked = conditions(pipe, [ask.text for ask in asks], self.clip_skip)
@@ -220,7 +220,7 @@ class AdvUnlearn(TrainedEraser):
                 held = sample_bank(pipe, conditions(pipe, kept, self.clip_skip), empty, way, rounds=1, **options)
         if self.toward == "anchor":
             bank = instead(pipe, bank, conditions(pipe, [ask.anchor for ask in asks], self.clip_skip))
-        student = Student(pipe, self._names(pipe), rank=self.rank, generator=generator)
+        student = Student(pipe, self._names(pipe), rank=known(self.rank), generator=generator)
         duel = Duel(self, pipe, student, asks, bank, kept, held, generator)
         return Training(
             student, duel.step, {"adam": duel.adam}, {"latest": duel.latest, "attack-scale": duel.scale.state}
@@ -283,7 +283,7 @@ class Duel:
         self.words = [[words_of(pipe, name, ask.term) for name in self.encoders] for ask in asks]
         self.attack_lr = min(token_rate(options.attack_lr, table) for table in self.tables)
         self.latest = torch.stack([self._random(number) for number in range(len(asks))])
-        self.adam = torch.optim.Adam(student.parameters, lr=options.lr)
+        self.adam = torch.optim.Adam(student.parameters, lr=known(options.lr))
         self.scale = LossScale(pipe)
 
     def step(self, number: int) -> dict[str, float]:

@@ -16,17 +16,19 @@ from erasers.diffusion.batches import mean_in_parts
 from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
-from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, sample_bank
+from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, calls_a_step, sample_bank
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.supported import check_drawable
-from erasers.options import require_least
+from erasers.options import Auto, known, require_least
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
-from erasers.training.layers import denoiser_layers
+from erasers.training.layers import denoiser_names
 from erasers.training.loop import Stage, TrainedEraser, Training
-from erasers.training.student import Student, names_of
+from erasers.training.student import Student
+from erasers.training.suiting import Kind, at_most, kind_of, own_guidance
 
 Method = Literal["auto", "x", "x-strict", "u", "all"]
+_PAPER = {"iterations": 1000, "lr": 1e-5, "rank": 0, "size": None, "steps": 50, "guidance": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +36,26 @@ class ESD(TrainedEraser):
     """Train the denoiser to predict the opposite of the concept where it is asked for it.
 
     The student's prediction with the concept's prompt goes to eps*("") - eta (eps*(c) - eps*("")) of the frozen model,
-    on latents that are on their way to pictures of the concept.
+    on latents that are on their way to pictures of the concept. Along a flow the predictions are velocities; models
+    that read a guidance scale are asked at 1, and draw at their own.
 
     Differs from the official code: `eta` is the paper's (the option `negative_guidance` of the diffusers code is
     eta + 1 for Stable Diffusion, and its default for SDXL trains toward eps*("") alone); latents have the noise of the
     time that the denoiser is told, under any scheduler; pictures have the model's own size; a whole way is drawn every
     `refresh` iterations and learned from in all of them, in place of a part of a fresh way every iteration.
 
+    Transformers get low-rank weights, as in EraseAnything (arXiv 2412.20413), on pictures of 512 pixels; the UNet of
+    SDXL gets some, too.
+
     Args:
-        train_method: `x` cross-attention, `x-strict` its keys and values, `u` everything else, `all` both; norms are
-            never trained. "auto" is `x` for styles and identities, and `u` if any concept is of another kind.
+        train_method: `x` cross-attention, or all attention where text and picture are one sequence; `x-strict` its keys
+            and values, of both; `u` everything else, `all` both; norms are never trained. "auto" is `x` for styles,
+            identities and transformers, and `u` if any concept is of another kind.
         eta: Negative guidance, as in the paper.
         drawn_by: Who draws the latents: the `student` as in the paper, or the `frozen` model as in the diffusers code.
         refresh: Iterations after which latents are drawn anew; those of `pictures` ways only by the student.
-        guidance: With which the latents are drawn.
-        steps: Of their sampler.
+        guidance: With which the latents are drawn; "auto": 3 as in the paper, and a transformer's own.
+        steps: Of their sampler; "auto": 50 as in the paper, and 28 for transformers.
         pictures: Ways for each name of a concept at a time; 0: one for each latent of an iteration, names taking turns.
         batch: Latents an iteration; the paper has 1.
         templates: Patterns with one `{}` for the concept; the paper has the bare name. "auto": those of its kind.
@@ -61,12 +68,26 @@ class ESD(TrainedEraser):
     paper: ClassVar[str] = "[ESD](https://arxiv.org/abs/2303.07345)"
     family: ClassVar[str] = "trained, denoiser"
     keeps: ClassVar[bool] = False
+    suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
+        "unet": _PAPER,
+        "large unet": _PAPER | {"iterations": 500, "lr": 2e-4, "rank": 8},
+        "transformer": {
+            "iterations": 200,
+            "lr": 1e-3,
+            "rank": 8,
+            "size": at_most(512),
+            "steps": 28,
+            "guidance": own_guidance,
+        },
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "esd-x": {"train_method": "x"},
         "esd-u": {"train_method": "u"},
         "esd-shapes": {
             "iterations": 200,
             "lr": 3e-4,
+            "rank": 0,
+            "guidance": 3.0,
             "steps": 20,
             "batch": 8,
             "pictures": 4,
@@ -80,12 +101,16 @@ class ESD(TrainedEraser):
     strengths: ClassVar[str] = "no pictures needed"
     limits: ClassVar[str] = "the style stays; found by attacks it was not trained on"
 
+    iterations: int | Auto = "auto"
+    lr: float | Auto = "auto"
+    rank: int | Auto = "auto"
+    size: int | Auto | None = "auto"
     train_method: Method = "auto"
     eta: float = 1.0
     drawn_by: Literal["student", "frozen"] = "student"
     refresh: int = 10
-    guidance: float = 3.0
-    steps: int = 50
+    guidance: float | Auto = "auto"
+    steps: int | Auto = "auto"
     pictures: int = 0
     batch: int = 1
     templates: Templates = ("{}",)
@@ -115,20 +140,22 @@ class ESD(TrainedEraser):
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
-        prompts = len(self.prompts(self.prepared(pipe, concepts)))
-        draws = 1 + (self.iterations - 1) // self.refresh if self._draws_anew else 1
-        ways = Calls(denoiser=2 * self.steps) * (draws * (prompts * self.pictures or self.batch))
-        asked = max(0, self.iterations - self.refresh) if self.drawn_by == "student" else 0
-        each = Calls(gradients=self.batch) * self.iterations
-        also = Calls(denoiser=self.batch * self.iterations, texts=1) if self.from_concept else Calls()
-        return ways + each + also + Calls(denoiser=2 * self.batch * asked, texts=prompts + 1)
+        own = self.suited(pipe)
+        prompts, iterations = len(own.prompts(own.prepared(pipe, concepts))), known(own.iterations)
+        draws = 1 + (iterations - 1) // own.refresh if own._draws_anew else 1
+        way = Calls(denoiser=calls_a_step(pipe, kept=True) * known(own.steps))
+        ways = way * (draws * (prompts * own.pictures or own.batch))
+        asked = max(0, iterations - own.refresh) if own.drawn_by == "student" else 0
+        each = Calls(gradients=own.batch) * iterations
+        also = Calls(denoiser=own.batch * iterations, texts=1) if own.from_concept else Calls()
+        return ways + each + also + Calls(denoiser=2 * own.batch * asked, texts=prompts + 1)
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        given = as_concepts(concepts)
-        names = names_of(pipe, "unet", denoiser_layers(self.method_for(given)))
-        latents = 3 * self.steps * len(self._turn(len(self.prompts(given)), 0))
-        return Demand(names, [Pass(self.batch, names)], latents=latents)
+        own, given = self.suited(pipe), as_concepts(concepts)
+        names = denoiser_names(pipe, own.method_for(pipe, given))
+        latents = 3 * known(own.steps) * len(own._turn(len(own.prompts(given)), 0))
+        return Demand(names, [Pass(own.batch, names, size=known(own.size))], latents=latents)
 
     @property
     def _draws_anew(self) -> bool:
@@ -144,13 +171,9 @@ class ESD(TrainedEraser):
             drawn = only.rows(torch.zeros(len(prompts), dtype=torch.long))
         with stage("drawing what is unlearned", len(self._turn(len(prompts), 0))) as advance:
             bank = self._draw(pipe, drawn, empty, 0, generator, advance)
-        student = Student(
-            pipe,
-            names_of(pipe, "unet", denoiser_layers(self.method_for(concepts))),
-            rank=self.rank,
-            generator=generator,
-        )
-        adam = torch.optim.Adam(student.parameters, lr=self.lr)
+        names = denoiser_names(pipe, self.method_for(pipe, concepts))
+        student = Student(pipe, names, rank=known(self.rank), generator=generator)
+        adam = torch.optim.Adam(student.parameters, lr=known(self.lr))
 
         def step(number: int) -> dict[str, float]:
             by_student = self.drawn_by == "student" and number >= self.refresh
@@ -199,14 +222,16 @@ class ESD(TrainedEraser):
         """Latents of whole ways, drawn by the pipeline as it now is."""
         turn = self._turn(len(asked.states), number)
         options: dict[str, Any] = {"rounds": 1, "generator": generator, "advance": advance}
-        bank = sample_bank(pipe, asked.rows(turn), empty, Way(self.steps, self.guidance), **options)
+        way = Way(known(self.steps), known(self.guidance), size=known(self.size))
+        bank = sample_bank(pipe, asked.rows(turn), empty, way, **options)
         return replace(bank, prompts=turn[bank.prompts], prompts_of_pictures=turn)
 
-    def method_for(self, concepts: Sequence[Concept]) -> str:
+    def method_for(self, pipe: Any, concepts: Sequence[Concept]) -> str:
         """`train_method`, with "auto" worked out."""
         if self.train_method != "auto":
             return self.train_method
-        return "x" if all(concept.kind in ("style", "identity") for concept in concepts) else "u"
+        paints = all(concept.kind in ("style", "identity") for concept in concepts)
+        return "x" if paints or kind_of(pipe) == "transformer" else "u"
 
 
 def target(empty: torch.Tensor, conditional: torch.Tensor, eta: float) -> torch.Tensor:

@@ -25,7 +25,7 @@ from erasers.diffusion.noise import random_times
 from erasers.diffusion.supported import check_drawable
 from erasers.models.encoder_blocks import in_block
 from erasers.models.feeding import Feed, feeds_of
-from erasers.options import require_above, require_least
+from erasers.options import known, require_above, require_least
 from erasers.processes import largest
 from erasers.text.contexts import kept_prompts, shuffled, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
@@ -132,7 +132,7 @@ class FewShot(TrainedEraser):
         ways = Calls(denoiser=2 * self.steps) * (self.pictures * len(drawn))
         if isinstance(self.max_drift, str):
             kept += kept + sum(len(self.prompts(concept)) for concept in prepared)
-        return ways + each * self.iterations + Calls(texts=sum(drawn) + len(drawn) + kept)
+        return ways + each * known(self.iterations) + Calls(texts=sum(drawn) + len(drawn) + kept)
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`; with the bound there are the weights before a step, and a second optimizer."""
@@ -154,9 +154,11 @@ class FewShot(TrainedEraser):
             shots = [
                 Shots(self._latents(pipe, concept, generator, advance), self.prompts(concept)) for concept in concepts
             ]
-        student = Student(pipe, trained_names(pipe, self.clip_skip, self.encoders), rank=self.rank, generator=generator)
+        student = Student(
+            pipe, trained_names(pipe, self.clip_skip, self.encoders), rank=known(self.rank), generator=generator
+        )
         bound = self._bound(pipe, concepts, student, generator)
-        adam = torch.optim.Adam(student.parameters, lr=self.lr, weight_decay=1e-8, **_ADAM)
+        adam = torch.optim.Adam(student.parameters, lr=known(self.lr), weight_decay=1e-8, **_ADAM)
 
         def step(number: int) -> dict[str, float]:
             before = [weight.detach().clone() for weight in student.parameters] if bound else []
@@ -186,7 +188,7 @@ class FewShot(TrainedEraser):
             most = [DRIFT * distance for distance in apart(outputs, prompts)]
         else:
             most = [self.max_drift] * len(outputs)
-        return Bound(outputs, student, kept, most, self.corrections, self.lr)
+        return Bound(outputs, student, kept, most, self.corrections, known(self.lr))
 
     def _drawn_of(self, concept: Concept) -> list[str]:
         """Prompts that pictures are drawn of, in turn."""
@@ -197,10 +199,12 @@ class FewShot(TrainedEraser):
     ) -> torch.Tensor:
         """x_0 `[n, c, h, w]` of the pictures of a concept."""
         if concept.images:
-            return latents_of(pipe, [picture(image, side_of(pipe)) for image in concept.images])
+            return latents_of(pipe, [picture(image, side_of(pipe, known(self.size))) for image in concept.images])
         asked, empty = conditions(pipe, self._drawn_of(concept), self.clip_skip), unprompted(pipe)
         turns = torch.arange(self.pictures) % len(asked.states)
-        return draw_pictures(pipe, asked.rows(turns), empty, Way(self.steps, self.guidance), generator, advance)
+        return draw_pictures(
+            pipe, asked.rows(turns), empty, Way(self.steps, self.guidance, size=known(self.size)), generator, advance
+        )
 
     def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
         """The empty prompt and others, up to half of all about neighbours and anchors."""
@@ -382,7 +386,7 @@ def _wanted(last: int) -> Wanted:
     return wanted
 
 
-def side_of(pipe: Any) -> tuple[int, int]:
-    """(width, height) of a picture of the model's own size."""
-    *_, height, width = latent_shape(pipe)
+def side_of(pipe: Any, size: int | None = None) -> tuple[int, int]:
+    """(width, height) of a picture of so many pixels; None: of the model's own size."""
+    *_, height, width = latent_shape(pipe, size)
     return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor

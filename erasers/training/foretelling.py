@@ -95,7 +95,15 @@ class Foretold:
         return self.flops / FLOPS_A_SECOND / 3600
 
 
-def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpointing: bool = False) -> Foretold:
+def foretell(
+    pipe: Any,
+    calls: Calls,
+    demand: Demand,
+    *,
+    rank: int = 0,
+    size: int | None = None,
+    checkpointing: bool = False,
+) -> Foretold:
     """What a training needs.
 
     Args:
@@ -103,6 +111,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpoi
         calls: What goes through the networks.
         demand: What the method holds.
         rank: Of low-rank additions; 0 trains the weights themselves.
+        size: Of pictures in pixels; None: the model's own.
         checkpointing: Whether activations of the denoiser are computed again.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(pipe) if name in set(demand.names)}
@@ -119,9 +128,9 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, checkpoi
         weights=len(shapes),
         model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
         state=4 * demand.copies * trained + 16 * demand.beside + placed,
-        latents=4 * demand.latents * _count(latent_shape(pipe)),
+        latents=4 * demand.latents * _count(latent_shape(pipe, size)),
         needs=[need_of(pipe, backward, checkpointing) for backward in demand.passes],
-        flops=denoiser_flops(pipe) * passes + text_flops(pipe) * texts,
+        flops=denoiser_flops(pipe, size) * passes + text_flops(pipe) * texts,
     )
 
 

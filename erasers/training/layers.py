@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
+from erasers.diffusion.adaptors.table import denoisers_of
+from erasers.models.ports import find_family
+from erasers.training.student import names_of
+
 Wanted: TypeAlias = Callable[[nn.Module, str], bool]
-_KEYS_AND_VALUES = re.compile(r"\.attn2\.(to_k|to_v)$")
+_ATTENTION = re.compile(r"\.(?:attn\d?|attention)\.")
+_KEYS_AND_VALUES = re.compile(r"\.(?:to_k|to_v|add_k_proj|add_v_proj|to_qkv_mlp_proj)$")
+_NORM = re.compile(r"\.norm\w*\.")
 
 
-def denoiser_layers(which: str) -> Wanted:
-    """Linear layers and convolutions of a UNet.
+def denoiser_names(pipe: Any, which: str) -> list[str]:
+    """Names of the parameters of layers of all denoisers of a pipeline; `which` as for `denoiser_layers`."""
+    wanted = denoiser_layers(which, crosses=crosses(pipe))
+    return [name for part in denoisers_of(pipe) for name in names_of(pipe, part, wanted)]
+
+
+def crosses(pipe: Any) -> bool:
+    """Whether text enters by attention of its own, and not in one sequence with the picture."""
+    return find_family(pipe)[0].kind == "cross"
+
+
+def denoiser_layers(which: str, *, crosses: bool = True) -> Wanted:
+    """Linear layers and convolutions of a denoiser, never those of norms.
+
+    Text and picture meet in cross-attention, or in all attention where they are one sequence. There, keys and values
+    are those of the picture's half and of the text's; a layer that makes more than these in one product is one of them.
 
     Args:
-        which: `all` of them, those of `attention`, those of `cross` attention alone, which ESD calls `x`, its keys and
-            values (`x-strict`), or all others (`u`).
+        which: `all` of them, those of `attention`, those of the attention where text and picture meet alone (`cross`,
+            which ESD calls `x`), its keys and values (`x-strict`), or all but `x` (`u`).
+        crosses: Whether there is cross-attention.
     """
 
     def wanted(module: nn.Module, path: str) -> bool:
         steps = f".{path}."
-        cross, strict = ".attn2." in steps, bool(_KEYS_AND_VALUES.search(path))
-        attention = cross or ".attn1." in steps
-        kinds = {"all": True, "attention": attention, "cross": cross, "x": cross, "x-strict": strict, "u": not cross}
-        return isinstance(module, (nn.Linear, nn.Conv2d)) and kinds[which]
+        attention = bool(_ATTENTION.search(steps))
+        x = ".attn2." in steps if crosses else attention
+        strict = x and bool(_KEYS_AND_VALUES.search(path))
+        kinds = {"all": True, "attention": attention, "cross": x, "x": x, "x-strict": strict, "u": not x}
+        return isinstance(module, (nn.Linear, nn.Conv2d)) and not _NORM.search(steps) and kinds[which]
 
     return wanted

@@ -7,17 +7,17 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from rich.console import Console
 
 from erasers.concept import Concept, Concepts
-from erasers.diffusion.adaptors.table import denoiser_of
+from erasers.diffusion.adaptors.table import denoiser_of, denoisers_of
 from erasers.diffusion.batches import at_most
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
@@ -29,7 +29,7 @@ from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
 from erasers.models.feeding import warn_of_missed_encoders
-from erasers.options import require_above, require_least
+from erasers.options import Auto, known, require_above, require_least
 from erasers.patch import Patch
 from erasers.patch.build import concept_meta
 from erasers.processes import (
@@ -47,6 +47,7 @@ from erasers.training.foretelling import Demand, Foretold, foretell
 from erasers.training.pictures import pixels_hash
 from erasers.training.recomputing import checkpointed
 from erasers.training.student import Student
+from erasers.training.suiting import Kind, kind_of
 
 Stage = Callable[[str, int], Any]
 """(title, total) -> a context with a function that is told of what was done."""
@@ -82,25 +83,41 @@ class TrainedEraser(Eraser, ABC):
         iterations: Steps of the optimizer.
         lr: Its learning rate.
         rank: 0 trains the weights themselves; otherwise low-rank additions to linear layers, for a smaller patch.
+        size: Of pictures that are drawn to learn from, in pixels; none: the model's own.
         patience: Stop when the mean loss of so many iterations is not below 99 % of that of as many before; 0 never
             stops early.
         gradient_checkpointing: Less memory for more time.
         clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
+
+    A field may be "auto": then it is what `suits` has for the kind of the pipeline's denoiser.
     """
 
     trains: ClassVar[bool] = True
+    suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {}
+    """What "auto" is: values of fields by the kind of denoiser, or functions of the pipeline that give them."""
 
-    iterations: int = 1000
-    lr: float = 1e-5
-    rank: int = 0
+    iterations: int | Auto = 1000
+    lr: float | Auto = 1e-5
+    rank: int | Auto = 0
+    size: int | Auto | None = None
     patience: int = 0
     gradient_checkpointing: bool = False
     clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, iterations=1, rank=0, patience=0, clip_skip=0)
-        require_above("lr", self.lr, 0)
+        require_least(self, iterations=1, rank=0, size=1, patience=0, clip_skip=0)
+        if self.lr != "auto":
+            require_above("lr", self.lr, 0)
+        for name in ("iterations", "lr", "rank", "size"):
+            if getattr(self, name) == "auto" and not any(name in values for values in self.suits.values()):
+                raise ValueError(f"expected {name} as a number, got 'auto', of which {self.name} knows nothing")
+
+    def suited(self, pipe: Any) -> Self:
+        """The same with what suits a pipeline in the place of every "auto" of which `suits` knows."""
+        suits = self.suits.get(kind_of(pipe), {}) if self.suits else {}
+        left = {name: value for name, value in suits.items() if getattr(self, name) == "auto"}
+        return replace(self, **{name: value(pipe) if callable(value) else value for name, value in left.items()})
 
     @abstractmethod
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
@@ -123,8 +140,16 @@ class TrainedEraser(Eraser, ABC):
         """
         self.check_pipe(pipe)
         check_clip_skip(pipe, self.clip_skip)
-        calls, demand = self.cost(pipe, concepts), self.demand(pipe, concepts)
-        return foretell(pipe, calls, demand, rank=self.rank, checkpointing=self.gradient_checkpointing)
+        own = self.suited(pipe)
+        calls, demand = own.cost(pipe, concepts), own.demand(pipe, concepts)
+        return foretell(
+            pipe,
+            calls,
+            demand,
+            rank=known(own.rank),
+            size=known(own.size),
+            checkpointing=own.gradient_checkpointing,
+        )
 
     def together(self, pipe: Any, concepts: Concepts, memory: int | None = None) -> int | None:
         """How many latents go through the denoiser together where gradients are taken; None: as many as there are.
@@ -187,9 +212,9 @@ class TrainedEraser(Eraser, ABC):
         """
         self.check_pipe(pipe)
         check_clip_skip(pipe, self.clip_skip)
-        concepts = self.prepared(pipe, concepts)
-        together = self.together(pipe, concepts, memory)
+        own, concepts = self.suited(pipe), self.prepared(pipe, concepts)
         generator = generator or torch.Generator().manual_seed(0)
+        together = own.together(pipe, concepts, memory)
         identity: dict[str, Any] = {
             "seed": _digest({"": generator.get_state()}),
             "concepts": [concept_meta(concept) for concept in concepts],
@@ -201,13 +226,13 @@ class TrainedEraser(Eraser, ABC):
             _quiet(pipe),
             frozen(pipe),
             Counter(pipe) as counter,
-            _memory(pipe, self.gradient_checkpointing),
+            _memory(pipe, own.gradient_checkpointing),
             mixed(pipe),
             at_most(together),
             memory_told(),
         ):
             own_draws(generator)
-            training = self.prepare(pipe, concepts, generator, partial(bar, console))
+            training = own.prepare(pipe, concepts, generator, partial(bar, console))
             edited = {name.partition(".")[0] for name in training.student.names}
             warn_of_missed_encoders(pipe, edited, "name it in encoders to train it, too")
             same_start(training.student.parameters)
@@ -218,7 +243,7 @@ class TrainedEraser(Eraser, ABC):
                 digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
                 saved = _Checkpoint(CheckpointFile(own_file(checkpoint), digest, seconds_between_checkpoints))
             with shared_gradients(list(training.optimizers.values()), training.student.parameters):
-                why = self._run(training, generator, saved, console)
+                why = own._run(training, generator, saved, console)
             patch = training.student.patch(self, concepts)
         if console is not None:
             skipped = training.student.scale.skipped
@@ -232,9 +257,10 @@ class TrainedEraser(Eraser, ABC):
         losses: list[float] = []
         if saved is not None:
             losses = saved.load(training, generator)
-        with bar(console, self.name, self.iterations) as advance:
+        iterations = known(self.iterations)
+        with bar(console, self.name, iterations) as advance:
             advance(len(losses))
-            while len(losses) < self.iterations:
+            while len(losses) < iterations:
                 shown = training.step(len(losses))
                 losses.append(next(iter(shown.values())))
                 advance(1, ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
@@ -243,7 +269,7 @@ class TrainedEraser(Eraser, ABC):
                     return f"stopped after {len(losses)} iterations: {why}"
                 if saved is not None:
                     saved.save(training, generator, losses)
-        return f"{self.iterations} iterations"
+        return f"{iterations} iterations"
 
     def _stalled(self, losses: Sequence[float]) -> str:
         count = self.patience
@@ -347,12 +373,11 @@ def _quiet(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def _memory(pipe: Any, checkpointing: bool) -> Iterator[None]:
-    """Inside, activations of the denoiser are computed again when gradients need them."""
-    was = getattr(denoiser_of(pipe), "is_gradient_checkpointing", False)
-    if not checkpointing or was:
-        yield
-        return
-    with checkpointed(denoiser_of(pipe)):
+    """Inside, activations of the denoisers are computed again when gradients need them."""
+    with ExitStack() as stack:
+        for denoiser in denoisers_of(pipe).values():
+            if checkpointing and not getattr(denoiser, "is_gradient_checkpointing", False):
+                stack.enter_context(checkpointed(denoiser))
         yield
 
 

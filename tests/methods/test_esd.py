@@ -71,13 +71,13 @@ def test_eta_is_that_of_the_paper():
     assert asked - 2.0 * (asked - empty) == target(empty, asked, 1.0)
 
 
-def test_what_is_trained_depends_on_the_kind():
+def test_what_is_trained_depends_on_the_kind(pipe):
     eraser = get_eraser("esd")
     style, thing = Concept("x", kind="style"), Concept("y")
-    assert eraser.method_for([style]) == "x"
-    assert eraser.method_for([style, replace(thing, kind="identity")]) == "x"
-    assert eraser.method_for([style, thing]) == "u"
-    assert get_eraser("esd-x").method_for([thing]) == "x"
+    assert eraser.method_for(pipe, [style]) == "x"
+    assert eraser.method_for(pipe, [style, replace(thing, kind="identity")]) == "x"
+    assert eraser.method_for(pipe, [style, thing]) == "u"
+    assert get_eraser("esd-x").method_for(pipe, [thing]) == "x"
 
 
 def test_the_student_draws_anew_and_the_frozen_model_says_what_it_is_to_learn(pipe):

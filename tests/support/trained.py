@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from erasers.diffusion.denoiser import predict
 from erasers.files.checkpoint import CheckpointFile
 from erasers.training.loop import TrainedEraser
 from erasers.training.student import Student
+from support.families.all import FAMILIES
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 METHODS: dict[str, dict[str, Any]] = {
@@ -55,6 +58,17 @@ def fitted_in_two_goes(eraser: TrainedEraser, pipe: Any, concept: Concept, path:
     with killed_after(iterations):
         eraser.fit(pipe, concept, checkpoint=path, **NOW)
     return eraser.fit(pipe, concept, progress=False, checkpoint=path)
+
+
+def family_pipe(family: str, folder: Path) -> Any:
+    """A tiny pipeline that draws 16 by 16 pixels and lets T5, where it has one, read sixteen tokens."""
+    pipe = FAMILIES[family].build(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if "max_sequence_length" in inspect.signature(pipe.encode_prompt).parameters:
+        pipe.encode_prompt = partial(pipe.encode_prompt, max_sequence_length=16)
+    if hasattr(pipe, "default_sample_size"):
+        pipe.default_sample_size = 8
+    return pipe
 
 
 @torch.no_grad()

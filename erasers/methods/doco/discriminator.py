@@ -14,20 +14,22 @@ _LEAK = 0.2
 class Discriminator(nn.Module):
     """PatchGAN (Isola et al., arXiv 1611.07004): logits `[n, 1, h', w']`, one a patch of latents `[n, c, h, w]`.
 
+    Of latents of films `[n, c, f, h, w]` it judges each frame: `[n f, 1, h', w']`.
+
     Four layers, each twice as wide as the one before, halve the sides as long as these are at least 8 and keep them
     afterwards; a fifth gives the logits. With `width` 64 and sides of 64 these are DoCo's own layers, but for group
     norms in place of batch norms: the two sources come in batches of their own, and a norm of each batch would hide
     what tells them apart.
 
     Args:
-        shape: (c, h, w) of the latents.
+        shape: (c, ..., h, w) of the latents.
         width: Of the first layer; a multiple of 4.
         generator: Draws the weights.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int, generator: torch.Generator) -> None:
         super().__init__()
-        channels, side = shape[0], min(shape[1:])
+        channels, side = shape[0], min(shape[-2:])
         parts: list[nn.Module] = []
         with torch.device("meta"):
             for wide in (width * 2**number for number in range(_LAYERS)):
@@ -44,7 +46,8 @@ class Discriminator(nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """How surely each patch is the student's, in float32 whatever the precision around it."""
         with torch.autocast(latents.device.type, enabled=False):
-            return torch.as_tensor(self.layers(latents.float()))
+            frames = latents.movedim(1, -3).flatten(0, -4)
+            return torch.as_tensor(self.layers(frames.float()))
 
     def _draw(self, generator: torch.Generator) -> None:
         for module in self.layers:

@@ -4,7 +4,7 @@ Gradient", AAAI 2025, arXiv 2405.15304."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,24 +14,25 @@ from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.diffusion.adaptors.condition import Condition, cat
-from erasers.diffusion.adaptors.table import denoiser_of
+from erasers.diffusion.adaptors.table import denoiser_of, denoisers_of
 from erasers.diffusion.batches import Summands, mean_in_parts
 from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
-from erasers.diffusion.latent_bank import Way, draw_pictures
+from erasers.diffusion.latent_bank import Way, calls_a_step, draw_pictures
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import clean, noise_again
 from erasers.diffusion.supported import check_drawable
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
-from erasers.options import require_above, require_least
+from erasers.options import Auto, known, require_above, require_least
 from erasers.text.contexts import contexts, kept_prompts, shuffled
 from erasers.training.foretelling import Demand
-from erasers.training.layers import denoiser_layers
+from erasers.training.layers import crosses, denoiser_layers, denoiser_names
 from erasers.training.loop import Stage, TrainedEraser, Training
-from erasers.training.student import Student, names_of
+from erasers.training.student import Student
+from erasers.training.suiting import Kind, at_most, own_guidance
 
 _CLIP = 1.0
 
@@ -48,8 +49,9 @@ class DoCo(TrainedEraser):
         g_a = grad BCE(D(x0(x_t, c)), 0)        g_b = grad || eps(x_t, a) - noise ||^2
         g   = g_a - lambda <g_a, g_b> / || g_b ||^2  g_b    for each weight with <g_a, g_b> < 0
 
-    Keys and values of cross-attention are trained, and the gradient through those of the start token is stopped, as it
-    stands in all prompts.
+    Keys and values of cross-attention are trained, or of all attention where text and picture are one sequence, and the
+    gradient through those of the start token is stopped, as it stands in all prompts; some text encoders have none.
+    Transformers get low-rank weights, and so does the UNet of SDXL.
 
     Differs from the official code: the surgery is a projection (the code subtracts a vector of the length of the
     cosine, whatever the length of g_a) and L_adv has no part in the gradient of the discriminator; `upstream_compat`
@@ -68,7 +70,7 @@ class DoCo(TrainedEraser):
         pictures: Of the anchor, for each concept; captions take turns.
         kept: Pictures of kept prompts (preserved ones, neighbours, anchors, the empty prompt); the paper has 0.
         steps: Of the sampler that draws the pictures.
-        guidance: With which they are drawn.
+        guidance: With which they are drawn; "auto": 6 as in the paper, and a transformer's own.
         captions: Patterns with one `{}` for the concept; none stands for the templates of its kind.
         aliases: Erase the concept's aliases, too.
         surgery: lambda; 0 leaves g_a as it is.
@@ -82,12 +84,18 @@ class DoCo(TrainedEraser):
     name: ClassVar[str] = "doco"
     paper: ClassVar[str] = "[DoCo](https://arxiv.org/abs/2405.15304)"
     family: ClassVar[str] = "trained, text maps, with a discriminator"
+    suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
+        "unet": {"lr": 4.8e-5, "rank": 0, "size": None, "guidance": 6.0},
+        "large unet": {"lr": 4.8e-4, "rank": 8, "size": None, "guidance": 6.0},
+        "transformer": {"lr": 4.8e-4, "rank": 8, "size": at_most(512), "guidance": own_guidance},
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "doco-official": {"kept": 0, "everyday": False},
         "doco-shapes": {
             "iterations": 260,
             "warm_up": 60,
             "lr": 4e-4,
+            "rank": 0,
             "discriminator_lr": 5e-4,
             "pictures": 64,
             "steps": 10,
@@ -102,7 +110,9 @@ class DoCo(TrainedEraser):
     limits: ClassVar[str] = "settings for each concept"
 
     iterations: int = 2000
-    lr: float = 4.8e-5
+    lr: float | Auto = "auto"
+    rank: int | Auto = "auto"
+    size: int | Auto | None = "auto"
     warm_up: int = 1000
     discriminator_lr: float = 1e-4
     weight_decay: float = 1e-2
@@ -110,7 +120,7 @@ class DoCo(TrainedEraser):
     pictures: int = 1000
     kept: int = 200
     steps: int = 25
-    guidance: float = 6.0
+    guidance: float | Auto = "auto"
     captions: tuple[str, ...] = ()
     aliases: bool = True
     surgery: float = 1.0
@@ -145,23 +155,24 @@ class DoCo(TrainedEraser):
         drawn = self.pictures * len(prepared) + self.kept
         learns = self.iterations - self.warm_up
         seen = self.iterations + self.warm_up + (learns if self.prior == "frozen" else 0)
-        return Calls(2 * self.steps * drawn + self.batch * seen, 2 * self.batch * learns, texts)
+        drawing = calls_a_step(pipe, kept=False) * self.steps * drawn
+        return Calls(drawing + self.batch * seen, 2 * self.batch * learns, texts)
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`; there are two gradients and what the surgery makes of them."""
-        names = names_of(pipe, "unet", denoiser_layers("x-strict"))
+        names, size = denoiser_names(pipe, "x-strict"), known(self.suited(pipe).size)
         with torch.device("meta"):
-            judge = Discriminator(latent_shape(pipe), self.width, torch.Generator())
+            judge = Discriminator(latent_shape(pipe, size), self.width, torch.Generator())
         beside = sum(parameter.numel() for parameter in judge.parameters())
         latents = self.pictures * len(as_concepts(concepts)) + self.kept
-        return Demand(names, [Pass(self.batch, names)], copies=6, beside=beside, latents=latents)
+        return Demand(names, [Pass(self.batch, names, size=size)], copies=6, beside=beside, latents=latents)
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
         pairs, prompts = self._pairs(concepts, generator)
         asked, anchors = (conditions(pipe, [pair[side] for pair in pairs], self.clip_skip) for side in (0, 1))
         kept, empty = self._kept(concepts, generator), unprompted(pipe)
-        way = Way(self.steps, self.guidance)
+        way = Way(self.steps, known(self.guidance), size=known(self.size))
         with stage("drawing pictures to learn from", len(prompts) + self.kept) as advance:
             drawn = draw_pictures(pipe, anchors.rows(prompts), empty, way, generator, advance)
             bad = good = Scenes(drawn, prompts, anchors)
@@ -169,9 +180,8 @@ class DoCo(TrainedEraser):
                 held, turns = conditions(pipe, kept, self.clip_skip), torch.arange(self.kept) % len(kept)
                 more = draw_pictures(pipe, held.rows(turns), empty, way, generator, advance)
                 good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
-        names = names_of(pipe, "unet", denoiser_layers("x-strict"))
-        student = Student(pipe, names, rank=self.rank, generator=generator)
-        judge = Discriminator(latent_shape(pipe), self.width, generator).to(denoiser_of(pipe).device)
+        student = Student(pipe, denoiser_names(pipe, "x-strict"), rank=known(self.rank), generator=generator)
+        judge = Discriminator(latent_shape(pipe, way.size), self.width, generator).to(denoiser_of(pipe).device)
         contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
         optimizers = {"student": contest.adamw, "discriminator": contest.adam}
         return Training(
@@ -241,8 +251,9 @@ class Contest:
     ) -> None:
         self.options, self.pipe, self.student, self.judge = options, pipe, student, judge
         self.bad, self.good, self.asked, self.generator = bad, good, asked, generator
+        self.alike = starts_alike(cat(asked, bad.conditions, good.conditions))
         decay = options.weight_decay
-        self.adamw = torch.optim.AdamW(student.parameters, lr=options.lr, weight_decay=decay)
+        self.adamw = torch.optim.AdamW(student.parameters, lr=known(options.lr), weight_decay=decay)
         self.adam = torch.optim.Adam(judge.parameters(), lr=options.discriminator_lr, betas=(0.5, 0.999))
 
     def step(self, number: int) -> dict[str, float]:
@@ -252,7 +263,7 @@ class Contest:
         noisy, times, _ = noise_again(self.pipe, self.bad.pictures[index], self.generator)
         shown: dict[str, float] = {}
         asked = self.asked.rows(self.bad.prompts[index])
-        with self.student.placed(), start_token_held(self.pipe):
+        with self.student.placed(), self.start_held():
             if learns:
                 shown["adversarial"], erases, target = self._erase(noisy, times, asked)
             else:
@@ -262,6 +273,10 @@ class Contest:
             self._learn(erases, preserves)
         anchor = self.picture(noisy, times, self.bad.conditions.rows(self.bad.prompts[index]))
         return shown | {"discriminator": self._tell(anchor, target, leak=learns)}
+
+    def start_held(self) -> AbstractContextManager[None]:
+        """`start_token_held` where the prompts start alike."""
+        return start_token_held(self.pipe) if self.alike else nullcontext()
 
     def picture(
         self, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, *, gradients: bool = False
@@ -309,7 +324,7 @@ class Contest:
         def error(batch: slice) -> torch.Tensor:
             return functional.mse_loss(predict(self.pipe, noisy[batch], times[batch], rows.part(batch)), goal[batch])
 
-        with self.student.placed(), start_token_held(self.pipe):
+        with self.student.placed(), self.start_held():
             return self._slopes(mean_in_parts(len(noisy), error))
 
     @torch.no_grad()
@@ -343,16 +358,24 @@ def corrected(g_a: torch.Tensor, g_b: torch.Tensor, scale: float = 1.0, *, publi
     return g_a - scale * inner / (length * g_b.square().sum()) * g_b
 
 
+def starts_alike(condition: Condition) -> bool:
+    """Whether all prompts start with the same state, that of a token before them."""
+    return bool((condition.states[:, 0] == condition.states[:1, 0]).all())
+
+
 @contextmanager
 def start_token_held(pipe: Any) -> Iterator[None]:
-    """Inside, no gradient passes through the keys and values of the first token of cross-attention."""
+    """Inside, no gradient passes through the text's keys and values of the first token, where they have layers."""
 
     def held(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
 
-    wanted = denoiser_layers("x-strict")
+    apart = crosses(pipe)
+    wanted = denoiser_layers("x-strict", crosses=apart)
     with ExitStack() as handles:
-        for path, module in pipe.unet.named_modules():
-            if wanted(module, path.removesuffix(".base_layer")):
-                handles.callback(module.register_forward_hook(held).remove)
+        for denoiser in denoisers_of(pipe).values():
+            for path, module in denoiser.named_modules():
+                plain = path.removesuffix(".base_layer")
+                if wanted(module, plain) and (apart or plain.endswith(("add_k_proj", "add_v_proj"))):
+                    handles.callback(module.register_forward_hook(held).remove)
         yield

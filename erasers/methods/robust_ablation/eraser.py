@@ -19,7 +19,7 @@ from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import unmixed
-from erasers.diffusion.latent_bank import Way
+from erasers.diffusion.latent_bank import Way, calls_a_step
 from erasers.diffusion.low_rank import attention_layers
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
@@ -28,13 +28,14 @@ from erasers.methods.robust_ablation.pool import Maker, Pool, distance_from_trut
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
 from erasers.methods.uce import UCE
-from erasers.options import require_least
+from erasers.options import Auto, known, require_least
 from erasers.text.contexts import contexts, shuffled, some_kept
 from erasers.text.prompts import Templates
 from erasers.training.foretelling import Demand
-from erasers.training.layers import denoiser_layers
+from erasers.training.layers import denoiser_names
 from erasers.training.loop import Stage, TrainedEraser, Training
-from erasers.training.student import Student, names_of
+from erasers.training.student import Student
+from erasers.training.suiting import Kind, at_most, own_guidance
 
 _BATCH = 16
 _WARM = 20
@@ -64,7 +65,7 @@ class RobustAblation(TrainedEraser):
         kept: Pictures of kept prompts: preserved ones, neighbours and anchors in templates, and the empty prompt.
         noises: Times and noises of each picture, for which the frozen model is asked once.
         steps: Of the sampler that draws the pictures.
-        guidance: With which they are drawn.
+        guidance: With which they are drawn; "auto": 5, and a transformer's own.
         batch: Noised pictures of concepts an iteration, once with their prompts and once with soft tokens.
         kept_batch: Noised pictures of kept prompts an iteration.
         drift: Where L_keep / S is held.
@@ -81,7 +82,8 @@ class RobustAblation(TrainedEraser):
             (`diffusion.rates`).
         relearn_rank: Of them.
         relearn_restart: Iterations after which they start anew.
-        train: `all` layers, `attention` or `cross` attention.
+        train: `all` layers, `attention` or `cross` attention, which is all attention where text and picture are one
+            sequence.
         start: `uce` starts from that edit instead of the unedited weights; only with rank 0.
         templates: Patterns with one `{}` for the concept; "auto" takes those of its kind.
     """
@@ -89,6 +91,11 @@ class RobustAblation(TrainedEraser):
     name: ClassVar[str] = "robust_ablation"
     paper: ClassVar[str] = "of this library"
     family: ClassVar[str] = "trained, denoiser, against attacks"
+    suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
+        "unet": {"size": None, "guidance": 5.0},
+        "large unet": {"size": None, "guidance": 5.0},
+        "transformer": {"size": at_most(512), "guidance": own_guidance},
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "robust_ablation-shapes": {
             "iterations": 300,
@@ -106,11 +113,12 @@ class RobustAblation(TrainedEraser):
     iterations: int = 500
     lr: float = 2e-4
     rank: int = 16
+    size: int | Auto | None = "auto"
     pictures: int = 48
     kept: int = 192
     noises: int = 8
     steps: int = 30
-    guidance: float = 5.0
+    guidance: float | Auto = "auto"
     batch: int = 6
     kept_batch: int = 16
     drift: float = 0.002
@@ -157,7 +165,11 @@ class RobustAblation(TrainedEraser):
         shift = Calls(denoiser=4 * _BATCH)
         if self.measures:
             shift += Calls(denoiser=MEASUREMENTS * self.batch, gradients=self.batch)
-        return Calls(denoiser=drawn * (2 * self.steps + self.noises), texts=texts) + shift + each * self.iterations
+        return (
+            Calls(denoiser=drawn * (calls_a_step(pipe, kept=False) * self.steps + self.noises), texts=texts)
+            + shift
+            + each * self.iterations
+        )
 
     @property
     def measures(self) -> bool:
@@ -166,15 +178,16 @@ class RobustAblation(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        names = names_of(pipe, "unet", denoiser_layers(self.train))
+        names = denoiser_names(pipe, self.train)
         layers: dict[str, Any] = attention_layers(pipe)
         attention = [f"{name}.weight" for name in layers]
         size = sum(layer.in_features + layer.out_features for layer in layers.values()) * self.relearn_rank
         # What the student learns at once: both parts of a batch, what is kept, and the part with relearned weights.
         samples = self.batch * (1 + bool(self.attack_scale)) + self.kept_batch
-        passes = [Pass(samples + self.batch * bool(self.relearn_scale), {*names, *attention})]
+        pixels = known(self.suited(pipe).size)
+        passes = [Pass(samples + self.batch * bool(self.relearn_scale), {*names, *attention}, size=pixels)]
         if self.attack_scale:
-            passes.append(Pass(self.batch, (), self.batch))
+            passes.append(Pass(self.batch, (), self.batch, pixels))
         latents = 3 * self.noises * (self.pictures * len(as_concepts(concepts)) + self.kept)
         return Demand(names, passes, beside=size, latents=latents)
 
@@ -186,11 +199,10 @@ class RobustAblation(TrainedEraser):
         held, empty = conditions(pipe, kept, self.clip_skip), unprompted(pipe)
         count = len(concepts) * self.pictures
         with stage("drawing pictures to learn from", (count + self.kept) * (self.noises + 1)) as advance:
-            maker = Maker(pipe, empty, Way(self.steps, self.guidance, _BATCH), self.noises, generator, advance)
+            way = Way(self.steps, known(self.guidance), _BATCH, known(self.size))
+            maker = Maker(pipe, empty, way, self.noises, generator, advance)
             bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept, blank=kept.index(""))
-        student = Student(
-            pipe, names_of(pipe, "unet", denoiser_layers(self.train)), rank=self.rank, generator=generator
-        )
+        student = Student(pipe, denoiser_names(pipe, self.train), rank=self.rank, generator=generator)
         if self.start == "uce":
             start_from_uce(student, pipe, concepts, self.clip_skip)
         soft = SoftBank(pipe, self.bank, self.tokens, generator, clip_skip=self.clip_skip)

@@ -56,7 +56,7 @@ class Maker:
     """How pools are made.
 
     Args:
-        pipe: A Stable Diffusion 1 or 2 pipeline.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
         empty: The condition of the empty prompt.
         way: How pictures are drawn.
         noises: Times and noises of each picture.
@@ -78,7 +78,7 @@ class Maker:
         """
         prompts = torch.arange(count) % len(asked.states)
         drawn = draw_pictures(self.pipe, asked.rows(prompts), self.empty, self.way, self.generator, self.advance)
-        pictures, prompts = drawn.repeat(self.noises, 1, 1, 1), prompts.repeat(self.noises)
+        pictures, prompts = drawn.repeat(self.noises, *[1] * (drawn.dim() - 1)), prompts.repeat(self.noises)
         if blank is not None:
             prompts[_EVERY - 1 :: _EVERY] = blank
         noisy, times, truth = noise_again(self.pipe, pictures, self.generator)

@@ -1,0 +1,75 @@
+"""What every method that trains keeps to on every family: the pipeline stays as it is, and a patch comes on and off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.families.all import FAMILIES
+from support.families.base import draw
+from support.selection import diagonal
+from support.tiny import same, weights
+from support.trained import METHODS, STAR, family_pipe, fitted_in_two_goes
+
+from erasers import Patch, get_eraser
+from erasers.diffusion.adaptors.table import denoiser_of
+from erasers.diffusion.counting import Counter
+from erasers.training import recomputing
+
+TRAINED = ("esd", "doco")
+SHOWN = ("sd1", "sdxl", "sd3", "flux")
+
+
+@pytest.mark.parametrize(("method", "family"), diagonal(TRAINED, SHOWN))
+def test_a_patch_is_fitted_comes_on_and_off_and_through_a_file(method, family, tmp_path):
+    pipe, options = family_pipe(family, tmp_path), FAMILIES[family].options
+    eraser = get_eraser(method, **METHODS[method] | {"iterations": 3, "lr": 1e-2})
+    before, plain = weights(pipe), draw(pipe, "a star", options)
+    with Counter(pipe) as counter:
+        patch = eraser.fit(pipe, STAR, progress=False)
+    assert same(before, weights(pipe))
+    assert eraser.cost(pipe, [STAR]) == counter.calls
+    with patch.applied(pipe):
+        erased = draw(pipe, "a star", options)
+    assert not torch.allclose(erased, plain, atol=1e-3)
+    assert same(before, weights(pipe))
+    assert torch.equal(draw(pipe, "a star", options), plain)
+    patch.save(tmp_path / "patch.safetensors")
+    with Patch.load(tmp_path / "patch.safetensors").applied(pipe):
+        assert torch.equal(draw(pipe, "a star", options), erased)
+
+
+@pytest.mark.parametrize(("method", "family"), diagonal(TRAINED, SHOWN[::-1]))
+def test_what_goes_on_from_a_checkpoint_ends_in_the_same_patch(method, family, tmp_path):
+    pipe = family_pipe(family, tmp_path)
+    eraser = get_eraser(method, **METHODS[method] | {"iterations": 3, "lr": 1e-2})
+    whole = eraser.fit(pipe, STAR, progress=False)
+    assert fitted_in_two_goes(eraser, pipe, STAR, tmp_path / "checkpoint", 2).digest == whole.digest
+
+
+@pytest.mark.parametrize(("method", "family"), diagonal(TRAINED, ("sdxl", "sd3", "flux")))
+def test_half_precision_trains_to_nearly_the_same(method, family, tmp_path):
+    patches = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pipe = family_pipe(family, tmp_path / str(dtype)).to(dtype)
+        options = METHODS[method] | {"iterations": 3, "lr": 1e-2, "rank": 2}
+        patches.append(get_eraser(method, **options).fit(pipe, STAR, progress=False))
+    names = [name for name in patches[0].tensors if name.endswith("/B")]
+    whole, half = (torch.cat([patch.tensors[name].flatten().float() for name in names]) for patch in patches)
+    assert torch.nn.functional.cosine_similarity(whole, half, dim=0) > 0.6
+
+
+@pytest.mark.parametrize(("method", "family"), diagonal(TRAINED, SHOWN))
+def test_gradient_checkpointing_changes_nothing(method, family, tmp_path, monkeypatch):
+    pipe, blocks, patches = family_pipe(family, tmp_path), [], []
+    run = recomputing.recomputed
+    monkeypatch.setattr(
+        recomputing, "recomputed", lambda block, *inputs: (blocks.append(block), run(block, *inputs))[1]
+    )
+    for flag in (False, True):
+        assert not blocks
+        options = METHODS[method] | {"iterations": 2, "gradient_checkpointing": flag}
+        patches.append(get_eraser(method, **options).fit(pipe, STAR, progress=False))
+    assert blocks
+    assert not denoiser_of(pipe).is_gradient_checkpointing
+    for name, tensor in patches[0].tensors.items():
+        torch.testing.assert_close(tensor, patches[1].tensors[name], rtol=1e-2, atol=1e-3)
