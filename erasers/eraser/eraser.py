@@ -139,6 +139,8 @@ def get_eraser(name: str, **options: Any) -> Eraser:
 def preset_for(name: str, model: str | Path) -> str | None:
     """The preset of a method that suits an embedded model: `<method>-<world>`, else `<method>-embedded`.
 
+    A world that draws the pictures of another takes that one's where it has none of its own.
+
     Args:
         name: A method or preset name.
         model: By its name or folder.
@@ -147,7 +149,7 @@ def preset_for(name: str, model: str | Path) -> str | None:
         Its name; None where there is none, and for a model of no world.
     """
     cls, world = eraser_class(name), worlds.find(model)
-    suffixes = (world.name, "embedded") if world else ()
+    suffixes = (*world.lineage, "embedded") if world else ()
     return next((preset for suffix in suffixes if (preset := f"{cls.name}-{suffix}") in cls.presets), None)
 
 

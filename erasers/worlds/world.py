@@ -134,6 +134,11 @@ class World(ABC):
         """Whether the judge is the world's own."""
         return self.judge == f"oracle/{self.name}"
 
+    @property
+    def lineage(self) -> list[str]:
+        """The name of this world, and of those whose pictures it draws."""
+        return [cls.name for cls in type(self).__mro__ if issubclass(cls, World) and "name" in vars(cls)]
+
     def holds(self, model: str | Path) -> bool:
         """Whether a model is the one of this world or an edited copy of it: one vocabulary, and the same parts."""
         if str(model) == self.name:

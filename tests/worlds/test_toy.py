@@ -18,6 +18,7 @@ from erasers.judges import get_judge, list_judges
 from erasers.patch import Patch
 from erasers.pipeline import load_pipeline
 from erasers.worlds import table
+from erasers.worlds.shapes import Shapes
 
 TASK = """
 name: toy-tiny
@@ -111,3 +112,18 @@ def test_a_world_without_a_preset_of_its_own_takes_that_of_embedded_models(monke
     assert (preset_for("suited", "shapes"), options_for("suited", "shapes")) == ("suited-shapes", {"ridge": 3.0})
     assert (preset_for("suited", "some/model"), options_for("suited", "some/model")) == (None, {})
     assert options_for("suited-embedded", "toy") == {}
+
+
+class Redrawn(Shapes):
+    """Another model of the same pictures."""
+
+    name = "redrawn"
+
+
+def test_a_world_that_draws_the_pictures_of_another_takes_its_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "_places", lambda: {"redrawn": f"{__name__}:Redrawn"})
+    monkeypatch.setattr(table, "_made", lambda place: Redrawn())
+    monkeypatch.setattr(eraser, "eraser_class", lambda name: Suited)
+    assert (preset_for("suited", "redrawn"), options_for("suited", "redrawn")) == ("suited-shapes", {"ridge": 3.0})
+    monkeypatch.setattr(Suited, "presets", {**Suited.presets, "suited-redrawn": {"ridge": 4.0}})
+    assert (preset_for("suited", "redrawn"), options_for("suited", "redrawn")) == ("suited-redrawn", {"ridge": 4.0})
