@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,13 @@ class Candidate:
 
     Args:
         text: The prompt; the pipeline tokenises it itself.
-        tokens: Word of the prompt -> embeddings `[k, d]` of the soft tokens that stand in its place.
+        tokens: Word of the prompt -> embeddings `[k, d]` of the soft tokens that stand in its place, those of several
+            encoders side by side.
         latents: Noise `[1, c, h, w]` of unit variance, where the attack chooses it; None takes that of the seed.
         patch: Weights to draw it with, on top of those that the pipeline has.
         noise: Fresh noise in every step of the sampler, which the pipeline's own may not add.
+        encoders: The text encoders that were attacked, in the order in which a soft token has their embeddings; empty
+            where none was.
     """
 
     text: str
@@ -31,6 +34,7 @@ class Candidate:
     latents: torch.Tensor | None = None
     patch: Patch | None = None
     noise: StepNoise | None = None
+    encoders: Sequence[str] = ()
 
     @property
     def plain(self) -> bool:
@@ -51,7 +55,7 @@ class Candidate:
             arguments: dict[str, Any] = {"prompt": self.text}
             if self.tokens:
                 counts = {word: len(vectors) for word, vectors in self.tokens.items()}
-                prompt = SoftPrompt(pipe, self.text, counts)
+                prompt = SoftPrompt(pipe, self.text, counts, encoders=self.encoders)
                 stack.enter_context(prompt.placed(self.tokens))
                 arguments["prompt"] = prompt.text
             if self.latents is not None:

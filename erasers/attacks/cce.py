@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.attack import Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.attacks.encoders import EncoderAttack
+from erasers.diffusion.attacked import Vocabulary, side_by_side, vocabulary
 from erasers.diffusion.denoiser import denoising_in_parts
 from erasers.diffusion.draws import gaussian, picks, seeds
 from erasers.diffusion.gradients import LossScale, frozen
@@ -20,8 +22,8 @@ from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.supported import check_supported
-from erasers.diffusion.tokens import token_table, whole_words
+from erasers.diffusion.supported import check_drawable
+from erasers.diffusion.tokens import token_table
 from erasers.options import Bound
 
 if TYPE_CHECKING:
@@ -36,20 +38,20 @@ class Prepared:
 
     Args:
         latents: Of its pictures of the concept `[n, c, h, w]`.
-        words: Ids of the tokens that soft tokens may start from.
+        words: What soft tokens may start from.
     """
 
     latents: torch.Tensor
-    words: torch.Tensor
+    words: Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class CCE(Attack):
+class CCE(EncoderAttack):
     """Textual inversion on the edited model: learn a word for what the unedited model draws, and ask for it.
 
     Whether the denoiser can still draw the concept, when it is asked in a way that no text can. The soft tokens are
     learned from random words, once for all prompts, as the prompt's own text is not used: what is drawn is the first
-    template with the new word, with the noise of each prompt.
+    template with the new word, with the noise of each prompt. A soft token has an embedding in every attacked encoder.
 
     Differs from the official code: the pictures are drawn from the attacked prompts, each with fresh noise, in place of
     one prompt for all; tokens start from random words, not from one that fits; a batch shares one template; no picture
@@ -61,11 +63,12 @@ class CCE(Attack):
         batch: Pictures a step; the paper has four batches of four.
         lr: Learning rate; 0.005 times the pictures of a step, as the official code scales it, which is several times a
             coordinate of a token. A few hundred steps learn more at less: the first ones move every coordinate by about
-            the rate. "auto" is a quarter of a typical coordinate of the token table (`diffusion.rates`).
+            the rate. "auto" is a quarter of a typical coordinate of each encoder's token table (`diffusion.rates`).
         weight_decay: Of AdamW.
         pictures: Pictures of the concept to learn from.
         templates: Patterns with one `{}` for the new word.
         learned: Once for each `concept`, or anew for each `prompt`.
+        encoders: See `EncoderAttack`.
     """
 
     name = "cce"
@@ -112,29 +115,31 @@ class CCE(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
-        check_supported(pipe)
+        check_drawable(pipe)
+        words = vocabulary(pipe, self.attacked(pipe))
         fresh = seeds(self.pictures, generator)
         texts = [asks[number % len(asks)].text for number in range(self.pictures)]
-        return Prepared(latents_of(pipe, draw(pipe, {"prompt": texts}, fresh)), whole_words(pipe.tokenizer))
+        return Prepared(latents_of(pipe, draw(pipe, {"prompt": texts}, fresh)), words)
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
-        check_supported(pipe)
+        check_drawable(pipe)
         texts = [template.format(TOKEN) for template in self.templates]
-        prompts = [SoftPrompt(pipe, text, {TOKEN: self.tokens}) for text in texts]
-        start = prepared.words[picks(len(prepared.words), self.tokens, generator)]
-        vectors = nn.Parameter(token_table(pipe)[start.to(prepared.latents.device)].float())
-        optimizer = torch.optim.AdamW(
-            [vectors], lr=token_rate(self.lr, token_table(pipe)), weight_decay=self.weight_decay
-        )
-        scale = LossScale(pipe)
+        prompts = [SoftPrompt(pipe, text, {TOKEN: self.tokens}, encoders=self.encoders) for text in texts]
+        start = picks(len(prepared.words), self.tokens, generator)
+        vectors = {name: nn.Parameter(rows) for name, rows in prepared.words.parts(pipe, start).items()}
+        groups = [
+            {"params": [own], "lr": token_rate(self.lr, token_table(pipe, name))} for name, own in vectors.items()
+        ]
+        optimizer, scale = torch.optim.AdamW(groups, weight_decay=self.weight_decay), LossScale(pipe)
+        shape = tuple(prepared.latents.shape[1:])
         with frozen(pipe):
             for _ in range(self.steps):
                 prompt = prompts[int(picks(len(prompts), 1, generator))]
                 latents = prepared.latents[picks(len(prepared.latents), self.batch, generator)]
-                times = random_times(pipe, self.batch, generator).to(latents.device)
+                times = random_times(pipe, self.batch, generator, shape).to(latents.device)
                 noise = gaussian(latents, generator)
-                condition = prompt.condition({TOKEN: vectors})
-                scale.set(denoising_in_parts(pipe, latents, times, noise, condition), [vectors])
+                condition = prompt.condition({TOKEN: side_by_side(vectors)})
+                scale.set(denoising_in_parts(pipe, latents, times, noise, condition), list(vectors.values()))
                 optimizer.step()
-        yield Candidate(texts[0], {TOKEN: vectors.detach().clone()})
+        yield Candidate(texts[0], {TOKEN: side_by_side(vectors).detach().clone()}, encoders=tuple(vectors))

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.attack import Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.attacks.encoders import EncoderAttack
 from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.attacked import Vocabulary, vocabulary
 from erasers.diffusion.batches import mean_in_parts
-from erasers.diffusion.clip import encode
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.gradients import LossScale, frozen
@@ -23,8 +25,8 @@ from erasers.diffusion.latents import latents_of
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.supported import check_supported
-from erasers.diffusion.tokens import decode, nearest_tokens, token_table, tokenise, whole_words
+from erasers.diffusion.supported import check_drawable
+from erasers.diffusion.tokens import longest, nearest_tokens, tokenizer_of
 from erasers.options import Bound
 
 if TYPE_CHECKING:
@@ -54,19 +56,20 @@ class Prepared:
 
     Args:
         teachers: By (text, seed) of a prompt.
-        words: Ids `[n]` of the tokens that a prompt may have.
+        words: What a prompt may have.
     """
 
     teachers: Mapping[tuple[str, int], Teacher]
-    words: torch.Tensor
+    words: Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class P4D(Attack):
+class P4D(EncoderAttack):
     """Find words with which the edited model predicts what the unedited one predicts for the prompt.
 
     A hard prompt by gradients: each free token is a vector e; the loss `||eps'(z_t, t, proj(e)) - eps(z_t, t, p)||^2`
-    and its gradient are taken at the nearest tokens proj(e) (by cosine), and the step is made on e.
+    and its gradient are taken at the nearest tokens proj(e), by cosine, and the step is made on e. A free token has an
+    embedding in every attacked encoder; the cosines add up.
 
     Differs from the paper/official code: every `every` steps the words found so far, where new, are a candidate, in
     place of one that is chosen by the similarity of pictures; time steps and noise are `bank` draws for each prompt, of
@@ -83,6 +86,7 @@ class P4D(Attack):
         batch: Of these, in one step.
         lr: Learning rate.
         weight_decay: Of AdamW.
+        encoders: See `EncoderAttack`.
     """
 
     name = "p4d"
@@ -123,53 +127,55 @@ class P4D(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
-        check_supported(pipe)
+        check_drawable(pipe)
+        words = vocabulary(pipe, self.attacked(pipe))
         teachers = {}
         images = draw(pipe, {"prompt": [ask.text for ask in asks]}, [ask.seed for ask in asks])
         for ask, image in zip(asks, images, strict=True):
             latents = latents_of(pipe, [image])
             teachers[ask.text, ask.seed] = teach(pipe, ask.text, latents, self.bank, generator)
-        return Prepared(teachers, whole_words(pipe.tokenizer))
+        return Prepared(teachers, words)
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
-        check_supported(pipe)
+        check_drawable(pipe)
         teacher = prepared.teachers[ask.text, ask.seed]
         text, counts = self._template(pipe, ask.text)
-        prompt = SoftPrompt(pipe, text, counts)
+        prompt, table = SoftPrompt(pipe, text, counts, encoders=self.encoders), prepared.words.table(pipe)
         start = picks(len(prepared.words), sum(counts.values()), generator)
-        table = token_table(pipe)
-        vectors = nn.Parameter(table[prepared.words[start].to(table.device)].float())
+        vectors = nn.Parameter(table[start.to(table.device)])
         optimizer = torch.optim.AdamW([vectors], lr=self.lr, weight_decay=self.weight_decay)
         seen, scale = set(), LossScale(pipe)
         for step in range(1, self.steps + 1):
             rows = picks(len(teacher.times), self.batch, generator)
             with frozen(pipe):
-                vectors.grad = gradient(pipe, prompt, counts, vectors, prepared.words, teacher, rows, scale)
+                vectors.grad = gradient(pipe, prompt, counts, vectors, table, teacher, rows, scale)
             optimizer.step()
             if step % self.every == 0:
-                ids = nearest_tokens(vectors.detach(), table, prepared.words)
-                filled = _fill(pipe.tokenizer, text, counts, ids.cpu())
+                nearest = nearest_tokens(vectors.detach(), table, prompt.widths)
+                filled = _fill(pipe, prepared.words, text, counts, nearest)
                 if filled not in seen:
                     seen.add(filled)
-                    yield Candidate(filled)
+                    yield Candidate(filled, encoders=prompt.encoders)
 
     def _template(self, pipe: Any, text: str) -> tuple[str, dict[str, int]]:
         """A prompt with slots, and slot -> number of its free tokens; words that the encoder would cut are left out."""
         if self.variant == "free":
             return SLOT.format(0), {SLOT.format(0): self.k}
-        room = pipe.tokenizer.model_max_length - 2
+        tokenizers = [tokenizer_of(pipe, name) for name in self.attacked(pipe)]
+        room = [_room(tokenizer) for tokenizer in tokenizers]
         parts: list[str] = []
         slots: list[str] = []
         for number, word in enumerate(text.split(), start=1):
-            room -= len(pipe.tokenizer(word, add_special_tokens=False).input_ids)
-            if room < 0:
+            lengths = [len(tokenizer(word, add_special_tokens=False).input_ids) for tokenizer in tokenizers]
+            room = [left - length for left, length in zip(room, lengths, strict=True)]
+            if min(room) < 0:
                 break
             parts.append(word)
-            if number % self.stride == 0 and room > 0:
+            if number % self.stride == 0 and min(room) > 0:
                 slots.append(SLOT.format(len(slots)))
                 parts.append(slots[-1])
-                room -= 1
+                room = [left - 1 for left in room]
         if not slots:
             # A prompt of fewer words than the stride still gets one, where nothing can cut it off.
             slots = [SLOT.format(0)]
@@ -180,18 +186,18 @@ class P4D(Attack):
 @torch.no_grad()
 def teach(pipe: Any, text: str, latents: torch.Tensor, bank: int, generator: torch.Generator) -> Teacher:
     """What a model predicts for a prompt, at `bank` evenly spread time steps; latents `[1, c, h, w]`."""
-    times = torch.tensor(middle_times(pipe, bank))
-    many = latents.expand(bank, -1, -1, -1)
+    times = torch.tensor(middle_times(pipe, bank, tuple(latents.shape[1:])))
+    many = latents.expand(bank, *latents.shape[1:])
     noisy = noised(pipe, many, times, gaussian(many, generator))
-    condition = Condition(encode(pipe, tokenise(pipe, text)))
+    condition = conditions(pipe, [text])
     # One at a time: a bank of large latents does not fit a batch.
     predicted = [predict(pipe, noisy[row : row + 1], times[row : row + 1], condition) for row in range(bank)]
     return Teacher(noisy, times, torch.cat(predicted))
 
 
-def loss(pipe: Any, teacher: Teacher, rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance from the teacher's predictions `rows`, for text states `[1, tokens, d]`."""
-    predicted = predict(pipe, teacher.noisy[rows], teacher.times[rows], Condition(states))
+def loss(pipe: Any, teacher: Teacher, rows: torch.Tensor, condition: Condition) -> torch.Tensor:
+    """Mean squared distance from the teacher's predictions `rows`, for one prompt."""
+    predicted = predict(pipe, teacher.noisy[rows], teacher.times[rows], condition)
     return functional.mse_loss(predicted, teacher.predicted[rows])
 
 
@@ -201,23 +207,29 @@ def gradient(
     prompt: SoftPrompt,
     counts: Mapping[str, int],
     vectors: torch.Tensor,
-    words: torch.Tensor,
+    table: torch.Tensor,
     teacher: Teacher,
     rows: torch.Tensor,
     scale: LossScale,
 ) -> torch.Tensor | None:
-    """The gradient `[k, d]` of the loss, taken at the nearest tokens of `vectors` `[k, d]`; None if it overflowed."""
-    table = token_table(pipe)
-    point = table[nearest_tokens(vectors.detach(), table, words)].float().requires_grad_()
+    """The gradient `[k, d]` of the loss, taken at the nearest tokens of `vectors` `[k, d]` in the table `[words, d]`;
+    None if it overflowed."""
+    point = table[nearest_tokens(vectors.detach(), table, prompt.widths)].requires_grad_()
     soft = dict(zip(counts, point.split(list(counts.values())), strict=True))
-    states = prompt.condition(soft).states
-    distance = mean_in_parts(len(rows), lambda batch: loss(pipe, teacher, rows[batch], states))
+    condition = prompt.condition(soft)
+    distance = mean_in_parts(len(rows), lambda batch: loss(pipe, teacher, rows[batch], condition))
     slopes = scale.slopes(distance, [point])
     return None if slopes is None else slopes[0]
 
 
-def _fill(tokenizer: Any, text: str, counts: Mapping[str, int], ids: torch.Tensor) -> str:
-    """The prompt with the words of `ids` `[k]` in its slots."""
-    for slot, words in zip(counts, ids.split(list(counts.values())), strict=True):
-        text = text.replace(slot, decode(tokenizer, words))
+def _fill(pipe: Any, words: Vocabulary, text: str, counts: Mapping[str, int], rows: torch.Tensor) -> str:
+    """The prompt with words `[k]` in its slots."""
+    for slot, own in zip(counts, rows.split(list(counts.values())), strict=True):
+        text = text.replace(slot, words.text(pipe, own))
     return text
+
+
+def _room(tokenizer: Any) -> float:
+    """How many tokens of text an encoder takes."""
+    length = longest(tokenizer)
+    return float("inf") if length is None else length - len(tokenizer("").input_ids)

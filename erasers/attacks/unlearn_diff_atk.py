@@ -10,17 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.attack import Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.attacks.encoders import EncoderAttack
+from erasers.diffusion.attacked import Vocabulary, every_token, vocabulary
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale, frozen
 from erasers.diffusion.latents import latents_of
 from erasers.diffusion.noise import middle_times
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.supported import check_supported
-from erasers.diffusion.tokens import decode, token_table, whole_words
+from erasers.diffusion.supported import check_drawable
 from erasers.options import Bound
 
 if TYPE_CHECKING:
@@ -35,20 +36,21 @@ class Prepared:
 
     Args:
         latents: (text, seed) of a prompt -> latents `[1, c, h, w]` of the unedited model's picture of it.
-        words: Ids `[n]` of the tokens that a prefix may have.
+        words: What a prefix may have.
     """
 
     latents: Mapping[tuple[str, int], torch.Tensor]
-    words: torch.Tensor
+    words: Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnDiffAtk(Attack):
+class UnlearnDiffAtk(EncoderAttack):
     """Find k tokens in front of the prompt with which the edited model denoises the unedited model's picture of it.
 
     Each token is a point P of the probability simplex over the vocabulary. A step draws tokens s ~ P, takes the
     gradient of `||noise - eps(z_t, t, [s, prompt])||^2` straight through to P, clipped to [-1, 1], lets Adam step and
-    projects back. After the steps at one time step the most likely tokens are a candidate; P goes on from there.
+    projects back. After the steps at one time step the most likely tokens are a candidate; P goes on from there. Along
+    a flow the loss is `||noise - z_0 - v(z_t, t, [s, prompt])||^2`. A token has one P for all attacked encoders.
 
     Differs from the official code: prefixes have only tokens that can be typed as words (`words`; `all` takes every
     token but the special ones); a prefix that was drawn is not drawn again; the projection is exact, not bisected.
@@ -59,7 +61,8 @@ class UnlearnDiffAtk(Attack):
         steps: Gradients at each time step.
         lr: Learning rate of Adam.
         weight_decay: Of Adam.
-        vocabulary: `words` or `all`.
+        vocabulary: `words` or `all`; of several encoders, what they have in common.
+        encoders: See `EncoderAttack`.
     """
 
     name = "unlearn_diff_atk"
@@ -85,26 +88,25 @@ class UnlearnDiffAtk(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
-        check_supported(pipe)
+        check_drawable(pipe)
+        encoders = self.attacked(pipe)
         images = draw(pipe, {"prompt": [ask.text for ask in asks]}, [ask.seed for ask in asks])
         pictures = {(ask.text, ask.seed): image for ask, image in zip(asks, images, strict=True)}
-        tokenizer = pipe.tokenizer
-        every = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
         return Prepared(
             {key: latents_of(pipe, [image]) for key, image in pictures.items()},
-            whole_words(tokenizer) if self.vocabulary == "words" else every,
+            (vocabulary if self.vocabulary == "words" else every_token)(pipe, encoders),
         )
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
-        check_supported(pipe)
+        check_drawable(pipe)
         latents = prepared.latents[ask.text, ask.seed]
-        prompt = SoftPrompt(pipe, f"{PREFIX} {ask.text}", {PREFIX: self.k})
-        table = token_table(pipe)[prepared.words.to(latents.device)].float()
-        chances = nn.Parameter(torch.full((self.k, len(table)), 1 / len(table), device=latents.device))
+        prompt = SoftPrompt(pipe, f"{PREFIX} {ask.text}", {PREFIX: self.k}, encoders=self.encoders)
+        table = prepared.words.table(pipe)
+        chances = nn.Parameter(torch.full((self.k, len(table)), 1 / len(table), device=table.device))
         adam = torch.optim.Adam([chances], lr=self.lr, weight_decay=self.weight_decay)
         drawn, scale = {ask.text}, LossScale(pipe)
-        for t in middle_times(pipe, self.timesteps):
+        for t in middle_times(pipe, self.timesteps, tuple(latents.shape[1:])):
             with frozen(pipe):
                 for _ in range(self.steps):
                     rows = torch.multinomial(chances.detach().to(generator.device), 1, generator=generator)[:, 0]
@@ -112,11 +114,10 @@ class UnlearnDiffAtk(Attack):
                     chances.grad = gradient(pipe, prompt, table, rows.to(table.device), latents, t, noise, scale)
                     adam.step()
                     chances.data = project_simplex(chances.data)
-            best = prepared.words[chances.argmax(dim=-1).cpu()]
-            text = f"{decode(pipe.tokenizer, best)} {ask.text}"
+            text = f"{prepared.words.text(pipe, chances.argmax(dim=-1))} {ask.text}"
             if text not in drawn:
                 drawn.add(text)
-                yield Candidate(text)
+                yield Candidate(text, encoders=prompt.encoders)
 
 
 def gradient(
@@ -136,7 +137,7 @@ def gradient(
     Args:
         pipe: The edited pipeline.
         prompt: The prompt with `PREFIX` for k soft tokens.
-        table: Embeddings `[words, d]` that a token may have.
+        table: Embeddings `[words, d]` that a token may have, those of several encoders side by side.
         rows: Row of the table `[k]` that was drawn for each token.
         latents: z_0 `[1, c, h, w]`.
         t: The time step.

@@ -55,20 +55,25 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(next(iter(self.ids.values())))
 
-    def tables(self, pipe: Any) -> list[torch.Tensor]:
-        """For each encoder, the embeddings `[n, d]` of the words as they are now, in float32."""
+    def parts(self, pipe: Any, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Encoder -> its embeddings `[k, d]` of words `[k]` as they are now, in float32."""
         tables = {name: token_table(pipe, name) for name in self.ids}
-        return [table[self.ids[name].to(table.device)].float() for name, table in tables.items()]
+        return {name: table[self.ids[name][rows].to(table.device)].float() for name, table in tables.items()}
 
     def table(self, pipe: Any) -> torch.Tensor:
-        """The words as soft tokens `[n, d of the first encoder + d of the second + ...]`, in float32."""
-        first, *others = self.tables(pipe)
-        return torch.cat([first, *(table.to(first.device) for table in others)], dim=-1)
+        """All words as soft tokens `[n, d of the first encoder + d of the second + ...]`, in float32."""
+        return side_by_side(self.parts(pipe, torch.arange(len(self))))
 
     def text(self, pipe: Any, rows: torch.Tensor) -> str:
         """Words `[k]`, as they are typed."""
         name, ids = next(iter(self.ids.items()))
         return decode(tokenizer_of(pipe, name), ids[rows.cpu()])
+
+
+def side_by_side(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Soft tokens `[..., d]` of their embeddings in each encoder, where those of the first are."""
+    first, *others = parts.values()
+    return torch.cat([first, *(own.to(first.device) for own in others)], dim=-1)
 
 
 def vocabulary(pipe: Any, encoders: Sequence[str]) -> Vocabulary:
@@ -89,6 +94,23 @@ def vocabulary(pipe: Any, encoders: Sequence[str]) -> Vocabulary:
     return Vocabulary(dict(zip(encoders, torch.tensor(rows).T, strict=True)))
 
 
+def every_token(pipe: Any, encoders: Sequence[str]) -> Vocabulary:
+    """All tokens but special ones, pieces of words included, that the tokenizers of all encoders have in common.
+
+    Raises:
+        ValueError: There is none.
+    """
+    tables = [_plain_tokens(tokenizer_of(pipe, name)) for name in encoders]
+    common = [
+        token for token in sorted(tables[0], key=tables[0].__getitem__) if all(token in table for table in tables)
+    ]
+    if not common:
+        raise ValueError(f"expected tokens that {', '.join(encoders)} have in common, got none; search among words")
+    return Vocabulary(
+        {name: torch.tensor([table[token] for token in common]) for name, table in zip(encoders, tables, strict=True)}
+    )
+
+
 def behind_words(tokenizer: Any, texts: Sequence[str]) -> list[int | None]:
     """The token that each text is behind another word; None where it is several, or the tokenizer lacks it."""
     both = tokenizer([f"{text} {text}" for text in texts], add_special_tokens=False).input_ids
@@ -99,6 +121,11 @@ def forms(tokenizer: Any, text: str) -> set[int]:
     """The tokens that a word is at the beginning of a text and behind another word; none where it is several."""
     ids = tokenizer(f"{text} {text}", add_special_tokens=False).input_ids
     return set(ids) if _is_twice(tokenizer, ids, text) else set()
+
+
+def _plain_tokens(tokenizer: Any) -> dict[str, int]:
+    special = set(tokenizer.all_special_ids)
+    return {token: number for token, number in tokenizer.get_vocab().items() if number not in special}
 
 
 def _is_twice(tokenizer: Any, ids: Sequence[int], text: str) -> bool:

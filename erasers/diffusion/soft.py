@@ -14,11 +14,8 @@ from erasers.diffusion.adaptors.adaptor import module_of
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.attacked import attacked_encoders, forms, widths
-from erasers.diffusion.tokens import decode, tokenise, tokenizer_of
+from erasers.diffusion.tokens import decode, longest, tokenise, tokenizer_of
 from erasers.models.prompts import converted
-
-_ENDLESS = 10**6
-"""Tokenizers without a limit name one above this."""
 
 
 class SoftPrompt:
@@ -50,7 +47,7 @@ class SoftPrompt:
     ) -> None:
         self._pipe, self._counts, self._skip = pipe, dict(counts), clip_skip
         self.encoders = attacked_encoders(pipe, encoders)
-        self._widths = widths(pipe, self.encoders)
+        self.widths = widths(pipe, self.encoders)
         rest = text
         for word in counts:
             if text.count(word) != 1:
@@ -90,13 +87,13 @@ class SoftPrompt:
             Encoder -> rows of the text that it has read so far.
         """
         for word, vectors in tokens.items():
-            if vectors.shape[-1] != sum(self._widths):
+            if vectors.shape[-1] != sum(self.widths):
                 wanted = " + ".join(
-                    f"{width} of {name}" for name, width in zip(self.encoders, self._widths, strict=True)
+                    f"{width} of {name}" for name, width in zip(self.encoders, self.widths, strict=True)
                 )
                 raise ValueError(f"expected embeddings of {word!r} with {wanted} values, got {vectors.shape[-1]}")
         read = dict.fromkeys(self.encoders, 0)
-        columns = {word: vectors.split(self._widths, dim=-1) for word, vectors in tokens.items()}
+        columns = {word: vectors.split(self.widths, dim=-1) for word, vectors in tokens.items()}
         with ExitStack() as stack:
             for place, name in enumerate(self.encoders):
                 own = {word: parts[place] for word, parts in columns.items()}
@@ -143,7 +140,7 @@ class SoftPrompt:
     def _no_room(self, name: str, word: str, room: int) -> ValueError:
         return ValueError(
             f"expected room for {self._counts[word]} soft tokens of {word!r}, got {room}; the prompt is too long for "
-            f"what {name} reads of it ({_length(tokenizer_of(self._pipe, name)) or 'at most'} tokens)"
+            f"what {name} reads of it ({longest(tokenizer_of(self._pipe, name)) or 'at most'} tokens)"
         )
 
 
@@ -168,15 +165,10 @@ def _carrier(tokenizers: Mapping[str, Any], used: Mapping[str, set[int]]) -> _Ca
 
 def _read(pipe: Any, tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, cut where the encoder ends."""
-    length = _length(tokenizer)
+    length = longest(tokenizer)
     options = {} if length is None else {"truncation": True, "max_length": length}
     ids: list[int] = tokenizer(converted(pipe, tokenizer, text), **options).input_ids
     return ids
-
-
-def _length(tokenizer: Any) -> int | None:
-    length = int(tokenizer.model_max_length)
-    return length if length < _ENDLESS else None
 
 
 def _embeddings(encoder: Any) -> list[nn.Module]:

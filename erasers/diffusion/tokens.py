@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from erasers.models.prompts import converted
 
+_ENDLESS = 10**6
+"""Tokenizers without a limit name one above this."""
+
 
 def tokenise(pipe: Any, texts: str | Sequence[str]) -> torch.Tensor:
     """Token ids `[texts, n]`, padded and cut as the pipeline does when it draws."""
@@ -52,9 +55,24 @@ def decode(tokenizer: Any, ids: torch.Tensor) -> str:
     return " ".join(text.split())
 
 
-def nearest_tokens(vectors: torch.Tensor, table: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
-    """Ids `[k]` of the tokens nearest by cosine to vectors `[k, d]`, among `allowed` ids or in the whole table."""
-    candidates = table if allowed is None else table[allowed.to(table.device)]
-    similar = functional.normalize(vectors.float(), dim=-1) @ functional.normalize(candidates.float(), dim=-1).T
-    best = similar.argmax(dim=-1)
-    return best if allowed is None else allowed.to(best.device)[best]
+def nearest_tokens(vectors: torch.Tensor, table: torch.Tensor, widths: Sequence[int] = ()) -> torch.Tensor:
+    """Rows `[k]` of a table `[n, d]` that are nearest to vectors `[k, d]`.
+
+    Args:
+        vectors: Soft tokens.
+        table: Tokens.
+        widths: How many of the d values each of several encoders has; empty: one has all. Nearest is what has the
+            largest sum of their cosines.
+    """
+    parts = [side.float().split(list(widths) or side.shape[-1], dim=-1) for side in (vectors, table)]
+    similar = [
+        functional.normalize(own, dim=-1) @ functional.normalize(tokens, dim=-1).T
+        for own, tokens in zip(*parts, strict=True)
+    ]
+    return torch.stack(similar).sum(dim=0).argmax(dim=-1)
+
+
+def longest(tokenizer: Any) -> int | None:
+    """How many tokens the encoder takes, those around a text included; None: the tokenizer names no limit."""
+    length = int(tokenizer.model_max_length)
+    return length if length < _ENDLESS else None

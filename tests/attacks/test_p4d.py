@@ -12,11 +12,13 @@ from erasers import get_eraser
 from erasers.attacks import get_attack
 from erasers.attacks.p4d import P4D, gradient, loss, teach
 from erasers.attacks.random_prefix import RandomPrefix
-from erasers.diffusion.clip import encode
+from erasers.diffusion.adaptors.table import adaptor_of
+from erasers.diffusion.attacked import vocabulary
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.draws import gaussian
 from erasers.diffusion.gradients import LossScale
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.tokens import nearest_tokens, token_table, tokenise, whole_words
+from erasers.diffusion.tokens import nearest_tokens, token_table, whole_words
 from erasers.worlds.shapes.prompts import Prompt, concept_for
 
 
@@ -31,7 +33,7 @@ def slope(pipe: Any, teacher: Any, vectors: torch.Tensor) -> torch.Tensor:
         prompt,
         {"<v>": len(vectors)},
         vectors,
-        whole_words(pipe.tokenizer),
+        vocabulary(pipe, ["text_encoder"]).table(pipe),
         teacher,
         torch.arange(3),
         LossScale(pipe),
@@ -39,15 +41,15 @@ def slope(pipe: Any, teacher: Any, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_teacher_is_the_unedited_model_at_the_prompt(pipe: Any) -> None:
-    teacher, states = teacher_of(pipe), encode(pipe, tokenise(pipe, ASKS[0].text))
+    teacher, condition = teacher_of(pipe), conditions(pipe, [ASKS[0].text])
     rows = torch.arange(3)
     assert teacher.times.tolist() == [16, 50, 83]
-    assert loss(pipe, teacher, rows, states).item() < 1e-10
+    assert loss(pipe, teacher, rows, condition).item() < 1e-10
     patch = erasure(pipe)
     assert patch is not None
     with patch.applied(pipe):
-        assert loss(pipe, teacher, rows, states).item() > 1e-8
-    assert loss(pipe, teacher, rows, encode(pipe, tokenise(pipe, "a blue moon"))).item() > 1e-8
+        assert loss(pipe, teacher, rows, condition).item() > 1e-8
+    assert loss(pipe, teacher, rows, conditions(pipe, ["a blue moon"])).item() > 1e-8
 
 
 def test_the_gradient_is_that_at_the_nearest_tokens(pipe: Any) -> None:
@@ -58,7 +60,7 @@ def test_the_gradient_is_that_at_the_nearest_tokens(pipe: Any) -> None:
     found = slope(pipe, teacher, near)
     # The same by way of the token table itself.
     weight = pipe.text_encoder.get_input_embeddings().weight.requires_grad_()
-    value = loss(pipe, teacher, torch.arange(3), encode(pipe, tokenise(pipe, "red moon")))
+    value = loss(pipe, teacher, torch.arange(3), adaptor_of(pipe).encode(pipe, ["red moon"]))
     (wanted,) = torch.autograd.grad(value, [weight])
     assert torch.allclose(found, wanted[ids], rtol=1e-4, atol=1e-4 * wanted[ids].abs().max().item())
 
@@ -111,7 +113,7 @@ def test_it_comes_nearer_to_the_teacher_than_random_prefixes_and_texts_do() -> N
 
     @torch.no_grad()
     def value(text: str) -> float:
-        return loss(pipe, teacher, torch.arange(20), encode(pipe, tokenise(pipe, text))).item()
+        return loss(pipe, teacher, torch.arange(20), conditions(pipe, [text])).item()
 
     with patch.applied(pipe):
         found = [value(one.text) for one in attack.run(pipe, ask, ready, generator=seeded(3))]

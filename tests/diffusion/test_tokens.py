@@ -23,8 +23,16 @@ def test_whole_words_come_back_from_their_text(pipe: Any) -> None:
     assert pipe.tokenizer(decode(pipe.tokenizer, pieces), add_special_tokens=False).input_ids != pieces.tolist()
 
 
-def test_nearest_tokens_go_by_cosine_and_by_what_is_allowed() -> None:
+def test_nearest_tokens_go_by_cosine() -> None:
     table = torch.tensor([[10.0, 9.0], [1.0, 0.0], [0.0, 1.0]])
     vectors = torch.tensor([[3.0, 0.2], [0.1, 5.0]])
     assert nearest_tokens(vectors, table).tolist() == [1, 2]
-    assert nearest_tokens(vectors, table, torch.tensor([0, 2])).tolist() == [0, 2]
+    assert nearest_tokens(vectors, table[[0, 2]]).tolist() == [0, 1]
+
+
+def test_nearest_tokens_of_several_encoders_go_by_all_of_them() -> None:
+    # By cosine of the whole, the large numbers of the second encoder would decide alone.
+    table = torch.tensor([[1.0, 0.0, 90.0, 10.0], [0.0, 1.0, 100.0, 0.0]])
+    vectors = torch.tensor([[1.0, 0.0, 100.0, 0.0]])
+    assert nearest_tokens(vectors, table).tolist() == [1]
+    assert nearest_tokens(vectors, table, [2, 2]).tolist() == [0]
