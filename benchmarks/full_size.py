@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architectures import CLIP_G, CLIP_L, SD14_UNET, SDXL_UNET, T5_XXL, VAE
+from architectures import make_pipe
 
-from erasers import Concept, get_eraser, load_pipeline
+from erasers import Concept, get_eraser
 from erasers.diffusion.memory import gigabytes
 from erasers.files.atomic import write_atomically
 from erasers.models.components import parameters_of
@@ -75,54 +75,6 @@ REDUCED: Mapping[str, Mapping[str, Any]] = {
 """One iteration of each method that trains, with as few latents and steps as it takes."""
 
 
-def make_pipe(size: str, device: str = "meta", dtype: torch.dtype = torch.bfloat16) -> Any:
-    """A stock pipeline of that size with random weights, or on the meta device with none."""
-    if size == "flux":
-        return _flux(dtype)
-    import diffusers
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    torch.manual_seed(0)
-    tokenizer = load_pipeline("shapes").tokenizer
-    # Ids of a smaller vocabulary will do for weights that have seen none.
-    tokenizer.model_max_length = 77
-    with torch.device(device):
-        vae = AutoencoderKL(**VAE)
-        encoder = CLIPTextModel(CLIPTextConfig(**CLIP_L))
-        unet = UNet2DConditionModel(**(SD14_UNET if size == "sd14" else SDXL_UNET))
-    parts: dict[str, Any] = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
-    parts["scheduler"] = diffusers.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
-    if size == "sd14":
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipe = diffusers.StableDiffusionPipeline(**parts)
-    else:
-        with torch.device(device):
-            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))
-        pipe = diffusers.StableDiffusionXLPipeline(**parts, tokenizer_2=tokenizer)
-    for module in (module for module in pipe.components.values() if isinstance(module, torch.nn.Module)):
-        module.to(dtype).eval()
-    return pipe
-
-
-def _flux(dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    tokenizer = load_pipeline("shapes").tokenizer
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel(guidance_embeds=True)
-        clip, t5 = CLIPTextModel(CLIPTextConfig(**CLIP_L)), T5EncoderModel(T5Config(**T5_XXL))
-        vae = AutoencoderKL(**VAE, latent_channels=16)
-    parts = {"transformer": transformer, "text_encoder": clip, "text_encoder_2": t5, "vae": vae}
-    for module in parts.values():
-        module.to(dtype).eval()
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    return FluxPipeline(scheduler=scheduler, tokenizer=tokenizer, tokenizer_2=tokenizer, **parts)
-
-
 def count(method: str, pipe: Any) -> dict[str, Any]:
     """The row of a method at one size, or why it is refused."""
     eraser, concepts = get_eraser(method), [Concept.of(CONCEPT)]
@@ -131,7 +83,7 @@ def count(method: str, pipe: Any) -> dict[str, Any]:
             plan = eraser.foretell(pipe, concepts)
             memory = {"all at once": plan.memory(plan.largest), "one at a time": plan.memory(1)}
             calls = {"denoiser": plan.calls.denoiser, "gradients": plan.calls.gradients}
-            return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours}
+            return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours()}
         if method == "itd":
             from erasers.sae.text_blocks import find_blocks
 

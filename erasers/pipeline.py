@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 _FIXED = {"use_safetensors": True, "trust_remote_code": False, "custom_pipeline": None}
 _FETCHING = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+_BARE = ("*.json", "*.txt", "*.model", "*.jinja")
+"""What a model on the Hub has beside its weights: configurations and tokenizers."""
 _PLACING = ("device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config")
 
 
@@ -44,7 +46,8 @@ def load_pipeline(
         model: `shapes` for the embedded model, a diffusers folder (`./shapes` for one of that name), a
             `.safetensors` file with the names of the original code, or a Hub id.
         dtype: Type of the weights, as torch.dtype or its name; float32 when None.
-        device: Where the pipeline goes; it stays on the CPU when None.
+        device: Where the pipeline goes; it stays on the CPU when None. On "meta" it has shapes and no weights: of a
+            folder or a model on the Hub only configurations and tokenizers are read.
         **options: Passed on to `DiffusionPipeline.from_pretrained`, e.g. `revision` or components. `variant` names the
             files of weights; without it, a component that has weights of one variant alone is loaded from these.
             `config` is the diffusers folder of a model like the one in the file; by itself, it comes from the Hub.
@@ -67,7 +70,8 @@ def load_pipeline(
     source, kind = _locate(model), torch_dtype(dtype or "float32")
     try:
         with folders.quiet():
-            pipe = _load(source, kind, **{key: value for key, value in options.items() if key not in _FIXED})
+            bare = device is not None and torch.device(device).type == "meta"
+            pipe = _load(source, kind, bare, **{key: value for key, value in options.items() if key not in _FIXED})
     except ModelNotFound:
         raise
     except Exception as error:
@@ -177,7 +181,7 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return kind
 
 
-def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options: Any) -> DiffusionPipeline:
+def _load(source: str, dtype: torch.dtype, bare: bool, variant: str | None = None, **options: Any) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
     folder = Path(source)
@@ -190,10 +194,12 @@ def _load(source: str, dtype: torch.dtype, variant: str | None = None, **options
     check_folder(folder)
     stock = folders.erased_stock(folder)
     if stock is None:
-        folder = folder if folder.is_dir() else _fetch(source, variant, options)
+        if not folder.is_dir():
+            folder = _fetch_bare(source, options) if bare else _fetch(source, variant, options)
         index = loading.read_index(folder)
         stock = loading.pipeline_class(folder, index)
-        return _assemble(DiffusionPipeline, folder, _load_parts(folder, index, stock, dtype, variant, options))
+        parts = _load_parts(folder, index, stock, dtype, variant, options, bare=bare)
+        return _assemble(DiffusionPipeline, folder, parts)
     patches = read_hooks(folder / COMPONENT)
     index = {name: value for name, value in loading.read_index(folder).items() if name != COMPONENT}
     parts = _load_parts(folder, index, stock, dtype, VARIANT, options)
@@ -210,8 +216,23 @@ def _fetch(source: str, variant: str | None, options: Mapping[str, Any]) -> Path
     return Path(DiffusionPipeline.download(source, variant=variant, **{**options, "use_safetensors": True}))
 
 
+def _fetch_bare(source: str, options: Mapping[str, Any]) -> Path:
+    """The files of a model on the Hub without its weights."""
+    from huggingface_hub import snapshot_download
+
+    given = {key: value for key, value in options.items() if key in _FETCHING and key != "proxies"}
+    return Path(snapshot_download(source, allow_patterns=list(_BARE), **given))
+
+
 def _load_parts(
-    folder: Path, index: Mapping[str, Any], stock: Any, dtype: torch.dtype, variant: str | None, options: Any
+    folder: Path,
+    index: Mapping[str, Any],
+    stock: Any,
+    dtype: torch.dtype,
+    variant: str | None,
+    options: Any,
+    *,
+    bare: bool = False,
 ) -> dict[str, Any]:
     """Components by name and what else the pipeline is made of; `options` may hold some of them."""
     classes = loading.component_classes(folder, index, stock)
@@ -219,6 +240,8 @@ def _load_parts(
     loading.refuse_code_and_pickles(folder, wanted)
     given = {key: value for key, value in options.items() if key not in _FETCHING}
     subfolders = {name: folder / name for name in wanted}
+    if bare:
+        return {name: loading.empty_component(cls, subfolders[name], dtype) for name, cls in wanted.items()} | given
     variants = {
         n: loading.weights_variant(subfolders[n], variant) for n, cls in wanted.items() if issubclass(cls, nn.Module)
     }

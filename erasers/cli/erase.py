@@ -18,7 +18,7 @@ from erasers.cli.console import err, out, show_notes
 from erasers.cli.cost import show_cost
 from erasers.cli.eraser import Fitting, build_eraser, check_method
 from erasers.cli.groups import given_options, with_groups
-from erasers.cli.model import Hardware, ModelOptions
+from erasers.cli.model import Hardware, ModelOptions, pick_device
 from erasers.cli.options import Overwrite
 from erasers.cli.pictures import DrawnFrom
 from erasers.cli.report import Planned, Report, ReportOptions, check_drawable
@@ -122,11 +122,14 @@ def _erase(job: _Job, *, dry_run: bool) -> None:
         eraser, note = build_eraser(job.method, job.settings, concepts, job.base.model)
         memory = job.fitting.check(eraser, concepts)
         target = job.target.checked(concepts, job.method, _others(job))
-        pipe, planned = _load(job, eraser, concepts, status, judged=speaks)
+        if dry_run:
+            pipe, planned = _bare(job, eraser, status), None
+        else:
+            pipe, planned = _load(job, eraser, concepts, status, judged=speaks)
     if note and speaks:
         err.print(escape(note))
     if dry_run:
-        show_cost(eraser, pipe, concepts, memory)
+        show_cost(eraser, pipe, concepts, pick_device(processes.own(job.hardware).device), memory)
         show_notes(anchor_notes(concepts, job.words))
         return
     patch, seconds = _fit(job.fitting, eraser, pipe, concepts, memory)
@@ -166,6 +169,15 @@ def _load(
     status.update("loading the model")
     pipe = job.base.load(processes.own(job.hardware), gradients=eraser.trains)
     return pipe, job.report.plan(settled, pipe) if job.report and settled else None
+
+
+def _bare(job: _Job, eraser: Eraser, status: Status) -> Any:
+    """The model without its weights; an embedded one is small, and has them, so that a call can be timed."""
+    from erasers import worlds
+
+    status.update("reading the model")
+    bare = worlds.find(job.base.model) is None
+    return job.base.load(processes.own(job.hardware), gradients=eraser.trains, bare=bare)
 
 
 def _fit(

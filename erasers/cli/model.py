@@ -44,12 +44,13 @@ class ModelOptions:
     revision: Revision = None
     config: Config = None
 
-    def load(self, hardware: Hardware, *, gradients: bool = False) -> Any:
+    def load(self, hardware: Hardware, *, gradients: bool = False, bare: bool = False) -> Any:
         """The pipeline; libraries say nothing while it loads and afterwards.
 
         Args:
             hardware: What it will run on.
             gradients: Whether gradients will be taken.
+            bare: Without its weights, on the meta device.
 
         Raises:
             ValueError: No such device.
@@ -62,8 +63,9 @@ class ModelOptions:
         dtype = pick_dtype(hardware.dtype, device, gradients=gradients)
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
         options = {name: value for name, value in given.items() if value is not None}
-        pipe = load_pipeline(self.model, dtype=dtype, device=device, **options)
-        threads.suit(pipe)
+        pipe = load_pipeline(self.model, dtype=dtype, device="meta" if bare else device, **options)
+        if not bare:
+            threads.suit(pipe)
         return pipe
 
 

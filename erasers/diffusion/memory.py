@@ -42,9 +42,14 @@ def memory_told() -> Iterator[None]:
         ) from error
 
 
-def free_memory(pipe: Any) -> int | None:
-    """Bytes that the device of the denoiser has for more, and those of the pipeline; None on a CPU."""
-    device = denoiser_of(pipe).device
+def free_memory(pipe: Any, device: str | torch.device | None = None) -> int | None:
+    """Bytes that a device has for more, and those of the pipeline on it; None on a CPU.
+
+    Args:
+        pipe: The pipeline.
+        device: None: that of its denoiser.
+    """
+    device = denoiser_of(pipe).device if device is None else torch.device(device)
     if device.type != "cuda":
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -7,7 +7,7 @@ trained or measured. What its backward pass needs is counted as it is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.table import adaptor_of, denoiser_of, denoisers_of
@@ -27,7 +26,22 @@ from erasers.models.components import component, parameters_of
 
 _META = torch.device("meta")
 _HALF = (torch.float16, torch.bfloat16)
-_PRODUCTS = (functional.linear, functional.conv2d, functional.conv3d, torch.matmul, torch.Tensor.matmul, torch.bmm)
+
+
+def _width(given: Sequence[torch.Tensor]) -> int:
+    return int(given[0].shape[-1])
+
+
+def _window(given: Sequence[torch.Tensor]) -> int:
+    return int(given[1][0].numel())
+
+
+_PRODUCTS: dict[Any, Callable[[Sequence[torch.Tensor]], int]] = {
+    **dict.fromkeys((functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm), _width),
+    **dict.fromkeys((functional.conv1d, functional.conv2d, functional.conv3d), _window),
+    torch.baddbmm: lambda given: _width(given[1:]),
+}
+"""Products -> how many numbers each number of the result is a sum of."""
 _NORMS = (functional.group_norm, functional.layer_norm, functional.rms_norm)
 _RUN = "_gradient_checkpointing_func"
 
@@ -57,15 +71,19 @@ class Need:
         samples: Latents that go through the denoiser together.
         sample: Bytes that each of them keeps for the backward pass.
         fixed: Bytes that are kept whatever their number.
+        thrifty: Bytes that each of them keeps under gradient checkpointing.
+        flops: Operations of the denoiser for each, forward.
     """
 
     samples: int
     sample: int
     fixed: int
+    thrifty: int = 0
+    flops: float = 0.0
 
-    def nbytes(self, batch: int) -> int:
+    def nbytes(self, batch: int, checkpointing: bool = False) -> int:
         """Bytes with at most so many latents together."""
-        return self.fixed + self.sample * min(batch, self.samples)
+        return self.fixed + (self.thrifty if checkpointing else self.sample) * min(batch, self.samples)
 
 
 def samples_together(pipe: Any, passes: Sequence[Pass], memory: int | None) -> int | None:
@@ -102,11 +120,9 @@ def _fits(needs: Sequence[Need], batch: int, room: int) -> bool:
 
 def denoiser_flops(pipe: Any, size: int | None = None) -> float:
     """Floating-point operations of the denoiser for one latent, forward; a multiplication and an addition are two."""
-    denoiser = denoiser_of(pipe)
-    fused = _AsOnDevice(denoiser.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, fused:
+    with torch.no_grad(), _AsOnDevice(denoiser_of(pipe).dtype) as device:
         _denoise(pipe, _meta_weights(pipe, _denoiser_name(pipe), ()), text=False, size=size)
-    return float(counter.get_total_flops() + fused.flops)
+    return float(device.flops)
 
 
 def text_flops(pipe: Any) -> float:
@@ -120,21 +136,16 @@ def text_flops(pipe: Any) -> float:
     return float(sum(2.0 * weights[name] * count for name, count in tokens.items()))
 
 
-def need_of(pipe: Any, backward: Pass, checkpointing: bool = False) -> Need:
+def need_of(pipe: Any, backward: Pass) -> Need:
     """What a backward pass needs on a pipeline of a family with an adaptor, its weights not counted."""
-    sample = _saved_by_denoiser(pipe, backward, checkpointing) if backward.samples else 0
     fixed = backward.texts * _saved_by_encoders(pipe, backward.trained) if backward.texts else 0
-    return Need(backward.samples, sample, fixed)
-
-
-def _saved_by_denoiser(pipe: Any, backward: Pass, checkpointing: bool) -> int:
-    name, denoiser = _denoiser_name(pipe), denoiser_of(pipe)
-    weights = _meta_weights(pipe, name, backward.trained)
-    saved = _Saved(weights.values())
-    checkpointing = checkpointing or bool(getattr(denoiser, "is_gradient_checkpointing", False))
-    with _computed_again(denoiser, saved.unit) if checkpointing else nullcontext(), saved, _AsOnDevice(denoiser.dtype):
+    if not backward.samples:
+        return Need(0, 0, fixed)
+    denoiser, weights = denoiser_of(pipe), _meta_weights(pipe, _denoiser_name(pipe), backward.trained)
+    saved, device = _Saved(weights.values()), _AsOnDevice(denoiser.dtype)
+    with _in_units(denoiser, saved.unit), saved, device:
         _denoise(pipe, weights, text=backward.texts > 0, size=backward.size)
-    return saved.nbytes
+    return Need(backward.samples, saved.nbytes, fixed, saved.thrifty, float(device.flops))
 
 
 def _saved_by_encoders(pipe: Any, trained: Collection[str]) -> int:
@@ -201,21 +212,29 @@ def _meta_weights(pipe: Any, owner: str, trained: Collection[str]) -> dict[str, 
 class _Saved:
     """Counts the bytes of what is saved for the backward pass inside, weights not counted.
 
-    Units that are computed again count with what they are given, and the largest of them with what it saves.
+    Under gradient checkpointing there is what units are given, and what the largest of them saves.
     """
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
-        self._own = {value.untyped_storage()._cdata for value in weights}
+        self._own = {_number(value) for value in weights}
+        # Tensors live as long as this count, so that no other storage gets the number of one.
         self._storages: dict[int, tuple[torch.Tensor, int]] = {}
+        self._given: dict[int, torch.Tensor] = {}
         self._unit, self._units = 0, 0
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     @property
     def nbytes(self) -> int:
         """How many."""
-        units: dict[int, int] = {0: 0}
-        for tensor, unit in self._storages.values():
-            units[unit] = units.get(unit, 0) + tensor.untyped_storage().nbytes()
+        return sum(_size(tensor) for tensor, _ in self._storages.values())
+
+    @property
+    def thrifty(self) -> int:
+        """How many under gradient checkpointing."""
+        units = {0: sum(map(_size, self._given.values()))}
+        for number, (tensor, unit) in self._storages.items():
+            if number not in self._given:
+                units[unit] = units.get(unit, 0) + _size(tensor)
         return units.pop(0) + max(units.values(), default=0)
 
     def __enter__(self) -> _Saved:
@@ -226,10 +245,10 @@ class _Saved:
         self._hooks.__exit__(None, None, None)
 
     def unit(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """What a block that is computed again makes of its inputs."""
+        """What a block that can be computed again makes of its inputs."""
         for value in inputs:
-            if isinstance(value, torch.Tensor):
-                self._keep(value)
+            if isinstance(value, torch.Tensor) and _number(value) not in self._own:
+                self._given.setdefault(_number(value), value)
         self._units += 1
         self._unit = self._units
         try:
@@ -238,15 +257,21 @@ class _Saved:
             self._unit = 0
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        number = tensor.untyped_storage()._cdata
-        if number not in self._own:
-            # The tensor lives as long as this count, so that no other storage gets its number.
-            self._storages.setdefault(number, (tensor, self._unit))
+        if _number(tensor) not in self._own:
+            self._storages.setdefault(_number(tensor), (tensor, self._unit))
         return tensor
 
 
+def _number(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
 @contextmanager
-def _computed_again(denoiser: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
+def _in_units(denoiser: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
     """Inside, the denoiser hands the blocks that gradient checkpointing computes again to a function that runs them."""
     able: list[Any] = [module for module in denoiser.modules() if hasattr(module, "gradient_checkpointing")]
     before = [(module.gradient_checkpointing, getattr(module, _RUN, None)) for module in able]
@@ -261,7 +286,7 @@ def _computed_again(denoiser: nn.Module, run: Callable[..., Any]) -> Iterator[No
 
 class _AsOnDevice(TorchFunctionMode):
     """What devices do otherwise than the meta device: attention is one kernel that keeps no matrix of attention, and
-    under autocast products are computed in half precision and norms in float32.
+    under autocast products are computed in half precision and norms in float32. Counts the operations of products.
 
     Args:
         dtype: Of the module; half precision stands for autocast to it.
@@ -282,11 +307,15 @@ class _AsOnDevice(TorchFunctionMode):
             return _Attention.apply(  # type: ignore[no-untyped-call]
                 *(_cast(value, self._half) for value in (query, key, value))
             )
-        dtype = self._half if func in _PRODUCTS else torch.float32 if func in _NORMS and self._half else None
-        return func(
+        product = func in _PRODUCTS
+        dtype = self._half if product else torch.float32 if func in _NORMS and self._half else None
+        result = func(
             *(_cast(value, dtype) for value in args),
             **{name: _cast(value, dtype) for name, value in (kwargs or {}).items()},
         )
+        if product:
+            self.flops += 2 * result.numel() * _PRODUCTS[func]([*args, *(kwargs or {}).values()])
+        return result
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -163,6 +163,20 @@ def load_component(cls: Any, folder: Path, dtype: torch.dtype, variant: str | No
     return model
 
 
+def empty_component(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One component on the meta device, by its configuration alone: no weights are read."""
+    from diffusers import ModelMixin
+
+    if not issubclass(cls, nn.Module):
+        return load_component(cls, folder, dtype, None)
+    with torch.device("meta"):
+        if issubclass(cls, ModelMixin):
+            model: Any = cls.from_config(cls.load_config(str(folder), local_files_only=True))
+        else:
+            model = cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))
+    return model.to(dtype).eval()
+
+
 def check_whole(model: nn.Module, source: Path, info: Mapping[str, Any]) -> None:
     """Refuse a model some of whose weights did not come from its file, or whose file holds weights for another.
 

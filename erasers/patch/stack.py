@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-import torch._dynamo
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -184,8 +183,10 @@ def _restack(
     if values and getattr(sys.modules.get("torch._inductor.config"), "freezing", False):
         torch.compiler.reset()
     if targets:
+        from torch._dynamo import config as compiler
+
         # Compiled code looks neither for hooks that came later nor for those that only another model of its kind has.
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        compiler.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,19 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How a training fits the memory there is.
+
+    Args:
+        together: The most latents that go through the denoiser together where gradients are taken.
+        checkpointing: Whether activations of the denoiser are computed again.
+    """
+
+    together: int
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
 class Foretold:
     """What a training will need.
 
@@ -56,6 +69,7 @@ class Foretold:
         latents: Bytes of the latents that are learned from.
         needs: Of each backward pass.
         flops: Floating-point operations in all.
+        again: Those that gradient checkpointing adds.
     """
 
     calls: Calls
@@ -66,62 +80,65 @@ class Foretold:
     latents: int
     needs: Sequence[Need]
     flops: float
+    again: float = 0.0
 
     @property
     def largest(self) -> int:
         """The most latents that go through the denoiser together."""
         return max(need.samples for need in self.needs)
 
-    def memory(self, batch: int) -> int:
+    def memory(self, batch: int, checkpointing: bool = False) -> int:
         """Bytes in all with at most so many latents together; what kernels and the allocator take comes on top."""
-        return self.model + self.state + self.latents + max(need.nbytes(batch) for need in self.needs)
+        needs = max(need.nbytes(batch, checkpointing) for need in self.needs)
+        return self.model + self.state + self.latents + needs
 
-    def batch(self, budget: int) -> int:
-        """The most latents together that a budget in bytes allows.
+    def split(self, budget: int | None, *, checkpointing: bool = False) -> Split:
+        """The most latents together that a budget in bytes allows, computing activations again where it has to be.
+
+        Args:
+            budget: For all; None has no bounds.
+            checkpointing: Compute them again in any case.
 
         Raises:
             ValueError: It does not allow one.
         """
-        if self.memory(1) > budget:
-            raise ValueError(
-                f"expected memory of at least {gigabytes(self.memory(1))}, got {gigabytes(budget)}; use "
-                "gradient_checkpointing=true, a rank above 0 or fewer trained weights"
-            )
-        return next(batch for batch in range(max(1, self.largest), 0, -1) if self.memory(batch) <= budget)
+        if budget is None:
+            return Split(max(1, self.largest), checkpointing)
+        for again in (True,) if checkpointing else (False, True):
+            fits = [batch for batch in range(1, max(1, self.largest) + 1) if self.memory(batch, again) <= budget]
+            if fits:
+                return Split(fits[-1], again)
+        raise ValueError(
+            f"expected memory of at least {gigabytes(self.memory(1, True))}, got {gigabytes(budget)}; use a rank above "
+            "0 or fewer trained weights"
+        )
 
-    @property
-    def hours(self) -> float:
+    def hours(self, checkpointing: bool = False) -> float:
         """Hours of `REFERENCE`."""
-        return self.flops / FLOPS_A_SECOND / 3600
+        return (self.flops + checkpointing * self.again) / FLOPS_A_SECOND / 3600
 
 
-def foretell(
-    pipe: Any,
-    calls: Calls,
-    demand: Demand,
-    *,
-    rank: int = 0,
-    size: int | None = None,
-    checkpointing: bool = False,
-) -> Foretold:
+def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, size: int | None = None) -> Foretold:
     """What a training needs.
 
     Args:
-        pipe: A pipeline of a UNet and CLIP text encoders; its weights may be on the meta device.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`; its weights may be on the meta device.
         calls: What goes through the networks.
         demand: What the method holds.
         rank: Of low-rank additions; 0 trains the weights themselves.
         size: Of pictures in pixels; None: the model's own.
-        checkpointing: Whether activations of the denoiser are computed again.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(pipe) if name in set(demand.names)}
     if rank:
         shapes = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
     trained = sum(min(rank, *shape) * sum(shape) if rank else _count(shape) for shape in shapes.values())
-    # Low-rank weights are added up to whole ones while they are placed, and autocast keeps its casts of whole ones.
-    placed = (4 * bool(rank) + 2 * (denoiser_of(pipe).dtype in _HALF)) * sum(map(_count, shapes.values()))
+    # Low-rank weights are added up to whole ones while they are placed, whose gradients are there before those of the
+    # factors; autocast keeps its casts of whole ones.
+    placed = (8 if rank else 2 * (denoiser_of(pipe).dtype in _HALF)) * sum(map(_count, shapes.values()))
     texts = calls.texts * (PASSES_OF_A_GRADIENT if any(backward.texts for backward in demand.passes) else 1)
-    passes = calls.denoiser + (PASSES_OF_A_GRADIENT + checkpointing) * calls.gradients
+    passes = calls.denoiser + PASSES_OF_A_GRADIENT * calls.gradients
+    needs = [need_of(pipe, replace(backward, size=size)) for backward in demand.passes]
+    flops = max(need.flops for need in needs) or denoiser_flops(pipe, size)
     return Foretold(
         calls=calls,
         trained=trained,
@@ -129,8 +146,9 @@ def foretell(
         model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
         state=4 * demand.copies * trained + 16 * demand.beside + placed,
         latents=4 * demand.latents * _count(latent_shape(pipe, size)),
-        needs=[need_of(pipe, backward, checkpointing) for backward in demand.passes],
-        flops=denoiser_flops(pipe, size) * passes + text_flops(pipe) * texts,
+        needs=needs,
+        flops=flops * passes + text_flops(pipe) * texts,
+        again=flops * calls.gradients,
     )
 
 

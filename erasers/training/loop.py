@@ -43,7 +43,7 @@ from erasers.processes import (
     shared_gradients,
 )
 from erasers.progress import progress as bar
-from erasers.training.foretelling import Demand, Foretold, foretell
+from erasers.training.foretelling import Demand, Foretold, Split, foretell
 from erasers.training.pictures import pixels_hash
 from erasers.training.recomputing import checkpointed
 from erasers.training.student import Student
@@ -86,7 +86,8 @@ class TrainedEraser(Eraser, ABC):
         size: Of pictures that are drawn to learn from, in pixels; none: the model's own.
         patience: Stop when the mean loss of so many iterations is not below 99 % of that of as many before; 0 never
             stops early.
-        gradient_checkpointing: Less memory for more time.
+        gradient_checkpointing: Less memory for more time; False: only where the memory does not hold one latent
+            without it.
         clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
 
     A field may be "auto": then it is what `suits` has for the kind of the pipeline's denoiser.
@@ -142,17 +143,10 @@ class TrainedEraser(Eraser, ABC):
         check_clip_skip(pipe, self.clip_skip)
         own = self.suited(pipe)
         calls, demand = own.cost(pipe, concepts), own.demand(pipe, concepts)
-        return foretell(
-            pipe,
-            calls,
-            demand,
-            rank=known(own.rank),
-            size=known(own.size),
-            checkpointing=own.gradient_checkpointing,
-        )
+        return foretell(pipe, calls, demand, rank=known(own.rank), size=known(own.size))
 
-    def together(self, pipe: Any, concepts: Concepts, memory: int | None = None) -> int | None:
-        """How many latents go through the denoiser together where gradients are taken; None: as many as there are.
+    def split(self, pipe: Any, concepts: Concepts, memory: int | None = None) -> Split | None:
+        """How the training fits the memory there is; None: no bounds.
 
         Args:
             pipe: The pipeline.
@@ -160,16 +154,17 @@ class TrainedEraser(Eraser, ABC):
             memory: Bytes that there are for all; None: what its device has, or a CPU without bounds.
 
         Raises:
-            ValueError: So little memory that not one of them fits.
+            ValueError: So little memory that not one latent fits.
         """
         budget = free_memory(pipe) if memory is None else memory
         if budget is None:
             return None
         foretold = self.foretell(pipe, concepts)
         # What is free is an estimate: one at a time is worth a try.
-        most = foretold.batch(budget if memory is not None else max(budget, foretold.memory(1)))
+        room = budget if memory is not None else max(budget, foretold.memory(1, True))
+        split = foretold.split(room, checkpointing=self.gradient_checkpointing)
         # Where the largest batch with gradients fits whole, larger ones without gradients do, too.
-        return None if most >= foretold.largest else most
+        return None if split == foretold.split(None, checkpointing=self.gradient_checkpointing) else split
 
     @abstractmethod
     def check_pipe(self, pipe: Any) -> None:
@@ -204,8 +199,9 @@ class TrainedEraser(Eraser, ABC):
                 the same training, that goes on from it; on a CPU the patch is then bit for bit that of an unbroken
                 training. It stays there until `discard_checkpoint`.
             seconds_between_checkpoints: At least so many; more where writing is slow.
-            memory: Bytes that there are, by which batches are split where gradients are taken; None: what the device
-                has, and on a CPU as much as it takes. Gradients are the same but for rounding.
+            memory: Bytes that there are, by which batches are split where gradients are taken, and activations are
+                computed again where one latent does not fit otherwise; None: what the device has, and on a CPU as much
+                as it takes. Gradients are the same but for rounding.
 
         Raises:
             ValueError: A checkpoint of another training, concepts that cannot be erased so, or too little memory.
@@ -214,7 +210,7 @@ class TrainedEraser(Eraser, ABC):
         check_clip_skip(pipe, self.clip_skip)
         own, concepts = self.suited(pipe), self.prepared(pipe, concepts)
         generator = generator or torch.Generator().manual_seed(0)
-        together = own.together(pipe, concepts, memory)
+        split = own.split(pipe, concepts, memory)
         identity: dict[str, Any] = {
             "seed": _digest({"": generator.get_state()}),
             "concepts": [concept_meta(concept) for concept in concepts],
@@ -226,9 +222,9 @@ class TrainedEraser(Eraser, ABC):
             _quiet(pipe),
             frozen(pipe),
             Counter(pipe) as counter,
-            _memory(pipe, own.gradient_checkpointing),
+            _memory(pipe, split.checkpointing if split else own.gradient_checkpointing),
             mixed(pipe),
-            at_most(together),
+            at_most(split.together if split else None),
             memory_told(),
         ):
             own_draws(generator)

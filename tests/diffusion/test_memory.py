@@ -22,7 +22,9 @@ from erasers.diffusion.needs import Pass, need_of, samples_together
 from erasers.evaluation.tasks.task import Sample
 from erasers.judges import Verdict
 from erasers.training import loop as training
+from erasers.training.foretelling import Split
 from erasers.training.loop import TrainedEraser
+from erasers.training.recomputing import checkpointed
 
 BATCHES: dict[str, dict[str, Any]] = {
     "adv_unlearn": {"batch": 2, "retain_batch": 3, "clean": True, "attack_batch": 3},
@@ -86,7 +88,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(pipes, method, most, mon
     found = {}
     for count in (None, most):
         pipe = pipes("sd1")
-        monkeypatch.setattr(TrainedEraser, "together", lambda *_, count=count: count)
+        monkeypatch.setattr(TrainedEraser, "split", lambda *_, count=count: count and Split(count, False))
         with watched(pipe) as seen:
             fit = partial(get_eraser(method, **options).fit, pipe, STAR, progress=False)
             found[count] = gradients(fit, monkeypatch)
@@ -99,7 +101,7 @@ def test_parts_and_gradient_checkpointing_go_together(pipes, rank, monkeypatch):
     options = METHODS["esd"] | {"iterations": 1, "batch": 5, "rank": rank, "gradient_checkpointing": True}
     found = {}
     for count in (None, 2):
-        monkeypatch.setattr(TrainedEraser, "together", lambda *_, count=count: count)
+        monkeypatch.setattr(TrainedEraser, "split", lambda *_, count=count: count and Split(count, True))
         fit = partial(get_eraser("esd", **options).fit, pipes("sd1"), STAR, progress=False)
         found[count] = gradients(fit, monkeypatch)
     close(found[None], found[2])
@@ -121,11 +123,25 @@ def test_the_memory_chooses_how_many_go_together(pipes, method):
     need = eraser.foretell(pipe, [STAR])
     with watched(pipe) as seen:
         eraser.fit(pipe, STAR, progress=False, memory=need.memory(2))
-    chosen = need.batch(need.memory(2))
+    chosen = need.split(need.memory(2)).together
     assert 2 <= chosen < need.largest or need.memory(2) == need.memory(need.largest)
     assert max(seen) == min(chosen, need.largest)
     with pytest.raises(ValueError, match="expected memory of at least"):
         eraser.fit(pipe, STAR, progress=False, memory=1000)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_memory_too_small_for_one_latent_has_activations_computed_again(pipes, rank, monkeypatch):
+    eraser = get_eraser("esd", **METHODS["esd"], iterations=2, batch=3, rank=rank)
+    pipe, counted = pipes("sd1"), []
+    monkeypatch.setattr(training, "checkpointed", lambda denoiser: counted.append(denoiser) or checkpointed(denoiser))
+    need = eraser.foretell(pipe, [STAR])
+    for memory in (need.memory(1), need.memory(1) - 1):
+        with watched(pipe) as seen:
+            eraser.fit(pipe, STAR, progress=False, memory=memory)
+        assert counted == ([] if memory == need.memory(1) else [pipe.unet])
+    assert max(seen) == need.split(need.memory(1) - 1).together
+    assert not pipe.unet.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize("most", only([1, 2, 3], 2))
