@@ -13,8 +13,8 @@ from torch import nn
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.table import adaptor_of, encoders_of
 
-_PROMPT = "a picture of a small red star beside a blue circle"
-"""About as long as prompts are; most families fill up to a length of their own."""
+_PROMPT = "a picture of a red star"
+"""Most families fill up to a length of their own."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ trained or measured. What its backward pass needs is counted as it is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -159,16 +160,16 @@ def _saved_by_encoder(pipe: Any, name: str, tokens: int, trained: Collection[str
     encoder: Any = component(pipe, name)
     weights = _meta_weights(pipe, name, trained)
     soft = not any(weight.requires_grad for weight in weights.values())
-    table = encoder.get_input_embeddings()
-    shape = (1, tokens, table.weight.shape[1])
-    handle = table.register_forward_hook(
-        lambda *_: torch.zeros(shape, device=_META, dtype=encoder.dtype, requires_grad=soft)
-    )
-    try:
-        with _Saved(weights.values()) as saved, _AsOnDevice(encoder.dtype):
-            functional_call(encoder, weights, (torch.zeros(1, tokens, dtype=torch.long, device=_META),))
-    finally:
-        handle.remove()
+    table = encoder.get_input_embeddings().weight
+    embedded = partial(torch.zeros, 1, tokens, table.shape[1], device=_META, dtype=encoder.dtype, requires_grad=soft)
+    with ExitStack() as stack:
+        # T5 has its table under two names.
+        for module in encoder.modules():
+            if isinstance(module, nn.Embedding) and module.weight.shape == table.shape:
+                stack.callback(module.register_forward_hook(lambda *_: embedded()).remove)
+        saved = stack.enter_context(_Saved(weights.values()))
+        stack.enter_context(_AsOnDevice(encoder.dtype))
+        functional_call(encoder, weights, (torch.zeros(1, tokens, dtype=torch.long, device=_META),))
     return saved.nbytes
 
 
@@ -300,13 +301,15 @@ class _AsOnDevice(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is functional.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
+            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | dict(kwargs or {})
             query, key, value = given["query"], given["key"], given["value"]
             # Two products of [.., L, d] by [d, S] and back.
             self.flops += 4 * query.numel() * key.shape[-2]
-            return _Attention.apply(  # type: ignore[no-untyped-call]
-                *(_cast(value, self._half) for value in (query, key, value))
-            )
+            query, key, value = (_cast(part, self._half) for part in (query, key, value))
+            mask = given.get("attn_mask")
+            # A mask of truth values is made one of numbers.
+            mask = None if mask is None else mask.to(_META, query.dtype)
+            return _Attention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
         product = func in _PRODUCTS
         dtype = self._half if product else torch.float32 if func in _NORMS and self._half else None
         result = func(
@@ -325,9 +328,11 @@ def _cast(value: Any, dtype: torch.dtype | None) -> Any:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output)
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output, *(() if mask is None else (mask,)))
         return output
 
     @staticmethod

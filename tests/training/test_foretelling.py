@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.families.all import FAMILIES
 from support.scripts import benchmark
-from support.selection import cases
+from support.selection import cases, only
 from support.trained import METHODS, STAR
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,21 +58,29 @@ def saved(work: Any, *own: torch.Tensor) -> int:
 
 
 def attention(module: Any, path: str) -> bool:
-    return isinstance(module, torch.nn.Linear) and ".attn" in path
+    return isinstance(module, torch.nn.Linear) and ".att" in path
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+TRAINABLE = [
+    *("sd1", "sdxl", "sd3", "flux", "auraflow", "pixart", "sana", "wan", "flux2", "qwenimage", "lumina2", "zimage"),
+    "cogview4",
+]
+"""Families that training can call, but Chroma: on a CPU, every block of it has a copy of the mask."""
+
+
+@pytest.mark.parametrize("family", only(TRAINABLE, "sd1", "sdxl", "sd3", "flux", "qwenimage"))
 def test_what_is_counted_is_what_the_backward_pass_keeps(tmp_path, family):
     pipe = FAMILIES[family].build(tmp_path)
     name, denoiser = next(iter(denoisers_of(pipe).items()))
     names = names_of(pipe, name, attention)
     student = Student(pipe, names, generator=torch.Generator().manual_seed(0))
-    condition, times = conditions(pipe, ["star", "moon"]), torch.tensor([3, 50])
-    noisy = torch.randn(2, *latent_shape(pipe, 16))
+    # Of the length that is counted, where a family does not fill prompts up to one.
+    condition, times = conditions(pipe, ["a picture of a red star"]), torch.tensor([50])
+    noisy = torch.randn(1, *latent_shape(pipe, 16))
     with frozen(pipe), student.placed():
         own = [parameter.detach() for parameter in denoiser.parameters()] + student.parameters
         found = saved(lambda: predict(pipe, noisy, times, condition), *own)
-    assert need_of(pipe, Pass(2, names, size=16)).nbytes(2) == pytest.approx(found, rel=0.05)
+    assert need_of(pipe, Pass(1, names, size=16)).nbytes(1) == pytest.approx(found, rel=0.07)
 
 
 def test_what_is_counted_of_texts_is_what_the_backward_pass_keeps(pipe):

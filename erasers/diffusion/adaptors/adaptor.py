@@ -148,9 +148,11 @@ def in_groups(labels: torch.Tensor, ask: Callable[[int, torch.Tensor], torch.Ten
     """What is said of rows that cannot be asked together, in their order.
 
     Args:
-        labels: Of the rows `[n]`; those of one label are asked together.
+        labels: Of the rows `[n]`; those of one label are asked together. On the meta device all are 0.
         ask: (label, indices of its rows) -> what is said of these.
     """
+    if labels.is_meta:
+        return ask(0, torch.arange(len(labels)))
     groups = [(int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique()]
     order = torch.cat([index for _, index in groups]).argsort()
     said = torch.cat([ask(label, index) for label, index in groups])
