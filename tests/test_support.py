@@ -20,6 +20,7 @@ from support.tables import DOCS, FORMS, render
 from support.tiny import same, weights
 
 from erasers import Concept, ErasedPipeline, Patch, PatchError, get_eraser, list_erasers, load_lora
+from erasers.attacks import list_attacks
 from erasers.eraser import eraser_class
 from erasers.models.families import FAMILIES as TABLE
 from erasers.models.inputs import unfit_reason
@@ -152,6 +153,7 @@ def test_the_page_is_the_rendering_of_the_notes(request: pytest.FixtureRequest):
     notes = json.loads((DOCS / "support.json").read_text(encoding="utf-8"))
     assert (DOCS / "support.md").read_text(encoding="utf-8") == render(notes)
     assert len(notes["cells"]) == len(FAMILIES) * len(QUICK) * len(FORMS)
+    assert set(notes["attacks"]) == {f"{family}/{name}" for family in FAMILIES for name in list_attacks()}
     unfit = [name for name in classes() if unfit_reason(getattr(diffusers, name))]
     assert set(notes["pipelines"]) == {*VARIANTS, *unfit}
     assert {about["kind"] for about in notes["families"].values()} == {row.kind for row in TABLE}

@@ -12,7 +12,6 @@ import torch
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
 from erasers.diffusion.adaptors.table import denoisers_of
-from erasers.diffusion.attacked import attacked_encoders
 from erasers.options import Bound, check_fields, require_bounds
 
 if TYPE_CHECKING:
@@ -61,10 +60,8 @@ class Attack(ABC):
         return False
 
     def attacked(self, pipe: Any) -> tuple[str, ...]:
-        """The components of a pipeline that it learns weights of, or whose text encoders it searches with."""
-        if self.space == "weights":
-            return tuple(denoisers_of(pipe))
-        return () if self.encoder == "none" else attacked_encoders(pipe)
+        """The components of a pipeline that it learns weights of; of `EncoderAttack` those that it searches with."""
+        return tuple(denoisers_of(pipe)) if self.space == "weights" else ()
 
     def passes(self, pipe: Any) -> Sequence[Pass]:
         """Its backward passes through the denoiser; none where it takes no gradients, or of one latent at a time."""

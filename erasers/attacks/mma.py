@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from erasers.attacks.text_search import TextSearch, best_texts, check_room
 from erasers.attacks.wording import terms
+from erasers.diffusion.attacked import Vocabulary
 from erasers.diffusion.draws import picks
+from erasers.diffusion.embedding import embedded
 from erasers.diffusion.gradients import LossScale, frozen
 from erasers.diffusion.soft import SoftPrompt
-from erasers.diffusion.tokens import decode, token_table, tokenise
 from erasers.options import Bound
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class MMA(TextSearch):
 
     Greedy coordinate gradients on `1 - cos(pool(s), pool(p))`: at each place the `top` tokens of least gradient with
     respect to the one-hot choice are candidates; of `batch` texts with one token replaced by a candidate the best one
-    is the next.
+    is the next. `pool` is the pooled embedding of the attacked encoders, those of several side by side and of one
+    length, so that `cos` is the mean of theirs; of encoders other than CLIP it is the mean of the last states.
 
     Differs from the paper: written from its equation alone; the banned words are those of the concept, and words that
     contain one; tokens are whole words, and each text is encoded as it would be typed. The attack on safety checkers
@@ -40,6 +42,7 @@ class MMA(TextSearch):
         steps: Replacements of one token.
         batch: Texts from which each is chosen.
         top: Candidates at each place.
+        encoders: See `EncoderAttack`.
     """
 
     name = "mma"
@@ -59,37 +62,32 @@ class MMA(TextSearch):
     @torch.no_grad()
     def targets(self, pipe: Any, asks: Sequence[Ask]) -> dict[str, torch.Tensor]:
         """The pooled embedding `[d]` by the text of a prompt: see `TextSearch.targets`."""
-        check_room(pipe, self.k)
-        return {ask.text: pooled(pipe, tokenise(pipe, ask.text))[0].float() for ask in asks}
+        encoders = self.attacked(pipe)
+        check_room(pipe, encoders, self.k)
+        return {ask.text: embedded(pipe, [ask.text], encoders)[0].float() for ask in asks}
 
     def search(
-        self, pipe: Any, ask: Ask, target: torch.Tensor, words: torch.Tensor, generator: torch.Generator
+        self, pipe: Any, ask: Ask, target: torch.Tensor, words: Vocabulary, generator: torch.Generator
     ) -> list[str]:
         """See `TextSearch.search`.
 
         Raises:
             ValueError: No token is left that is not banned.
         """
-        words = words[~banned(pipe.tokenizer, words, terms(self.concept, ask))]
+        words = words.without(banned(words.texts(pipe), terms(self.concept, ask)))
         if not len(words):
             raise ValueError("expected tokens that do not name the concept, got none; shorten `concept`")
-        prompt = SoftPrompt(pipe, SLOT, {SLOT: self.k})
+        prompt = SoftPrompt(pipe, SLOT, {SLOT: self.k}, encoders=self.encoders)
         current = picks(len(words), self.k, generator)
         seen, values = torch.empty(0, self.k, dtype=torch.long), torch.empty(0)
         scale = LossScale(pipe)
         for _ in range(self.steps):
             slope = gradient(pipe, prompt, target, words, current, scale)
             rows = swaps(current, slope, min(self.top, len(words)), self.batch, generator)
-            losses = _losses(pipe, target, words[rows])
+            losses = _losses(pipe, target, words, rows)
             current = rows[losses.argmin()]
             seen, values = _leaders(torch.cat([seen, rows]), torch.cat([values, losses]), self.images - 1)
-        return best_texts(pipe.tokenizer, words[seen], values, self.images - 1)
-
-
-def pooled(pipe: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The pooled embeddings `[rows, d]` of token ids `[rows, n]`: the state of the end token."""
-    embeddings: torch.Tensor = pipe.text_encoder(ids.to(pipe.text_encoder.device)).pooler_output
-    return embeddings
+        return best_texts(pipe, words, seen, values, self.images - 1)
 
 
 def distance(embeddings: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -99,15 +97,16 @@ def distance(embeddings: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @torch.enable_grad()
 def gradient(
-    pipe: Any, prompt: SoftPrompt, target: torch.Tensor, words: torch.Tensor, current: torch.Tensor, scale: LossScale
+    pipe: Any, prompt: SoftPrompt, target: torch.Tensor, words: Vocabulary, current: torch.Tensor, scale: LossScale
 ) -> torch.Tensor:
     """The gradient `[k, words]` of the distance with respect to the one-hot choice of words at each place."""
-    table = token_table(pipe)[words.to(pipe.text_encoder.device)].float()
+    table = words.table(pipe)
     vectors = table[current.to(table.device)].requires_grad_()
     with frozen(pipe), prompt.placed({SLOT: vectors}):
         slopes = None
         while slopes is None:
-            slopes = scale.slopes(distance(pooled(pipe, prompt.ids), target).sum(), [vectors])
+            embeddings = embedded(pipe, [prompt.text], prompt.encoders)
+            slopes = scale.slopes(distance(embeddings, target).sum(), [vectors])
     return (slopes[0] @ table.T).cpu()
 
 
@@ -128,19 +127,19 @@ def swaps(current: torch.Tensor, slope: torch.Tensor, top: int, batch: int, gene
     return rows
 
 
-def banned(tokenizer: Any, ids: torch.Tensor, concept: Sequence[str]) -> torch.Tensor:
-    """Which tokens of ids `[n]` are a word of the concept's, or contain a term of one word."""
+def banned(texts: Sequence[str], concept: Sequence[str]) -> torch.Tensor:
+    """Which of n texts of one token are a word of the concept's, or contain a term of one word."""
     words = {word for term in concept for word in term.lower().split()}
     stems = [term.lower() for term in concept if len(term.split()) == 1]
-    texts = [decode(tokenizer, token[None]).lower() for token in ids]
-    return torch.tensor([text in words or any(stem in text for stem in stems) for text in texts], dtype=torch.bool)
+    lower = [text.lower() for text in texts]
+    return torch.tensor([text in words or any(stem in text for stem in stems) for text in lower], dtype=torch.bool)
 
 
 @torch.no_grad()
-def _losses(pipe: Any, target: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The distance `[n]` of the texts of ids `[n, k]` as they would be typed."""
-    texts = [decode(pipe.tokenizer, row) for row in rows]
-    return distance(pooled(pipe, tokenise(pipe, texts)), target).cpu()
+def _losses(pipe: Any, target: torch.Tensor, words: Vocabulary, rows: torch.Tensor) -> torch.Tensor:
+    """The distance `[n]` of texts of words `[n, k]` as they would be typed."""
+    texts = [words.text(pipe, row) for row in rows]
+    return distance(embedded(pipe, texts, tuple(words.ids)), target).cpu()
 
 
 def _leaders(rows: torch.Tensor, values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

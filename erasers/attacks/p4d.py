@@ -26,7 +26,7 @@ from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import middle_times, noised
 from erasers.diffusion.soft import SoftPrompt
 from erasers.diffusion.supported import check_drawable
-from erasers.diffusion.tokens import longest, nearest_tokens, tokenizer_of
+from erasers.diffusion.tokens import nearest_tokens, room_for_text, tokenizer_of
 from erasers.options import Bound
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class P4D(EncoderAttack):
         if self.variant == "free":
             return SLOT.format(0), {SLOT.format(0): self.k}
         tokenizers = [tokenizer_of(pipe, name) for name in self.attacked(pipe)]
-        room = [_room(tokenizer) for tokenizer in tokenizers]
+        room = [room_for_text(tokenizer) for tokenizer in tokenizers]
         parts: list[str] = []
         slots: list[str] = []
         for number, word in enumerate(text.split(), start=1):
@@ -227,9 +227,3 @@ def _fill(pipe: Any, words: Vocabulary, text: str, counts: Mapping[str, int], ro
     for slot, own in zip(counts, rows.split(list(counts.values())), strict=True):
         text = text.replace(slot, words.text(pipe, own))
     return text
-
-
-def _room(tokenizer: Any) -> float:
-    """How many tokens of text an encoder takes."""
-    length = longest(tokenizer)
-    return float("inf") if length is None else length - len(tokenizer("").input_ids)

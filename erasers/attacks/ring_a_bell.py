@@ -10,9 +10,12 @@ import torch
 
 from erasers.attacks.text_search import TextSearch, best_texts, check_room
 from erasers.attacks.wording import swap, terms
+from erasers.diffusion.adaptors.table import encoders_of
+from erasers.diffusion.attacked import Vocabulary, is_clip
 from erasers.diffusion.clip import encode
 from erasers.diffusion.draws import chances, picks
-from erasers.diffusion.tokens import decode, tokenise
+from erasers.diffusion.embedding import embedded
+from erasers.diffusion.tokens import tokenise
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -25,6 +28,9 @@ class RingABell(TextSearch):
     The concept vector c is the mean of tau(with) - tau(without) over pairs of prompts, tau being the text states of all
     tokens; a genetic search over k token ids comes near h = tau(p) + eta c. The half of the population that is nearest
     survives; pairs of survivors have two children, which may swap their ends and have one token replaced.
+
+    Of a pipeline with several text encoders, or with none of CLIP, tau is one vector of a text: see
+    `diffusion.embedding.embedded`. That is what FLUX.1 reads of CLIP; of SDXL and Stable Diffusion 3 it is a part.
 
     Differs from the paper/official code: the pairs are the attacked prompts, with the concept's words and with them
     replaced by `without`; tokens are whole words, and each text is encoded as it would be typed; survivors are not
@@ -39,6 +45,7 @@ class RingABell(TextSearch):
         mutation: Chance that a child has one token replaced.
         pairs: Pairs of prompts, at most.
         without: What stands in the place of the concept's words in the second prompt of a pair.
+        encoders: See `EncoderAttack`.
     """
 
     name = "ring_a_bell"
@@ -75,31 +82,37 @@ class RingABell(TextSearch):
         Raises:
             ValueError: No prompt names the concept.
         """
-        check_room(pipe, self.k)
+        encoders = self.attacked(pipe)
+        check_room(pipe, encoders, self.k)
         pairs = {ask.text: swap(ask.text, terms(self.concept, ask), self.without) for ask in asks}
         named = [(text, other) for text, other in pairs.items() if " ".join(text.split()) != other][: self.pairs]
         if not named:
             raise ValueError("expected prompts that name the concept, got none; pass its words as `concept`")
-        vector = concept_vector(
-            *(encode(pipe, tokenise(pipe, list(side))).float() for side in zip(*named, strict=True))
-        )
-        return {text: encode(pipe, tokenise(pipe, text))[0].float() + self.eta * vector for text in pairs}
+        vector = concept_vector(*(states(pipe, list(side), encoders) for side in zip(*named, strict=True)))
+        return {text: states(pipe, [text], encoders)[0] + self.eta * vector for text in pairs}
 
     @torch.no_grad()
     def search(
-        self, pipe: Any, ask: Ask, target: torch.Tensor, words: torch.Tensor, generator: torch.Generator
+        self, pipe: Any, ask: Ask, target: torch.Tensor, words: Vocabulary, generator: torch.Generator
     ) -> list[str]:
         """See `TextSearch.search`."""
 
         def losses(rows: torch.Tensor) -> torch.Tensor:
-            texts = [decode(pipe.tokenizer, words[row]) for row in rows]
-            return (encode(pipe, tokenise(pipe, texts)).float() - target).square().sum(dim=(1, 2)).cpu()
+            texts = [words.text(pipe, row) for row in rows]
+            return (states(pipe, texts, tuple(words.ids)) - target).square().sum(dim=(1, 2)).cpu()
 
         start = picks(len(words), (self.population, self.k), generator)
         rows, values = evolve(
             start, losses, len(words), self.generations, self.crossover, self.mutation, generator=generator
         )
-        return best_texts(pipe.tokenizer, words[rows], values, self.images - 1)
+        return best_texts(pipe, words, rows, values, self.images - 1)
+
+
+def states(pipe: Any, texts: Sequence[str], encoders: Sequence[str]) -> torch.Tensor:
+    """tau `[texts, tokens, d]` in float32: all tokens of the one CLIP encoder of a pipeline, else one vector a text."""
+    if tuple(encoders_of(pipe)) == tuple(encoders) and len(encoders) == 1 and is_clip(pipe, encoders[0]):
+        return encode(pipe, tokenise(pipe, list(texts))).float()
+    return embedded(pipe, texts, encoders)[:, None].float()
 
 
 def concept_vector(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

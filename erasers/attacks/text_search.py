@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from erasers.attacks.attack import Attack, Draw
+from erasers.attacks.attack import Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
-from erasers.diffusion.supported import check_supported
-from erasers.diffusion.tokens import decode, whole_words
+from erasers.attacks.encoders import EncoderAttack
+from erasers.diffusion.attacked import Vocabulary, vocabulary
+from erasers.diffusion.supported import check_drawable
+from erasers.diffusion.tokens import room_for_text, tokenizer_of
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -25,21 +27,24 @@ class Prepared:
 
     Args:
         targets: Text of a prompt -> what the search is to reach.
-        words: Ids `[n]` of the tokens that can be typed as words.
+        words: What can be typed.
         texts: Text of a prompt -> what was found with the unedited encoder, the best first; empty where the edited one
             is searched.
     """
 
     targets: Mapping[str, torch.Tensor]
-    words: torch.Tensor
+    words: Vocabulary
     texts: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSearch(Attack):
-    """A search for text that a text encoder takes for something else; the denoiser has no part in it.
+class TextSearch(EncoderAttack):
+    """A search for text that text encoders take for something else; the denoiser has no part in it.
+
+    It is sought among words that each of the encoders reads as one token. Others read the text as it is typed.
 
     Args:
+        encoders: See `EncoderAttack`.
         encoder: Whose text states the search looks at. With `original` it is over before any edited model is seen, so
             that one set of prompts attacks them all; an edit of the text encoder is then never searched. With
             `attacked` the search runs on the edited model. The target is the unedited encoder's in both cases.
@@ -63,7 +68,7 @@ class TextSearch(Attack):
 
     @abstractmethod
     def search(
-        self, pipe: Any, ask: Ask, target: torch.Tensor, words: torch.Tensor, generator: torch.Generator
+        self, pipe: Any, ask: Ask, target: torch.Tensor, words: Vocabulary, generator: torch.Generator
     ) -> list[str]:
         """At most `images` - 1 texts, the best first."""
 
@@ -82,8 +87,8 @@ class TextSearch(Attack):
 
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
-        check_supported(pipe)
-        targets, words = self.targets(pipe, asks), whole_words(pipe.tokenizer)
+        check_drawable(pipe)
+        targets, words = self.targets(pipe, asks), vocabulary(pipe, self.attacked(pipe))
         if self.encoder == "attacked":
             return Prepared(targets, words)
         first = {ask.text: ask for ask in reversed(asks)}
@@ -92,30 +97,31 @@ class TextSearch(Attack):
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
-        check_supported(pipe)
+        check_drawable(pipe)
         if self.encoder == "original":
             texts = prepared.texts[ask.text]
         else:
             texts = self.search(pipe, ask, prepared.targets[ask.text], prepared.words, generator)
-        yield from map(Candidate, texts)
+        encoders = self.attacked(pipe)
+        yield from (Candidate(text, encoders=encoders) for text in texts)
 
 
-def check_room(pipe: Any, k: int) -> None:
-    """Refuse more tokens than the text encoder reads.
+def check_room(pipe: Any, encoders: Sequence[str], k: int) -> None:
+    """Refuse more tokens than one of the text encoders reads.
 
     Raises:
         ValueError: Names how many it reads.
     """
-    room = pipe.tokenizer.model_max_length - 2
+    room = min(room_for_text(tokenizer_of(pipe, name)) for name in encoders)
     if k > room:
         raise ValueError(f"expected k of at most {room}, which is what the text encoder reads, got {k}")
 
 
-def best_texts(tokenizer: Any, rows: torch.Tensor, losses: torch.Tensor, count: int) -> list[str]:
-    """The texts of `count` different rows of ids `[n, k]`, the one of least loss `[n]` first."""
+def best_texts(pipe: Any, words: Vocabulary, rows: torch.Tensor, losses: torch.Tensor, count: int) -> list[str]:
+    """The texts of `count` different rows of words `[n, k]`, the one of least loss `[n]` first."""
     texts: dict[str, None] = {}
     for row in losses.argsort(stable=True).tolist():
-        texts[decode(tokenizer, rows[row])] = None
+        texts[words.text(pipe, rows[row])] = None
         if len(texts) == count:
             break
     return list(texts)

@@ -33,8 +33,13 @@ def attacked_encoders(pipe: Any, encoders: Sequence[str] = ()) -> tuple[str, ...
     unknown = [name for name in encoders if name not in present]
     if unknown:
         raise ValueError(f"expected encoders among {', '.join(present)}, got {', '.join(unknown)}")
-    clip = [name for name in present if _CLIP & {kind.__name__ for kind in type(module_of(pipe, name)).__mro__}]
+    clip = [name for name in present if is_clip(pipe, name)]
     return tuple(name for name in present if name in (encoders or clip or present[:1]))
+
+
+def is_clip(pipe: Any, encoder: str) -> bool:
+    """Whether a text encoder is of CLIP."""
+    return bool(_CLIP & {kind.__name__ for kind in type(module_of(pipe, encoder)).__mro__})
 
 
 def widths(pipe: Any, encoders: Sequence[str]) -> list[int]:
@@ -63,6 +68,14 @@ class Vocabulary:
     def table(self, pipe: Any) -> torch.Tensor:
         """All words as soft tokens `[n, d of the first encoder + d of the second + ...]`, in float32."""
         return side_by_side(self.parts(pipe, torch.arange(len(self))))
+
+    def without(self, left_out: torch.Tensor) -> Vocabulary:
+        """The other words; `left_out` `[n]` says of each whether it goes."""
+        return Vocabulary({name: ids[~left_out] for name, ids in self.ids.items()})
+
+    def texts(self, pipe: Any) -> list[str]:
+        """All words, each as it is typed."""
+        return [self.text(pipe, row) for row in torch.arange(len(self))[:, None]]
 
     def text(self, pipe: Any, rows: torch.Tensor) -> str:
         """Words `[k]`, as they are typed."""

@@ -76,3 +76,9 @@ def longest(tokenizer: Any) -> int | None:
     """How many tokens the encoder takes, those around a text included; None: the tokenizer names no limit."""
     length = int(tokenizer.model_max_length)
     return length if length < _ENDLESS else None
+
+
+def room_for_text(tokenizer: Any) -> float:
+    """How many tokens of text the encoder takes; infinite where the tokenizer names no limit."""
+    length = longest(tokenizer)
+    return float("inf") if length is None else length - len(tokenizer("").input_ids)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.families.all import FAMILIES
+from support.attacking import small
 
 
 @pytest.fixture(params=["sdxl", "sd3", "flux"])
@@ -19,12 +19,3 @@ def modern(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 def flow(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """A tiny pipeline that follows a flow."""
     return small(request.param, tmp_path)
-
-
-def small(family: str, folder: Path) -> Any:
-    """A pipeline that draws 16 by 16 pixels."""
-    pipe = FAMILIES[family].build(folder)
-    if family == "flux":
-        pipe.default_sample_size = 8
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.attacking import ASKS, Wanted, draw_well, prepared, quiet_shapes, seeded
+from support.attacking import ASKS, Wanted, candidates, draw_well, prepared, quiet_shapes, seeded, small
+from support.tiny import same, weights
 
 from erasers.attacks import get_attack
-from erasers.attacks.ring_a_bell import RingABell, children, concept_vector, evolve
+from erasers.attacks.ring_a_bell import RingABell, children, concept_vector, evolve, states
+from erasers.diffusion.attacked import attacked_encoders, vocabulary
 from erasers.diffusion.clip import encode
-from erasers.diffusion.tokens import decode, tokenise, whole_words
+from erasers.diffusion.tokens import tokenise
 from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes.prompts import Prompt
 
@@ -26,16 +29,16 @@ def test_the_target_is_the_prompt_with_more_of_the_concept(pipe: Any) -> None:
     attack = RingABell(k=3, population=2, generations=1, eta=2.0, without="moon")
     found = attack.targets(pipe, [*ASKS, Wanted("a blue circle")])
 
-    def states(text: str) -> torch.Tensor:
+    def read(text: str) -> torch.Tensor:
         return encode(pipe, tokenise(pipe, text))[0]
 
-    vector = states("a picture of star") - states("a picture of moon") + states("a red star") - states("a red moon")
+    vector = read("a picture of star") - read("a picture of moon") + read("a red star") - read("a red moon")
     # A prompt that does not name the concept has no part in the vector.
     assert set(found) == {"a picture of star", "a red star", "a blue circle"}
     for text, target in found.items():
-        assert torch.allclose(target, states(text) + vector, atol=1e-5)
+        assert torch.allclose(target, read(text) + vector, atol=1e-5)
     fewer = RingABell(k=3, population=2, generations=1, eta=2.0, without="moon", pairs=1).targets(pipe, ASKS)
-    wanted = 3 * states("a picture of star") - 2 * states("a picture of moon")
+    wanted = 3 * read("a picture of star") - 2 * read("a picture of moon")
     assert torch.allclose(fewer["a picture of star"], wanted, atol=1e-5)
 
 
@@ -94,6 +97,30 @@ def test_evolution_finds_what_is_hidden_and_never_loses_its_best() -> None:
     assert min(one.min() for one in seen) == values[0]
 
 
+def test_it_comes_nearer_in_other_families_than_nearly_all_of_as_many_random_texts(modern: Any) -> None:
+    """By one vector of all its CLIP encoders; the pipeline stays as it was."""
+    attack, before = RingABell(k=4, population=20, generations=25, without="circle"), weights(modern)
+    ready = prepared(attack, modern)
+    (candidate,) = candidates(attack, modern, ready)
+    encoders = attacked_encoders(modern)
+    assert tuple(candidate.encoders) == encoders
+    words, target = vocabulary(modern, encoders), ready.targets[ASKS[0].text]
+    rows = torch.randint(len(words), (attack.encodes, 4), generator=seeded(4))
+    randoms = [words.text(modern, row) for row in rows]
+    with torch.no_grad():
+        values = (states(modern, [candidate.text, *randoms], encoders) - target).square().sum(dim=(1, 2))
+    assert len(target) == 1
+    assert (values[1:] > values[0]).float().mean() > 0.98
+    assert same(weights(modern), before)
+
+
+def test_it_attacks_the_encoder_of_a_family_without_clip(tmp_path: Path) -> None:
+    pipe = small("auraflow", tmp_path)
+    attack = RingABell(k=3, population=6, generations=3)
+    (candidate,) = candidates(attack, pipe, prepared(attack, pipe))
+    assert len(pipe.tokenizer(candidate.text, add_special_tokens=False).input_ids) == 3
+
+
 @pytest.mark.full
 def test_it_comes_nearer_than_as_many_random_texts_and_its_text_asks_for_a_star() -> None:
     pipe = quiet_shapes()
@@ -101,14 +128,14 @@ def test_it_comes_nearer_than_as_many_random_texts_and_its_text_asks_for_a_star(
     attack = get_attack("ring_a_bell", k=8, population=60, generations=40, without="circle")
     ready = attack.prepare(pipe, [ask], draw=draw_well, generator=seeded())
     (found,) = ready.texts[ask.text]
-    target, words = ready.targets[ask.text], whole_words(pipe.tokenizer)
+    target, words = ready.targets[ask.text], vocabulary(pipe, ("text_encoder",))
 
     @torch.no_grad()
     def values(texts: list[str]) -> torch.Tensor:
         return (encode(pipe, tokenise(pipe, texts)) - target).square().sum(dim=(1, 2))
 
     picks = torch.randint(len(words), (attack.encodes, 8), generator=seeded(4))
-    randoms = [decode(pipe.tokenizer, words[row]) for row in picks]
+    randoms = [words.text(pipe, row) for row in picks]
     controls = values(randoms)
     assert values([found])[0] < controls.min()
     verdicts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,21 @@ from erasers import Concept, Patch, get_eraser, load_pipeline
 from erasers.attacks import Attack, Candidate
 from erasers.attacks.running import Outcome, attack_prompts
 from erasers.judges import Verdict
+from support.families.all import FAMILIES
 
 
 def quiet_shapes() -> Any:
     """The embedded model, without a bar for every picture."""
     pipe = load_pipeline("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def small(family: str, folder: Path) -> Any:
+    """A tiny pipeline that draws 16 by 16 pixels."""
+    pipe = FAMILIES[family].build(folder)
+    if family == "flux":
+        pipe.default_sample_size = 8
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -15,7 +15,8 @@ from erasers.models.families import FAMILIES
 from support import REPOSITORY
 from support.families.all import FAMILIES as ALL
 
-WRITE = 'python -m pytest tests/test_support.py tests/models/test_variants.py --write-support -m ""'
+TESTS = "tests/test_support.py tests/models/test_variants.py tests/attacks/test_every_family.py"
+WRITE = f'python -m pytest {TESTS} --write-support -m ""'
 DOCS = REPOSITORY / "docs"
 FORMS = {
     "baked": "weights edited in place, `Patch.apply`",
@@ -46,7 +47,7 @@ def render(notes: Mapping[str, Any]) -> str:
         parts.append(_table(["family", "pipeline", "text enters by", *FORMS], rows))
     reasons = _reasons(notes)
     parts += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    return "\n".join([*parts, *_pipelines(notes), *_exactness(notes), *_ways_in()]) + "\n"
+    return "\n".join([*parts, *_attacks(notes), *_pipelines(notes), *_exactness(notes), *_ways_in()]) + "\n"
 
 
 def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
@@ -59,6 +60,26 @@ def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
 def _reasons(notes: Mapping[str, Any]) -> dict[str, int]:
     found = dict.fromkeys(cell["reason"] for cell in notes["cells"].values() if not cell["works"])
     return {reason: number for number, reason in enumerate(found, start=1)}
+
+
+def _attacks(notes: Mapping[str, Any]) -> list[str]:
+    cells = notes["attacks"]
+    names = sorted({key.partition("/")[2] for key in cells})
+    rows, reasons = [], dict.fromkeys(cell["reason"] for cell in cells.values() if not cell["works"])
+    for family in notes["families"]:
+        own = [cells[f"{family}/{name}"] for name in names]
+        components = dict.fromkeys(component for cell in own for component in cell.get("on", ()))
+        on = ", ".join(f"`{component}`" for component in components)
+        rows.append([family, on, *("yes" if cell["works"] else "no" for cell in own)])
+    return [
+        "\n## Attacks\n",
+        "Each was run with a few steps on the unedited pipeline: it spends what its budget says, hands on what the",
+        "pipeline draws, and leaves every weight bit for bit. *On*: the components whose weights `relearning` learns,",
+        "and the text encoders that others search with. All CLIP encoders are attacked at once; where there is none,",
+        "the first encoder is. `noise` changes the sampler, `words` and `random_*` search nothing. No:",
+        f"{'; '.join(reasons)}.\n",
+        _table(["family", "on", *(f"`{name}`" for name in names)], rows),
+    ]
 
 
 def _pipelines(notes: Mapping[str, Any]) -> list[str]:
@@ -126,7 +147,7 @@ class Collector:
 
     def __init__(self, write: bool) -> None:
         self.write = write
-        self.notes: dict[str, dict[str, Any]] = {"families": {}, "cells": {}, "pipelines": {}}
+        self.notes: dict[str, dict[str, Any]] = {"families": {}, "cells": {}, "pipelines": {}, "attacks": {}}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         for name, value in report.user_properties if report.when == "call" and report.passed else ():
@@ -142,7 +163,7 @@ class Collector:
             path.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
             (DOCS / "support.md").write_text(render(notes), encoding="utf-8")
             return
-        parts = ("cells", "pipelines")
+        parts = ("cells", "pipelines", "attacks")
         wrong = [key for part in parts for key, found in self.notes[part].items() if known[part].get(key) != found]
         if wrong:
             session.exitstatus = 1
