@@ -111,7 +111,7 @@ class SoftPrompt:
             ValueError: An encoder that did not get them, as the pipeline cuts the prompt before.
         """
         rows = max((len(vectors) for vectors in tokens.values() if vectors.dim() == 3), default=1)
-        with self.placed(tokens) as read, _quiet():
+        with self.placed(tokens) as read, quiet():
             condition = adaptor_of(self._pipe).encode(self._pipe, [self.text] * rows, self._skip)
         for name, count in read.items():
             if count != rows:
@@ -178,7 +178,7 @@ def _embeddings(encoder: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, pipelines do not warn of a prompt that they cut."""
     from diffusers.utils import logging
 

@@ -35,6 +35,11 @@ class Feed:
         """How many first blocks have a say in anything."""
         return self.depth if self.pooled else self.tokens or 0
 
+    @property
+    def upstream(self) -> int:
+        """How many first blocks are read token by token: in the states, or by a later block for the summary."""
+        return self.depth - 1 if self.tokens is None else self.tokens
+
     def __str__(self) -> str:
         whats = ["the states of its tokens"] * (self.tokens is not None) + ["its summary of the prompt"] * self.pooled
         return " and ".join(whats)

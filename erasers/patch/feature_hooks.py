@@ -21,7 +21,8 @@ class FeatureGate(Hook):
 
     Of the autoencoder the hook has the selected features alone, m of them. It acts on the first thing that the block
     returns, `[prompts, T, d]`, in the form in which it got it. Parts: encoder `[m, d]`, bias `[m]`, decoder `[m, d]`,
-    floor `[m]`, gate `[m]`, scale `[1]`.
+    floor `[m]`, gate `[m]`, scale `[1]`; first `[1]` where it is another token than that behind the first one, from
+    which on tokens count.
     """
 
     kind = "feature_gate"
@@ -30,6 +31,7 @@ class FeatureGate(Hook):
         shapes = {part: tuple(tensor.shape) for part, tensor in self.parts.items()}
         size = shapes.get("encoder", ())
         wanted = {"encoder": size, "decoder": size, "scale": (1,)} | dict.fromkeys(("bias", "floor", "gate"), size[:1])
+        wanted |= {"first": (1,)} if "first" in shapes else {}
         if shapes != wanted or len(size) != 2 or 0 in size:
             raise PatchError(
                 f"expected the parts encoder, decoder [m, d], bias, floor, gate [m] and scale [1] of {self.kind}, got "
@@ -80,7 +82,8 @@ def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
     """x + s (D(z') - D(z)) in the prompts that the gate takes for the concept; every other one as it is, bit for bit.
 
     a = ReLU(W_e x + bias); z is a where a > floor, and z' is scale z. A prompt is taken for the concept when a > gate
-    for one feature of one token. The first token, the same in every prompt, counts for nothing and is never edited.
+    for one feature of one token. A first token that is the same in every prompt, as CLIP has it, counts for nothing and
+    is never edited; the part `first` says from which token on they count.
 
     Attacks differentiate through the gate as well, by a straight-through estimator (Bengio et al., arXiv 1308.3432):
     backwards the gate is the largest a / gate, so that a step can shut it.
@@ -91,7 +94,7 @@ def gated(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
         return rows
     x, cast = precise(rows, parts)
     a = torch.relu(x @ cast["encoder"].T + cast["bias"])
-    counted = torch.arange(rows.shape[1], device=rows.device)[:, None] > 0
+    counted = torch.arange(rows.shape[1], device=rows.device)[:, None] >= cast.get("first", 1)
     shown = ((a > cast["gate"]) & counted).flatten(1).any(dim=1)[:, None, None]
     z = torch.where((a > cast["floor"]) & counted, a, torch.zeros_like(a))
     shift = ((cast["scale"] - 1) * z) @ cast["decoder"]

@@ -81,7 +81,7 @@ class Rows(ABC):
 
 @dataclass
 class TextRows(Rows):
-    """Tokens of prompts behind a block of a text encoder, without the first, which is the same in every prompt.
+    """Tokens of prompts behind a block of a text encoder, without a first one that is the same in every prompt.
 
     Args:
         padding: With those behind the end of a prompt, which are most of all and say no more than the end does.
@@ -116,8 +116,8 @@ class TextRows(Rows):
 
     def _wanted(self, outputs: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Rows `[N, d]` of outputs `[prompts, T, d]`."""
-        rows = outputs[:, 1:]
-        return rows.flatten(0, 1) if self.padding else rows[self.block.tokens(prompts)[1][:, 1:].bool()]
+        rows = self.block.counted(outputs)
+        return rows.flatten(0, 1) if self.padding else rows[self.block.counted(self.block.tokens(prompts)[1]).bool()]
 
 
 @dataclass

@@ -1,24 +1,30 @@
-"""What comes out of one block of a CLIP text encoder, token by token."""
+"""What comes out of one block of a text encoder, token by token."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from erasers.diffusion.supported import check_unet
+from erasers.diffusion.adaptors.adaptor import module_of
+from erasers.diffusion.adaptors.table import adaptor_of
+from erasers.diffusion.soft import quiet
+from erasers.diffusion.supported import check_drawable
+from erasers.diffusion.tokens import tokenizer_of
 from erasers.files.hashing import tensor_hashes
-from erasers.models.components import component
+from erasers.models.encoder_blocks import blocks_of, in_block, is_clip
 from erasers.models.families import UnsupportedPipeline
 from erasers.models.feeding import feeds_of
-from erasers.models.prompts import converted
 from erasers.patch.feature_hooks import first_output
 
-_BLOCK = re.compile(r"(?P<stem>(?:.*\.)?encoder\.layers)\.(?P<number>\d+)")
+_EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|embed_tokens|shared)\.")
+_T5 = ("T5EncoderModel", "UMT5EncoderModel")
 _PROMPTS_A_BATCH = 64
 
 
@@ -31,7 +37,7 @@ class Block:
         path: Module path inside of it.
         model: The text encoder.
         tokenizer: Its tokenizer.
-        pipe: The pipeline, which may rewrite prompts before they are tokenised.
+        pipe: The pipeline, which feeds it.
     """
 
     name: str
@@ -56,23 +62,41 @@ class Block:
         """d of its rows."""
         return int(self.model.config.hidden_size)
 
+    @cached_property
+    def first(self) -> int:
+        """The first token that counts: 1 where all prompts begin with the same one, as those of CLIP do, else 0."""
+        ids = self.tokens(["", "a"])[0]
+        return int(ids[0, 0] == ids[1, 0])
+
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the weights that make its output, by parameter name."""
-        match = _BLOCK.fullmatch(self.path)
-        last = int(match["number"]) if match else -1
+        place = in_block(self.path)
+        last = -1 if place is None else place.number
         tensors = {}
         for path, parameter in self.model.named_parameters():
-            layer = _BLOCK.match(path)
-            if "embeddings" in path or layer and int(layer["number"]) <= last:
+            layer = in_block(path)
+            if _EMBEDDINGS.search(path) or layer and layer.number <= last:
                 tensors[f"{self.name}.{path}"] = parameter.data
         return tensor_hashes(tensors, owner=self.model)
 
+    @torch.no_grad()
     def tokens(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids as the pipeline makes them, and their attention mask, each `[prompts, T]`."""
-        length = min(int(self.tokenizer.model_max_length), int(self.model.config.max_position_embeddings))
-        texts = [converted(self.pipe, self.tokenizer, prompt) for prompt in prompts]
-        encoded = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return encoded["input_ids"], encoded["attention_mask"]
+        """Token ids as the pipeline makes them, and which are not behind the end of a prompt, each `[prompts, T]`."""
+        given: list[torch.Tensor] = []
+
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given.append((args[0] if args else kwargs["input_ids"]).cpu())
+            raise _Seen
+
+        self._until(self.model.register_forward_pre_hook(look, with_kwargs=True), prompts)
+        ids = given[0]
+        # The padding token may be the end token itself: all up to the first one counts.
+        ends = (ids == self.tokenizer.eos_token_id).long()
+        return ids, ((ends.cumsum(dim=-1) - ends) == 0).long()
+
+    def counted(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Outputs `[prompts, T, d]` without a first token that is the same in every prompt."""
+        return outputs[:, self.first :]
 
     @torch.no_grad()
     def outputs(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -91,47 +115,73 @@ class Block:
             yield self._run(prompts[start : start + size])
 
     def _run(self, prompts: Sequence[str]) -> torch.Tensor:
-        ids, mask = self.tokens(prompts)
-        device = next(self.model.parameters()).device
-        given = {"attention_mask": mask.to(device)} if getattr(self.model.config, "use_attention_mask", False) else {}
         outputs: list[torch.Tensor] = []
 
         def look(_: nn.Module, __: Any, output: Any) -> None:
             outputs.append(first_output(output).detach().float().cpu())
             raise _Seen
 
-        handle = self.module.register_forward_hook(look)
+        self._until(self.module.register_forward_hook(look), prompts)
+        return outputs[0]
+
+    def _until(self, hook: RemovableHandle, prompts: Sequence[str]) -> None:
+        """Have the pipeline encode prompts until a hook has seen what it wants."""
         try:
-            self.model(ids.to(device), **given)
+            with quiet():
+                adaptor_of(self.pipe).encode(self.pipe, list(prompts))
         except _Seen:
             pass
         finally:
-            handle.remove()
-        return outputs[0]
+            hook.remove()
 
 
 class _Seen(Exception):
-    """The output of the block is known and nothing else is wanted."""
+    """What a hook looks for is known and nothing else is wanted."""
 
 
-def find_blocks(pipe: Any, index: int | None = None) -> list[Block]:
-    """One block of each CLIP text encoder of a pipeline.
+def readable_encoders(pipe: Any) -> list[str]:
+    """The text encoders of a pipeline whose blocks can be described, those of CLIP and T5.
+
+    Raises:
+        UnsupportedPipeline: A pipeline of another family, or one without such an encoder.
+        ValueError: It has no text encoder.
+    """
+    check_drawable(pipe)
+    kinds = {name: module_of(pipe, name) for name in feeds_of(pipe)}
+    names = [name for name, model in kinds.items() if is_clip(model) or type(model).__name__ in _T5]
+    if not names:
+        said = ", ".join(f"{name} {type(model).__name__}" for name, model in kinds.items())
+        raise UnsupportedPipeline(f"expected a pipeline with a text encoder of CLIP or T5, got {said}")
+    return names
+
+
+def find_blocks(pipe: Any) -> list[Block]:
+    """The block of each text encoder of a pipeline that is described unless another is asked for; raises as others."""
+    return [encoder_block(pipe, name) for name in readable_encoders(pipe)]
+
+
+def encoder_block(pipe: Any, name: str, number: int | None = None) -> Block:
+    """A block of a text encoder.
 
     Args:
-        pipe: A Stable Diffusion 1, 2 or XL pipeline.
-        index: Number of the block, from 0; None: three quarters of the way up, which is 8 of the 12 of Stable
-            Diffusion 1, as published.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
+        name: Component of the text encoder.
+        number: Of the block, from 0; None: three quarters of the way up, which is 8 of the 12 of Stable Diffusion 1, as
+            published.
 
     Raises:
         UnsupportedPipeline: Another pipeline.
-        ValueError: No such block, or one behind what the pipeline reads.
+        ValueError: No such encoder or block, or a block behind what the pipeline reads.
     """
-    check_unet(pipe)
-    blocks = []
-    for name in ("text_encoder", "text_encoder_2"):
-        if getattr(pipe, name, None) is not None:
-            blocks.append(_find(pipe, name, index))
-    return blocks
+    if name not in (names := readable_encoders(pipe)):
+        raise ValueError(f"expected a text encoder among {', '.join(names)}, got {name!r:.80}")
+    model, feed = module_of(pipe, name), feeds_of(pipe)[name]
+    last = feed.upstream - 1
+    number = min(round(0.75 * feed.depth) - 1, last) if number is None else number
+    if not 0 <= number <= last:
+        raise ValueError(f"expected a block from 0 to {last} of {name}, upstream of what is read, got {number}")
+    path = next(path for path, _ in blocks_of(model) if (place := in_block(path)) and place.number == number)
+    return Block(name, path, model, tokenizer_of(pipe, name), pipe)
 
 
 def find_block(pipe: Any, target: str) -> Block:
@@ -142,11 +192,11 @@ def find_block(pipe: Any, target: str) -> Block:
         ValueError: The pipeline has no such block.
     """
     name, _, path = target.partition(".")
-    match = _BLOCK.fullmatch(path)
-    blocks = {block.name: block for block in find_blocks(pipe, int(match["number"]) if match else None)}
-    if match is None or name not in blocks or blocks[name].path != path:
+    place = in_block(path)
+    block = encoder_block(pipe, name, place.number) if place and name in readable_encoders(pipe) else None
+    if block is None or block.path != path:
         raise ValueError(f"expected {type(pipe).__name__} with {target}, got one without it")
-    return blocks[name]
+    return block
 
 
 def check_read(block: Block, clip_skip: int | None) -> None:
@@ -155,26 +205,9 @@ def check_read(block: Block, clip_skip: int | None) -> None:
     Raises:
         ValueError: Says which blocks are read.
     """
-    match, read = _BLOCK.fullmatch(block.path), feeds_of(block.pipe, clip_skip)[block.name].blocks
-    if match and int(match["number"]) >= read:
+    place, read = in_block(block.path), feeds_of(block.pipe, clip_skip)[block.name].upstream
+    if place and place.number >= read:
         raise ValueError(
             f"expected an autoencoder of one of the {read} first blocks of the {block.name}, which are read with "
-            f"clip_skip {clip_skip}, got one of block {match['number']}"
+            f"clip_skip {clip_skip}, got one of block {place.number}"
         )
-
-
-def _find(pipe: Any, name: str, index: int | None) -> Block:
-    model = component(pipe, name)
-    matches = [match for path, _ in model.named_modules() if (match := _BLOCK.fullmatch(path))]
-    if not matches:
-        raise UnsupportedPipeline(
-            f"expected {name} as a CLIP text encoder with encoder.layers, got {type(model).__name__}"
-        )
-    depth = max(int(match["number"]) for match in matches) + 1
-    # SDXL reads the states before the last block.
-    last = depth - 2 if hasattr(pipe, "text_encoder_2") else depth - 1
-    number = min(round(0.75 * depth) - 1, last) if index is None else index
-    if not 0 <= number <= last:
-        raise ValueError(f"expected a block from 0 to {last} of {name}, upstream of what is read, got {number}")
-    tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
-    return Block(name, f"{matches[0]['stem']}.{number}", model, tokenizer, pipe)

@@ -9,7 +9,7 @@ import typer
 
 TEXT_ENCODER = "text_encoder"
 Component = Annotated[
-    str | None, typer.Option(help="text_encoder, text_encoder_2 of SDXL, or unet. [dim]text_encoder[/dim]")
+    str | None, typer.Option(help="text_encoder, text_encoder_2, text_encoder_3, or unet. [dim]text_encoder[/dim]")
 ]
 Block = Annotated[
     str | None,
@@ -41,13 +41,12 @@ def find_block(pipe: Any, component: str, block: str | None) -> Any:
         ValueError: A component or a block that the model has not.
     """
     from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
-    from erasers.sae.text_blocks import find_blocks
+    from erasers.sae.text_blocks import encoder_block, readable_encoders
 
     if component == DenoiserBlock.name:
         return find_denoiser_block(pipe, block)
     if block is not None and not block.isdecimal():
         raise ValueError(f"expected --block as a number for {component}, got {block!r:.80}")
-    blocks = {text_block.name: text_block for text_block in find_blocks(pipe, None if block is None else int(block))}
-    if component not in blocks:
-        raise ValueError(f"expected --component among {', '.join(blocks)}, {DenoiserBlock.name}, got {component!r:.80}")
-    return blocks[component]
+    if component not in (names := readable_encoders(pipe)):
+        raise ValueError(f"expected --component among {', '.join(names)}, {DenoiserBlock.name}, got {component!r:.80}")
+    return encoder_block(pipe, component, None if block is None else int(block))

@@ -58,7 +58,7 @@ def import_(
         about = {"imported": imported.code, "file": file.name}
         save = partial(save_sae, sae=imported.sae, target=where.target, base=where.fingerprints(), about=about)
         written_or_kept(save, out_file, overwrite=overwrite)
-        measured = quality(imported.sae, [where.outputs(texts)[:, 1:].flatten(0, 1)]) if texts else None
+        measured = quality(imported.sae, [where.counted(where.outputs(texts)).flatten(0, 1)]) if texts else None
     out.print(
         f"autoencoder  {escape(str(out_file))}  ({out_file.stat().st_size} bytes) of {where.target}: {imported.sae.n} "
         f"features, {imported.sae.k} active, {imported.sae.activation}, as {imported.code} names them"

@@ -20,6 +20,7 @@ from erasers.eraser import Eraser
 from erasers.files.reading import at_home
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
 from erasers.models.components import find_parameter
+from erasers.models.feeding import warn_of_missed_encoders
 from erasers.models.readers import text_readers
 from erasers.options import require_least
 from erasers.patch import Patch
@@ -28,7 +29,7 @@ from erasers.patch.feature_hooks import FeatureGate, StepFeatures
 from erasers.progress import progress as bar
 from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
-from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks
+from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks, readable_encoders
 from erasers.text.contexts import contexts, kept_prompts
 from erasers.text.prompts import Templates
 
@@ -60,8 +61,8 @@ class ItD(Eraser):
     a threshold for active features in place of the k largest.
 
     Args:
-        sae: Files of autoencoders, one for each text encoder, or of blocks of the denoiser (`erase sae train` makes
-            them); "auto" is the one in the package, for the text encoder of an embedded model.
+        sae: Files of autoencoders, one for each text encoder of CLIP or T5, or of blocks of the denoiser (`erase sae
+            train` makes them); "auto" is the one in the package, for the text encoder of an embedded model.
         scale: What the activity of target features is multiplied by; 0 takes it away, less turns it round.
         top: Most active features of a prompt with the concept that can be targets.
         quiet: Activity below this share of the largest that a feature has in any of these prompts is silence; 0 is the
@@ -124,10 +125,12 @@ class ItD(Eraser):
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
+        described = read_saes(pipe, self.sae)
+        warn_of_missed_encoders(pipe, {block.name for block, _, _ in described}, "give an autoencoder of it, too")
         tensors: dict[str, torch.Tensor] = {}
         base: dict[str, str] = {}
         digests: dict[str, str] = {}
-        for block, sae, digest in read_saes(pipe, self.sae):
+        for block, sae, digest in described:
             if isinstance(block, DenoiserBlock):
                 kind, parts = StepFeatures.kind, self.step_parts(block, sae, concepts, generator, progress)
             else:
@@ -137,7 +140,7 @@ class ItD(Eraser):
             base |= block.fingerprints()
             digests[block.target] = digest
         weights = {name: find_parameter(pipe, name, linear=False, edit=False) for name in base}
-        dtype, readers = pipe.text_encoder.dtype, text_readers(pipe)
+        dtype, readers = next(iter(weights.values())).dtype, text_readers(pipe)
         meta = patch_meta(self.name, self.config(), concepts, base, dtype, weights=weights, readers=readers)
         return Patch(tensors, meta | {"sae": digests})
 
@@ -160,7 +163,7 @@ class ItD(Eraser):
             for number, value, least in zip(chosen.tolist(), gate.tolist(), floor.tolist(), strict=True):
                 gates[number] = min(gates.get(number, float("inf")), max(value, least))
                 floors[number] = min(floors.get(number, float("inf")), least)
-        return gate_parts(sae, gates, floors, self.scale)
+        return gate_parts(sae, gates, floors, self.scale) | ({} if block.first else {"first": torch.zeros(1)})
 
     def step_parts(
         self, block: DenoiserBlock, sae: SAE, concepts: Sequence[Concept], generator: torch.Generator, progress: bool
@@ -185,7 +188,7 @@ class ItD(Eraser):
 
 
 class Activity(NamedTuple):
-    """The strongest of each feature among the tokens of prompts, without the first token; both `[prompts, n]`.
+    """The strongest of each feature among the tokens of prompts that count; both `[prompts, n]`.
 
     Args:
         active: z.
@@ -200,9 +203,9 @@ class Activity(NamedTuple):
 def activity(sae: SAE, block: Block, prompts: Sequence[str]) -> Activity:
     """What the features of an autoencoder do in prompts."""
     active, strength = [], []
-    for batch in block.batches(list(prompts), _PROMPTS_A_BATCH):
-        count, tokens, _ = batch[:, 1:].shape
-        rows = batch[:, 1:].flatten(0, 1)
+    for batch in map(block.counted, block.batches(list(prompts), _PROMPTS_A_BATCH)):
+        count, tokens, _ = batch.shape
+        rows = batch.flatten(0, 1)
         shape = (count, tokens, sae.n)
         active.append(sae.encode(rows).dense(sae.n).view(shape).amax(dim=1))
         strength.append(sae.activations(rows).view(shape).amax(dim=1))
@@ -277,12 +280,10 @@ def gate_parts(
 def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple[Block | DenoiserBlock, SAE, str]]:
     """Autoencoders of a pipeline: the block that each describes, itself, sha256 of its file.
 
-    One for each text encoder, or else those of blocks of the denoiser.
-
     Raises:
         UnsupportedPipeline: The message lists the supported ones.
         FileNotFoundError: No such file.
-        ValueError: An autoencoder of another model, or a text encoder without one.
+        ValueError: An autoencoder of another model, or none.
     """
     saes: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
     for path in _shipped(pipe) if given == "auto" else [at_home(path) for path in given]:
@@ -292,12 +293,11 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
         if block.fingerprints() != meta["base"]:
             raise ValueError(f"expected an autoencoder of this model in {path.name}, got one of other weights")
         saes[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
-    described = {block.name for block, _, _ in saes.values()}
-    missing = [block.name for block in find_blocks(pipe) if block.name not in described]
-    if missing and described != {DenoiserBlock.name}:
+    if not saes:
+        name = readable_encoders(pipe)[0]
         raise ValueError(
-            f"expected a sparse autoencoder for the {missing[0]} of this model, got none; train one with "
-            f"erase sae train --model MODEL --component {missing[0]} --out FILE and pass --set sae=FILE"
+            f"expected a sparse autoencoder for the {name} of this model, got none; train one with "
+            f"erase sae train --model MODEL --component {name} --out FILE and pass --set sae=FILE"
         )
     return [saes[target] for target in sorted(saes)]
 

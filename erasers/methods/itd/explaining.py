@@ -118,14 +118,16 @@ def _explain(block: Block, sae: SAE, concept: Concept, eraser: ItD) -> Explanati
 
 
 def activities(block: Block, parts: dict[str, torch.Tensor], prompts: list[str]) -> torch.Tensor:
-    """a of the features of a gate, `[prompts, T - 1, m]`, without the first token."""
-    rows = block.outputs(prompts)[:, 1:]
+    """a of the features of a gate in the tokens that count, `[prompts, tokens, m]`."""
+    rows = block.counted(block.outputs(prompts))
     return torch.relu(rows @ parts["encoder"].T + parts["bias"])
 
 
 def _words(block: Block, ids: torch.Tensor, strong: torch.Tensor, where: torch.Tensor) -> tuple[str, ...]:
     """The tokens on which a feature is strongest in those prompts where it is active."""
-    words = Counter(_word(block, int(ids[row, int(where[row]) + 1])) for row in strong.nonzero().flatten().tolist())
+    words = Counter(
+        _word(block, int(ids[row, int(where[row]) + block.first])) for row in strong.nonzero().flatten().tolist()
+    )
     return tuple(word for word, _ in words.most_common(_TOKENS))
 
 

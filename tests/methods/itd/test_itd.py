@@ -15,7 +15,7 @@ from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline, w
 from erasers.methods.itd.eraser import activity, floors_of, read_saes, select, statistic, thresholds
 from erasers.sae.autoencoder import SAE
 from erasers.sae.rows import TextRows, split, turn
-from erasers.sae.text_blocks import find_block, find_blocks
+from erasers.sae.text_blocks import encoder_block, find_block, find_blocks
 from erasers.sae.training import SAETraining, train_sae
 from erasers.worlds.shapes.prompts import concept_for, split_prompts
 
@@ -179,8 +179,8 @@ def test_what_is_refused(pipes, saes, tmp_path):
     pipe = pipes("sd1")
     with pytest.raises(ValueError, match="erase sae train --model MODEL --component text_encoder"):
         get_eraser("itd").fit(pipe, STAR)
-    with pytest.raises(ValueError, match="text_encoder_2 of this model, got none"):
-        get_eraser("itd", sae=saes["sdxl"][:1]).fit(pipes("sdxl"), STAR)
+    with pytest.warns(UserWarning, match=r"pipe\.text_encoder_2 is not edited, .* give an autoencoder of it, too"):
+        get_eraser("itd", sae=saes["sdxl"][:1], **OPTIONS).fit(pipes("sdxl"), STAR)
     other = pipes("sd1")
     other.text_encoder.get_parameter("encoder.layers.0.mlp.fc1.weight").data.add_(0.1)
     with pytest.raises(ValueError, match="of other weights"):
@@ -193,9 +193,9 @@ def test_what_is_refused(pipes, saes, tmp_path):
         with pytest.raises(ValueError, match=message):
             get_eraser("itd", **options)
     with pytest.raises(ValueError, match="a block from 0 to 1"):
-        find_blocks(pipe, 2)
+        encoder_block(pipe, "text_encoder", 2)
     with pytest.raises(ValueError, match="block from 0 to 0"):
-        find_blocks(pipes("sdxl"), 1)
+        encoder_block(pipes("sdxl"), "text_encoder_2", 1)
     with pytest.raises(ValueError, match="got one without it"):
         find_block(pipe, "text_encoder.final_layer_norm")
 
