@@ -20,6 +20,7 @@ from erasers.models.inputs import Pictures, call_arguments, inputs_of
 
 _FEW, _SOME = 4, 8
 _TRUE = "true_cfg_scale"
+_TOKENS = "max_sequence_length"
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 
@@ -93,6 +94,7 @@ def plan(
         guidance=None if scale == _TRUE else sampler.guidance,
         batch=1 if arguments else profile.batch,
         size=profile.size if "height" in called else None,
+        tokens=profile.tokens if _TOKENS in called else None,
         arguments=arguments,
     )
     return Drawing(pipe, settled, _words(type(pipe), sampler, strength))
@@ -164,6 +166,7 @@ def generate(
     guidance: float | None,
     batch: int = 1,
     size: int | None = None,
+    tokens: int | None = None,
     latents: torch.Tensor | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Iterator[list[Image.Image]]:
@@ -176,16 +179,20 @@ def generate(
         guidance: Guidance scale; likewise.
         batch: Pictures at a time.
         size: Side of the pictures in pixels; None takes the model's own.
+        tokens: Tokens that a prompt is padded or cut to; None takes the pipeline's own default.
         latents: Noise `[1, c, h, w]` in place of that of the seeds.
         arguments: Of the call, beside these: what a pipeline draws from besides prompts.
 
     Raises:
-        ValueError: A prompt that combines sexual content and minors; nothing has been drawn then.
+        ValueError: A prompt that combines sexual content and minors, or tokens for a pipeline that does not take their
+            number; nothing has been drawn then.
     """
     for ask in asks:
         refuse_minors(ask.text)
     settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
-    settings["latents"] = latents
+    settings |= {"latents": latents, _TOKENS: tokens}
+    if tokens is not None and _TOKENS not in inspect.signature(type(pipe).__call__).parameters:
+        raise ValueError(f"expected no tokens for {type(pipe).__name__}, which takes no {_TOKENS}")
     settings = {key: value for key, value in settings.items() if value is not None} | dict(arguments or {})
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):

@@ -51,6 +51,7 @@ class World(ABC):
         guidance: Guidance scale.
         batch: Pictures at a time.
         size: Side of a picture in pixels.
+        tokens: What is drawn with as the pipeline's `max_sequence_length`; None: it takes none, or its own default.
         seconds: Of one pass of the denoiser for one picture on one core of a CPU, as measured.
         judge: As for `get_judge`; `oracle/<name>` where the world has the judge itself.
         judge_file: Weights of the judge.
@@ -69,6 +70,7 @@ class World(ABC):
     guidance: ClassVar[float]
     batch: ClassVar[int]
     size: ClassVar[int]
+    tokens: ClassVar[int | None] = None
     seconds: ClassVar[float]
     judge: ClassVar[str]
     judge_file: ClassVar[Path]

@@ -8,10 +8,12 @@ from typing import Any
 import diffusers
 import pytest
 from PIL import Image
+from support.families.all import FAMILIES
 from support.families.variants import adapter, with_class
 from support.tiny import make_unet
 
 from erasers import Concept, PatchError, get_eraser
+from erasers.asks import PlainPrompt
 from erasers.evaluation.drawing import generate, own_sampler, plan
 from erasers.evaluation.profile.profile import Profile
 from erasers.evaluation.report.report import SETTINGS
@@ -28,8 +30,6 @@ def built(pipe: Any, name: str, **parts: Any) -> Any:
 
 
 def drawn(drawing: Any, *texts: str) -> list[Image.Image]:
-    from erasers.asks import PlainPrompt
-
     asks = [PlainPrompt(text, 1) for text in texts]
     settings = {key: getattr(drawing.profile, key) for key in SETTINGS}
     return [image for images in generate(drawing.pipe, asks, **settings) for image in images]
@@ -203,3 +203,17 @@ def test_flux_without_a_guidance_is_schnell(tmp_path):
     assert own_sampler(pipe).steps == 28
     pipe.transformer.register_to_config(guidance_embeds=False)
     assert own_sampler(pipe).steps == 4
+
+
+def test_flux_is_given_as_many_tokens_as_asked_for_and_a_unet_none(pipe, tmp_path, monkeypatch):
+    flux = FAMILIES["flux"].build(tmp_path)
+    given: list[Any] = []
+    encode = flux.encode_prompt
+    monkeypatch.setattr(flux, "encode_prompt", lambda **named: given.append(named) or encode(**named))
+    settings = {"steps": 1, "guidance": 1.0, "size": FAMILIES["flux"].options["height"]}
+    next(generate(flux, [PlainPrompt("a star", 1)], tokens=9, **settings))
+    assert given[0]["max_sequence_length"] == 9
+    assert plan(flux, replace(PLAIN, tokens=9)).profile.tokens == 9
+    assert plan(pipe, replace(PLAIN, tokens=9)).profile.tokens is None
+    with pytest.raises(ValueError, match="expected no tokens for StableDiffusionPipeline"):
+        next(generate(pipe, [PlainPrompt("a star", 1)], steps=1, guidance=1.0, tokens=9))

@@ -23,6 +23,7 @@ class Profile:
         batch: Pictures at a time; the pictures do not depend on it.
         prompts: (concepts, prompts a split) -> concept name -> split -> prompts.
         size: Side of the pictures in pixels; None takes the model's own.
+        tokens: Tokens that a prompt is padded or cut to; None takes the pipeline's own default.
         judges: Makes the judges, in the order in which they are asked; none by default.
         note: What a reader of the report has to know.
         arguments: What a call gets beside prompts, noise and the settings above, such as pictures.
@@ -33,6 +34,7 @@ class Profile:
     batch: int
     prompts: Callable[[Sequence[Concept], int], dict[str, dict[str, list[Ask]]]]
     size: int | None = None
+    tokens: int | None = None
     judges: Callable[[], Sequence[Judge]] = tuple
     note: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +50,13 @@ def profile_for(model: str | Path, *, unsafe: bool = False) -> Profile:
     if world := worlds.find(model):
         own = world.judge
         return Profile(
-            world.steps, world.guidance, world.batch, world.prompts, size=world.size, judges=lambda: (get_judge(own),)
+            world.steps,
+            world.guidance,
+            world.batch,
+            world.prompts,
+            size=world.size,
+            tokens=world.tokens,
+            judges=lambda: (get_judge(own),),
         )
 
     def prompts(concepts: Sequence[Concept], samples: int) -> dict[str, dict[str, list[Ask]]]:

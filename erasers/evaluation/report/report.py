@@ -33,7 +33,7 @@ from erasers.version import library_version
 
 _MAX_ROWS, _FIRST, _WRONG = 24, 4, 4
 """Rows of the grid; pictures that are shown of a concept and split: the first, and those that went wrong."""
-SETTINGS = ("steps", "guidance", "batch", "size", "arguments")
+SETTINGS = ("steps", "guidance", "batch", "size", "tokens", "arguments")
 """Fields of a profile that are arguments of `generate`."""
 
 
@@ -187,7 +187,7 @@ def _measured(
     pipe: Any, patch: Patch, profile: Profile, samples: int, cases: Sequence[Case], panel: Panel
 ) -> dict[str, Any]:
     """With what the numbers were made."""
-    settings = {"steps": profile.steps, "guidance": profile.guidance, "size": profile.size}
+    settings = {"steps": profile.steps, "guidance": profile.guidance, "size": profile.size, "tokens": profile.tokens}
     return {
         "method": patch.meta["method"],
         "patch_sha256": patch.digest,

@@ -51,6 +51,7 @@ def picture_facts(model: str, patch: str, sampling: Sampling, setting: Mapping[s
     """
     facts: dict[str, Any] = {"model": model, "patch": patch, "strength": 1.0}
     facts |= {"steps": sampling.steps, "guidance": sampling.guidance, "size": sampling.size}
+    facts |= {} if sampling.tokens is None else {"tokens": sampling.tokens}
     return facts | {key: setting[key] for key in SETTING}
 
 

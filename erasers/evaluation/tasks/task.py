@@ -37,12 +37,15 @@ class Sampling:
         guidance: Guidance scale; likewise.
         batch: Pictures at a time.
         size: Side of the pictures in pixels; None takes the model's own.
+        tokens: Tokens that a prompt is padded or cut to, where the pipeline takes `max_sequence_length`; None takes its
+            own default.
     """
 
     steps: int | None = None
     guidance: float | None = None
     batch: int = 1
     size: int | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """The task as plain values."""
         plain = asdict(self) | {"cases": [list(case) for case in self.cases]}
+        if self.sampling.tokens is None:
+            del plain["sampling"]["tokens"]
         plain |= {
             "scheme": lists(plain["scheme"]),
             "attacks": {label: plan.to_json() for label, plan in self.attacks.items()},
@@ -287,7 +292,7 @@ def _samples(value: Any, prompts: Mapping[str, Prompts]) -> dict[str, int]:
 def _sampling(value: Any) -> Sampling:
     values = mapping("sampling", value, [field.name for field in fields(Sampling)])
     given = {key: setting for key, setting in values.items() if setting is not None}
-    most = {"steps": 10_000, "batch": 10_000, "size": 16_384}
+    most = {"steps": 10_000, "batch": 10_000, "size": 16_384, "tokens": 10_000}
     counts = {key: count(f"sampling.{key}", given[key], most[key]) for key in most if key in given}
     guidance = given.get("guidance")
     if guidance is not None:

@@ -13,6 +13,7 @@ class ShapesSD3(Shapes):
     name = "shapes-sd3"
     folder = Path(__file__).parent / "model"
     steps, guidance, batch = 20, 4.0, 25
+    tokens = 1
     seconds = 0.77 / 40
     sae = None
     denoiser_block = None
