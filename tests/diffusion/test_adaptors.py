@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -26,7 +27,17 @@ from erasers.diffusion.draws import gaussian
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.latents import latents_of
 from erasers.diffusion.needs import Pass, denoiser_flops, need_of
-from erasers.diffusion.noise import clean, flows, noised, random_times, step_back, target_of, time_grid, total_times
+from erasers.diffusion.noise import (
+    clean,
+    flows,
+    middle_times,
+    noised,
+    random_times,
+    step_back,
+    target_of,
+    time_grid,
+    total_times,
+)
 
 # numpy's, about diffusers' DPM-solver.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -311,8 +322,16 @@ def test_noise_target_and_steps_agree(case: tuple[Any, Own]) -> None:
     assert drawn.is_floating_point() == flows(pipe)
 
 
-def test_it_is_counted_in_shapes_alone(case: tuple[Any, Own]) -> None:
+def test_random_times_follow_the_familys_own_shift(case: tuple[Any, Own]) -> None:
     pipe, own = case
+    shape = adaptor_of(pipe).shape(pipe, own.options.get("height"))
+    halfway = [median(times(pipe, 50, shape)) for times in (time_grid, middle_times)]
+    assert abs(halfway[0] - halfway[1]) < (0.012 if flows(pipe) else 0.05) * total_times(pipe)
+
+
+@pytest.mark.parametrize("name", only(OWN, "sdxl", "qwenimage", "zimage", "wan22", "lumina2", "cogview4"))
+def test_it_is_counted_in_shapes_alone(name: str, tmp_path: Path) -> None:
+    pipe, own = built(name, tmp_path), OWN[name]
     size, (component, denoiser) = own.options.get("height"), next(iter(denoisers_of(pipe).items()))
     trained = [f"{component}.{name}" for name, _ in denoiser.named_parameters()]
     more, less = (need_of(pipe, Pass(1, weights, size=size)).sample for weights in (trained, trained[-2:]))
