@@ -22,8 +22,8 @@ from erasers.diffusion.gradients import unmixed
 from erasers.diffusion.latent_bank import Way, calls_a_step
 from erasers.diffusion.low_rank import attention_layers
 from erasers.diffusion.needs import Pass
-from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate, token_rate
-from erasers.diffusion.supported import check_supported
+from erasers.diffusion.rates import MEASUREMENTS, Rate, require_rate
+from erasers.diffusion.supported import check_drawable
 from erasers.methods.robust_ablation.pool import Maker, Pool, distance_from_truth
 from erasers.methods.robust_ablation.relearner import Relearner
 from erasers.methods.robust_ablation.soft_bank import SoftBank
@@ -73,6 +73,7 @@ class RobustAblation(TrainedEraser):
         attack_scale: Weight of the soft tokens' part; 0 trains without attacks.
         bank: Soft prompts that live.
         tokens: Numbers of soft tokens; the soft prompts take turns.
+        encoders: Text encoders that soft tokens are in; none: all of CLIP, or the first where none is of CLIP.
         attack_steps: Steps of the bank an iteration.
         attack_lr: Of its Adam; "auto" is a quarter of a typical coordinate of the token table (`diffusion.rates`).
         restart: Iterations after which a half of the bank starts anew.
@@ -126,6 +127,7 @@ class RobustAblation(TrainedEraser):
     attack_scale: float = 1.0
     bank: int = 8
     tokens: tuple[int, ...] = (1, 2, 4)
+    encoders: tuple[str, ...] = ()
     attack_steps: int = 2
     attack_lr: Rate = "auto"
     restart: int = 60
@@ -151,7 +153,7 @@ class RobustAblation(TrainedEraser):
 
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
-        check_supported(pipe)
+        check_drawable(pipe)
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
@@ -205,7 +207,7 @@ class RobustAblation(TrainedEraser):
         student = Student(pipe, denoiser_names(pipe, self.train), rank=self.rank, generator=generator)
         if self.start == "uce":
             start_from_uce(student, pipe, concepts, self.clip_skip)
-        soft = SoftBank(pipe, self.bank, self.tokens, generator, clip_skip=self.clip_skip)
+        soft = SoftBank(pipe, self.bank, self.tokens, generator, clip_skip=self.clip_skip, encoders=self.encoders)
         groups = [torch.nonzero(owners[bad.prompts] == number)[:, 0] for number in range(len(concepts))]
         fight = Fight(self, pipe, student, soft, bad, good, asked, held, groups, generator)
         tensors = {"soft": soft.vectors.data, "soft-scale": soft.scale.state, "multiplier": fight.multiplier}
@@ -264,7 +266,7 @@ class Fight:
         self.groups, self.generator = groups, generator
         self.multiplier = torch.tensor(_MULTIPLIERS[0] / max(options.drift, 1e-3))
         self.defender = torch.optim.Adam(student.parameters, lr=options.lr)
-        self.attacker = torch.optim.Adam([soft.vectors], lr=token_rate(options.attack_lr, soft.table))
+        self.attacker = torch.optim.Adam([soft.vectors], lr=soft.rate(options.attack_lr))
         self.relearner = Relearner(pipe, options.relearn_rank, options.relearn_lr, generator)
         if options.measures:
             pool = bad.rows(torch.arange(min(options.batch, len(bad.times))))

@@ -22,7 +22,7 @@ class Relearner:
     """The attack `relearning` while the student is trained: it learns the concept anew, the student unlearns it again.
 
     Args:
-        pipe: A Stable Diffusion 1 or 2 pipeline.
+        pipe: A pipeline of a family in `erasers.diffusion.adaptors.table`.
         rank: Of the weights beside every projection of the attention layers.
         lr: Of its AdamW; "auto" waits for `measure`.
         generator: Draws one of the two factors of each; the other begins with zeros.
