@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,8 @@ from erasers.cli.groups import given_options, with_groups
 from erasers.cli.model import Hardware, ModelOptions, pick_device
 from erasers.cli.options import Overwrite
 from erasers.cli.pictures import DrawnFrom
+from erasers.cli.recipe import RecipeFile, eraser_of
+from erasers.cli.recipe import read as read_recipe
 from erasers.cli.report import Planned, Report, ReportOptions, check_drawable
 from erasers.cli.result import show_next, show_result
 from erasers.cli.targets import check_out_file, check_targets, default_out, report_files, written_or_kept
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from erasers.concept import Concept
     from erasers.eraser import Eraser
+    from erasers.methods.leco import Recipe
     from erasers.patch import Patch
 
 
@@ -43,6 +46,7 @@ def erase(
     method: Annotated[
         str, typer.Option(help="A method or one of its presets; see [cyan]erase methods[/cyan].")
     ] = "rece",
+    recipe: RecipeFile = None,
     base: ModelOptions,
     words: Words,
     setting: Annotated[
@@ -70,11 +74,15 @@ def erase(
     asked = report.asked(context, drawn_from)
     check_method(method)
     hardware.check()
+    plan = read_recipe(recipe, context) if recipe else None
     if out_file:
         check_out_file(out_file)
-    inputs = {"--model": base.model, **drawn_from.files(), **words.files()}
+    inputs = {"--model": base.model, "--recipe": recipe, **drawn_from.files(), **words.files()}
     target = _Target(out_file, inputs, overwrite or dry_run)
-    job = _Job(concept or [], words, method, setting or [], base, hardware, fitting, target, asked)
+    names = concept or (plan.names if plan else [])
+    job = _Job(
+        names, words, plan.method if plan else method, plan, setting or [], base, hardware, fitting, target, asked
+    )
     _erase(job, dry_run=dry_run)
 
 
@@ -106,6 +114,7 @@ class _Job:
     names: Sequence[str]
     words: Words
     method: str
+    recipe: Recipe | None
     settings: Sequence[str]
     base: ModelOptions
     hardware: Hardware
@@ -119,7 +128,10 @@ def _erase(job: _Job, *, dry_run: bool) -> None:
     speaks = processes.join(job.hardware)
     with err.status("reading") as status:
         concepts = _concepts(job)
-        eraser, note = build_eraser(job.method, job.settings, concepts, job.base.model)
+        if job.recipe:
+            eraser, note = eraser_of(job.recipe, job.settings)
+        else:
+            eraser, note = build_eraser(job.method, job.settings, concepts, job.base.model)
         memory = job.fitting.check(eraser, concepts)
         target = job.target.checked(concepts, job.method, _others(job))
         if dry_run:
@@ -130,7 +142,7 @@ def _erase(job: _Job, *, dry_run: bool) -> None:
         err.print(escape(note))
     if dry_run:
         show_cost(eraser, pipe, concepts, pick_device(processes.own(job.hardware).device), memory)
-        show_notes(anchor_notes(concepts, job.words))
+        show_notes(_notes(job, concepts))
         return
     patch, seconds = _fit(job.fitting, eraser, pipe, concepts, memory)
     if speaks:
@@ -139,7 +151,7 @@ def _erase(job: _Job, *, dry_run: bool) -> None:
     if speaks:
         facts = {"edit_seconds": seconds, "patch_bytes": target.stat().st_size, "patch_file": str(target)}
         summary = planned.make(patch, concepts, {**facts, "model": job.base.model}) if planned else None
-        show_notes(anchor_notes(concepts, job.words))
+        show_notes(_notes(job, concepts))
         show_result(concepts, patch, target, seconds, planned.folder if planned else None, summary)
         show_next(target, job.base.model)
 
@@ -148,9 +160,17 @@ def _concepts(job: _Job) -> tuple[Concept, ...]:
     from erasers import worlds
 
     concepts = build_concepts(job.names, job.words, world=worlds.find(job.base.model))
+    if job.recipe and not job.words.anchor:
+        # Its prompts say what becomes of a concept, and no anchor does.
+        concepts = tuple(replace(concept, anchor="") for concept in concepts)
     if job.report:
         check_drawable(concepts)
     return concepts
+
+
+def _notes(job: _Job, concepts: Sequence[Concept]) -> list[str]:
+    """What was chosen for the user; a recipe says itself what becomes of its prompts."""
+    return [] if job.recipe else anchor_notes(concepts, job.words)
 
 
 def _others(job: _Job) -> dict[str, Path | None]:

@@ -175,17 +175,17 @@ def eraser_class(name: str) -> type[Eraser]:
     raise ValueError(f"expected a method or preset among {', '.join(_known_names())}, got {name!r}")
 
 
-def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
+def parse_options(name: str | type[Eraser], settings: Sequence[str]) -> dict[str, Any]:
     """Turn `key=value` texts into field values of a method or preset.
 
     Args:
-        name: A method or preset name.
+        name: A method or preset name, or the class of a method that has none.
         settings: Texts such as `ridge=0.5`; a tuple is written with commas, `none` stands for None.
 
     Raises:
         ValueError: Names the key and what is allowed.
     """
-    cls = eraser_class(name)
+    cls = eraser_class(name) if isinstance(name, str) else name
     hints = get_type_hints(cls)
     known = _option_names(cls)
     options: dict[str, Any] = {}
@@ -195,7 +195,9 @@ def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"expected an option as key=value, got {setting!r}")
         if key not in known:
-            raise ValueError(f"expected options of {name!r} among {', '.join(known)}, got {key!r}")
+            raise ValueError(
+                f"expected options of {cls.name if name is cls else name!r} among {', '.join(known)}, got {key!r}"
+            )
         try:
             options[key] = parsed(text.strip(), hints[key])
         except ValueError:

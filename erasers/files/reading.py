@@ -1,4 +1,4 @@
-"""Reading what comes from outside: JSON, YAML and pictures, within limits, as plain values.
+"""Reading what comes from outside: JSON, YAML, TOML and pictures, within limits, as plain values.
 
 Every parser has to see the same in a file, and no file may cost more than its size: keys are unique, numbers finite and
 of at most `MAX_DIGITS` digits, texts valid Unicode, levels and the aliases of YAML bounded.
@@ -71,6 +71,19 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
         _check(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{what}: expected YAML, got {_reason(error)}") from None
+    return value
+
+
+def read_toml(path: Path) -> Any:
+    """The value of a TOML file; see `read_json`."""
+    import tomllib
+
+    text = _text(path, MAX_YAML)
+    try:
+        value = tomllib.loads(_decoded(text, MAX_YAML))
+        _check(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected TOML, got {_reason(error)}") from None
     return value
 
 

@@ -36,18 +36,28 @@ class Student:
         rank: 0 trains the parameters themselves. Otherwise each weight of a linear layer among them gets B A of that
             rank added, A random and B zero, and the others are left alone.
         generator: Draws A.
+        alpha: What is added is alpha / rank B A; None: B A.
 
     Raises:
         ValueError: Nothing to train, or weights that are quantised, wrapped or offloaded.
     """
 
-    def __init__(self, pipe: Any, names: Sequence[str], *, rank: int = 0, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        names: Sequence[str],
+        *,
+        rank: int = 0,
+        generator: torch.Generator,
+        alpha: float | None = None,
+    ) -> None:
         self._slots = {name: _slot(pipe, name) for name in names}
         if rank:
             self._slots = {name: slot for name, slot in self._slots.items() if _is_linear(slot[0], name)}
         if not self._slots:
             raise ValueError(f"expected weights to train in {type(pipe).__name__}, got none by these names")
         self._pipe, self.rank, self.scale = pipe, rank, LossScale(pipe)
+        self._share = 1.0 if alpha is None else alpha / rank
         self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._slots.items()}
         self._trained = {
             name: _factors(weight, rank, generator) if rank else (_copy(weight),)
@@ -66,10 +76,14 @@ class Student:
         return [tensor for parts in self._trained.values() for tensor in parts]
 
     @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Inside, the pipeline has the trained weights; gradients reach `parameters`."""
+    def placed(self, strength: float = 1.0) -> Iterator[None]:
+        """Inside, the pipeline has the trained weights; gradients reach `parameters`.
+
+        Args:
+            strength: Of low-rank weights, of which so many times what they add is added.
+        """
         for name, (module, leaf) in self._slots.items():
-            module._parameters[leaf] = self._weight(name)  # type: ignore[assignment]
+            module._parameters[leaf] = self._weight(name, strength)  # type: ignore[assignment]
         try:
             yield
         finally:
@@ -130,18 +144,17 @@ class Student:
     def _base(self, name: str) -> nn.Parameter:
         return cast(nn.Parameter, self.base[name])
 
-    def _weight(self, name: str) -> torch.Tensor:
+    def _weight(self, name: str, strength: float) -> torch.Tensor:
         parts = self._trained[name]
         if not self.rank:
             return parts[0]
         down, up = parts[0], parts[-1]
         with unmixed(up):
-            return torch.addmm(self._base(name).to(up.dtype), up, down)
+            return torch.addmm(self._base(name).to(up.dtype), up, down, alpha=strength * self._share)
 
-    @staticmethod
-    def _low_rank(name: str, parts: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:
+    def _low_rank(self, name: str, parts: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:
         """A and B of one size, so that neither loses more than the other when they are rounded."""
-        down, up = (factor.detach() for factor in parts)
+        down, up = parts[0].detach(), self._share * parts[1].detach()
         scale = (up.norm() / down.norm()).sqrt()
         if not scale > 0:
             scale = torch.ones_like(scale)
