@@ -22,7 +22,7 @@ from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
 from erasers.diffusion.gradients import LossScale
-from erasers.diffusion.latent_bank import LatentBank, Way, sample_bank
+from erasers.diffusion.latent_bank import LatentBank, Way, calls_a_step, sample_bank
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.rates import Rate, require_rate, token_rate
 from erasers.diffusion.soft import SoftPrompt
@@ -186,7 +186,8 @@ class AdvUnlearn(TrainedEraser):
         asks = len(self.asks(prepared))
         kept = min(self.kept, sum(map(len, kept_prompts(prepared)))) if self.gamma else 0
         anchors = asks if self.toward == "anchor" else 0
-        drawn = 2 * self.steps * (asks * self.pictures + kept) + self.steps * self.pictures * anchors
+        drawn = calls_a_step(pipe, kept=True) * self.steps * (asks * self.pictures + kept)
+        drawn += self.steps * self.pictures * anchors
         attacks = max(0, known(self.iterations) - self.warm_up) if self.attack_steps else 0
         both = attacks if self.clean else 0
         retain = self.retain_batch if self.gamma else 0

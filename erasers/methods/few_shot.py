@@ -18,7 +18,7 @@ from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import denoising_loss
 from erasers.diffusion.draws import gaussian, picks
-from erasers.diffusion.latent_bank import Way, draw_pictures
+from erasers.diffusion.latent_bank import Way, calls_a_step, draw_pictures
 from erasers.diffusion.latents import latent_shape, latents_of
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
@@ -129,7 +129,7 @@ class FewShot(TrainedEraser):
         shown = sum(len(concept.images) or self.pictures for concept in prepared)
         kept = 0 if self.max_drift is None else self._measured(prepared)
         each = Calls(gradients=min(self.batch, shown), texts=min(self.batch, shown) + kept)
-        ways = Calls(denoiser=2 * self.steps) * (self.pictures * len(drawn))
+        ways = Calls(denoiser=calls_a_step(pipe, kept=False) * self.steps) * (self.pictures * len(drawn))
         if isinstance(self.max_drift, str):
             kept += kept + sum(len(self.prompts(concept)) for concept in prepared)
         return ways + each * known(self.iterations) + Calls(texts=sum(drawn) + len(drawn) + kept)
