@@ -12,9 +12,9 @@ from torch import nn
 
 from erasers.diffusion.adaptors.adaptor import module_of
 from erasers.diffusion.adaptors.condition import Condition
-from erasers.diffusion.adaptors.table import adaptor_of
-from erasers.diffusion.attacked import attacked_encoders, forms, widths
-from erasers.diffusion.tokens import decode, longest, tokenise, tokenizer_of
+from erasers.diffusion.adaptors.table import adaptor_of, encoders_of
+from erasers.diffusion.attacked import attacked_encoders, forms, is_clip, widths
+from erasers.diffusion.tokens import decode, longest, tokenizer_of
 from erasers.models.prompts import converted
 
 
@@ -48,30 +48,19 @@ class SoftPrompt:
         self._pipe, self._counts, self._skip = pipe, dict(counts), clip_skip
         self.encoders = attacked_encoders(pipe, encoders)
         self.widths = widths(pipe, self.encoders)
-        rest = text
         for word in counts:
             if text.count(word) != 1:
                 raise ValueError(f"expected {word!r} once in the prompt, got it {text.count(word)} times in {text!r}")
-            rest = rest.replace(word, " ")
-        tokenizers = {name: tokenizer_of(pipe, name) for name in self.encoders}
-        used = {name: set(_read(pipe, tokenizer, rest)) for name, tokenizer in tokenizers.items()}
-        self._carriers: dict[str, _Carrier] = {}
-        for word, count in counts.items():
-            carrier = self._carriers[word] = _carrier(tokenizers, used)
-            used = {name: ids | carrier.ids[name] for name, ids in used.items()}
-            text = text.replace(word, " ".join([carrier.text] * count))
+        self._carriers = _carriers(pipe, self.encoders, text, list(counts))
+        for word, carrier in self._carriers.items():
+            text = text.replace(word, " ".join([carrier.text] * counts[word]))
         self.text = text
-        for name, tokenizer in tokenizers.items():
-            ids = _read(pipe, tokenizer, text)
-            for word, count in counts.items():
-                room = sum(token in self._carriers[word].ids[name] for token in ids)
-                if room != count:
+        for name in self.encoders:
+            ids = _read(pipe, name, text)
+            for word, carrier in self._carriers.items():
+                room = sum(token in carrier.ids[name] for token in ids)
+                if room != counts[word]:
                     raise self._no_room(name, word, room)
-
-    @property
-    def ids(self) -> torch.Tensor:
-        """Token ids `[1, n]` of the prompt, for the one encoder of Stable Diffusion 1 and 2."""
-        return tokenise(self._pipe, self.text)
 
     @contextmanager
     def placed(self, tokens: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, int]]:
@@ -152,6 +141,19 @@ class _Carrier:
     ids: Mapping[str, set[int]]
 
 
+def _carriers(pipe: Any, encoders: Sequence[str], text: str, words: Sequence[str]) -> dict[str, _Carrier]:
+    """For each word of a text another one, that the text and what the pipeline puts around it do not have."""
+    rest = text
+    for word in words:
+        rest = rest.replace(word, " ")
+    used = {name: set(_read(pipe, name, rest)) for name in encoders}
+    tokenizers, carriers = {name: tokenizer_of(pipe, name) for name in encoders}, {}
+    for word in words:
+        carrier = carriers[word] = _carrier(tokenizers, used)
+        used = {name: ids | carrier.ids[name] for name, ids in used.items()}
+    return carriers
+
+
 def _carrier(tokenizers: Mapping[str, Any], used: Mapping[str, set[int]]) -> _Carrier:
     """The first word that is one token of every encoder and not in use."""
     first = next(iter(tokenizers.values()))
@@ -163,12 +165,43 @@ def _carrier(tokenizers: Mapping[str, Any], used: Mapping[str, set[int]]) -> _Ca
     raise ValueError("expected a token that is a word of its own beside those of the prompt, got none")
 
 
-def _read(pipe: Any, tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, cut where the encoder ends."""
+def _read(pipe: Any, name: str, text: str) -> list[int]:
+    """Token ids that an encoder reads of a text, as its tokenizer cuts it.
+
+    Of a language model, which is the only encoder of its pipeline, these are with the instructions around the text.
+    """
+    if len(encoders_of(pipe)) == 1 and not is_clip(pipe, name):
+        return _given(pipe, name, text)
+    tokenizer = tokenizer_of(pipe, name)
     length = longest(tokenizer)
     options = {} if length is None else {"truncation": True, "max_length": length}
     ids: list[int] = tokenizer(converted(pipe, tokenizer, text), **options).input_ids
     return ids
+
+
+class _Given(Exception):
+    """What an encoder is given, which then does not run."""
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        super().__init__()
+        self.ids = ids
+
+
+def _given(pipe: Any, name: str, text: str) -> list[int]:
+    """Token ids that a pipeline gives its only encoder for a text."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Given(args[0] if args else kwargs["input"])
+
+    with ExitStack() as stack, torch.no_grad(), quiet():
+        for module in _embeddings(module_of(pipe, name)):
+            stack.callback(module.register_forward_pre_hook(stop, with_kwargs=True).remove)
+        try:
+            adaptor_of(pipe).encode(pipe, [text])
+        except _Given as given:
+            ids: list[int] = given.ids.flatten().tolist()
+            return ids
+    raise ValueError(f"expected {type(pipe).__name__} to give a prompt to its {name}, got none")
 
 
 def _embeddings(encoder: Any) -> list[nn.Module]:

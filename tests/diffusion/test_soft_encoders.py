@@ -12,6 +12,7 @@ import torch
 from support.attacking import seeded
 from support.families.all import FAMILIES
 from support.selection import rows
+from support.tiny import WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -215,3 +216,16 @@ def test_soft_tokens_stand_in_both_forms_of_their_word(tmp_path: Path) -> None:
         other = prompts[-1].condition({"<v>": torch.ones(2, 64)})
         assert not torch.equal(condition.states, other.states)
     assert len(set(pipe.tokenizer(prompts[0].text).input_ids[:2])) == 2
+
+
+def test_words_of_the_instructions_around_a_prompt_are_left_alone(tmp_path: Path) -> None:
+    """The tokenizer lists those of Qwen-Image before the only word that is free."""
+    pipe = built("qwenimage", tmp_path)
+    pipe.tokenizer.add_tokens(["tulip"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+    prompt = SoftPrompt(pipe, f"{' '.join(WORDS)} <v>", {"<v>": 1})
+    assert prompt.text == f"{' '.join(WORDS)} tulip"
+    tokens = {"<v>": soft_words(pipe, prompt.encoders, "star")}
+    with torch.no_grad():
+        soft, hard = prompt.condition(tokens), adaptor_of(pipe).encode(pipe, [f"{' '.join(WORDS)} star"])
+    assert torch.equal(soft.states, hard.states)
