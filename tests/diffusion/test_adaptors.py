@@ -295,7 +295,7 @@ def test_rows_are_independent(case: tuple[Any, Own]) -> None:
     texts = [PROMPT, "a circle", "a red star on a blue square and a green heart on a red circle and a ring"]
     times = random_times(pipe, 3, torch.Generator().manual_seed(3), shape)
     with torch.no_grad():
-        together = predict(pipe, noisy, times, conditions(pipe, texts))
+        together = predict(pipe, noisy, times, adaptor_of(pipe).encode(pipe, texts))
         apart = [
             predict(pipe, noisy[i : i + 1], times[i : i + 1], conditions(pipe, texts[i : i + 1])) for i in range(3)
         ]

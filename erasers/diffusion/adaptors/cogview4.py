@@ -9,7 +9,7 @@ import numpy
 import torch
 
 from erasers.diffusion.adaptors.adaptor import Adaptor, in_groups, shift_factor
-from erasers.diffusion.adaptors.condition import Condition
+from erasers.diffusion.adaptors.condition import Condition, cat
 from erasers.models.calls import handed_on
 
 
@@ -20,9 +20,9 @@ class CogView4(Adaptor):
     denoiser = "CogView4Transformer2DModel"
 
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
-        """See `Adaptor.encode`."""
-        states, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states, mask=torch.ones(states.shape[:2], dtype=torch.long))
+        """See `Adaptor.encode`: one by one, for the text encoder, too, reads the padding that prompts share."""
+        alone = [pipe.encode_prompt([text], **handed_on(pipe))[0] for text in texts]
+        return cat(*(Condition(states, mask=torch.ones(states.shape[:2], dtype=torch.long)) for states in alone))
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
