@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from erasers.diffusion.adaptors.table import denoisers_of, encoders_of
@@ -39,22 +40,28 @@ class Calls:
 
 
 class Counter(AbstractContextManager["Counter"]):
-    """Counts what goes through the denoisers and the first text encoder of a pipeline inside its context.
+    """Counts what goes through the denoisers and the text encoders of a pipeline inside its context.
 
-    Of a family without an adaptor, which nothing here calls, it counts nothing.
+    A text that several encoders read is one: those of the encoder that read most count. Of a family without an adaptor,
+    which nothing here calls, it counts nothing.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.calls = Calls()
+        self._calls, self._texts = Calls(), dict[str, int]()
         self._pipe, self._off, self._handles = pipe, False, ExitStack()
+
+    @property
+    def calls(self) -> Calls:
+        """All that went through so far."""
+        return replace(self._calls, texts=max(self._texts.values(), default=0))
 
     def __enter__(self) -> Counter:
         try:
             networks, encoders = denoisers_of(self._pipe), encoders_of(self._pipe)
         except UnsupportedPipeline:
             return self
-        counts = [(module, self._denoised) for module in networks.values()]
-        counts += [(module, self._encoded) for module in list(encoders.values())[:1]]
+        counts: list[tuple[Any, Any]] = [(module, self._denoised) for module in networks.values()]
+        counts += [(module, partial(self._encoded, name)) for name, module in encoders.items()]
         for module, count in counts:
             self._handles.callback(module.register_forward_hook(count, with_kwargs=True).remove)
         return self
@@ -77,11 +84,9 @@ class Counter(AbstractContextManager["Counter"]):
     def _denoised(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         samples = output[0] if isinstance(output, tuple) else output.sample
         # A tensor, or as many as there are samples.
-        self._count(Calls(gradients=len(samples)) if samples[0].requires_grad else Calls(denoiser=len(samples)))
+        more = Calls(gradients=len(samples)) if samples[0].requires_grad else Calls(denoiser=len(samples))
+        self._calls += more * (not self._off)
 
-    def _encoded(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._count(Calls(texts=len(args[0] if args else kwargs["input_ids"])))
-
-    def _count(self, calls: Calls) -> None:
-        if not self._off:
-            self.calls += calls
+    def _encoded(self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        rows = len(args[0] if args else kwargs["input_ids"])
+        self._texts[name] = self._texts.get(name, 0) + rows * (not self._off)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks.conftest import small
-from support.attacking import ASKS, Says, attacked, candidates, draw, prepared, seeded
+from support.attacking import ASKS, Says, attacked, candidates, draw, prepared, seeded, small
 from support.families.t5 import spread
 from support.selection import cases, diagonal
 from support.tiny import same, weights

@@ -322,7 +322,7 @@ def test_memory_is_taken_as_a_size(
 
 
 def test_a_folder_of_several_text_encoders_is_attacked_from_end_to_end(tmp_path: Path) -> None:
-    """Texts, fresh noise and weights, with a patch and pictures; results say which components were attacked."""
+    """Texts, noise, weights and soft tokens, with a patch and pictures; results say what an attack is on."""
     FAMILIES["sd3"].build(tmp_path / "files").save_pretrained(tmp_path / "model")
     few = {"samples": 1, "replicate": 1, "control": "prefixes"}
     attacks: dict[str, Any] = {
@@ -330,6 +330,7 @@ def test_a_folder_of_several_text_encoders_is_attacked_from_end_to_end(tmp_path:
         "words": {"templates": ["a {}"], **few},
         "noise": {"etas": [1.0], "scales": [1.0], **few},
         "relearning": {"steps": 1, "batch": 1, "rank": 1, "pictures": 1, "lr": 0.01, **few},
+        "cce": {"steps": 1, "batch": 1, "pictures": 1, **few},
     }
     prompts = {"explicit": {"templates": ["a red {}"], "wants": {"object": "star"}}}
     sampling = {"steps": 2, "guidance": 4.0, "batch": 2, "size": 32}
@@ -344,7 +345,9 @@ def test_a_folder_of_several_text_encoders_is_attacked_from_end_to_end(tmp_path:
     assert run(["bench", "run", str(task), "--method", "uce", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     for row in ("unedited", "uce"):
         data = json.loads((tmp_path / "out" / "tiny@1" / f"{row}.json").read_text())
-        assert data["attacked"] == {"prefixes": [], "words": [], "noise": [], "relearning": ["transformer"]}
+        on = {label: names for label, names in data["attacked"].items() if names}
+        assert on == {"relearning": ["transformer"], "cce": ["text_encoder", "text_encoder_2"]}
         spent = {label: outcomes[0]["spent"] for label, outcomes in data["cases"]["star"]["attacks"].items()}
         assert spent["relearning"] == {"gradients": 1, "encodes": 1, "images": 2}
         assert spent["noise"] == {"gradients": 0, "encodes": 0, "images": 2}
+        assert spent["cce"] == {"gradients": 1, "encodes": 1, "images": 2}

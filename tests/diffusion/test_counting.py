@@ -15,6 +15,7 @@ from erasers.diffusion.clip import encode
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.denoiser import denoising_loss, predict
+from erasers.diffusion.embedding import embedded
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.tokens import tokenise
 
@@ -47,6 +48,17 @@ def test_a_denoiser_that_answers_in_a_list_is_counted(tmp_path: Path) -> None:
     with Counter(pipe) as counter, torch.no_grad():
         predict(pipe, noisy, times, conditions(pipe, ["a star"]))
     assert counter.calls == Calls(denoiser=3, texts=1)
+
+
+def test_a_text_is_counted_once_whichever_encoders_read_it(tmp_path: Path) -> None:
+    pipe = FAMILIES["flux"].build(tmp_path)
+    with Counter(pipe) as counter, torch.no_grad():
+        conditions(pipe, ["a star"])
+        assert counter.calls == Calls(texts=1)
+        with counter.paused():
+            conditions(pipe, ["a star"])
+        embedded(pipe, ["a star", "a moon"], ("text_encoder_2",))
+        assert counter.calls == Calls(texts=3)
 
 
 def test_calls_are_added_subtracted_and_multiplied() -> None:

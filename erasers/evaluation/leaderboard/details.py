@@ -71,13 +71,16 @@ def metric_of(figure: Mapping[str, Any]) -> tuple[str, str]:
 
 def budgets(results: Sequence[Result]) -> dict[str, str]:
     """Attack -> its budget, as the task has it, and what a prompt really took, in words."""
-    plans = results[0].task.get("attacks") or {}
+    plans, on = results[0].task.get("attacks") or {}, results[0].data.get("attacked", {})
     cases = [case for result in results for case in result.cases.values()]
     run = {label: [outcome for case in cases for outcome in case.attacks.get(label, ())] for label in sorted(plans)}
-    return {label: f"{_plan(label, plans[label], outcomes)} {_spent(outcomes)}" for label, outcomes in run.items()}
+    return {
+        label: f"{_plan(label, plans[label], outcomes, on.get(label, ()))} {_spent(outcomes)}"
+        for label, outcomes in run.items()
+    }
 
 
-def _plan(label: str, plan: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
+def _plan(label: str, plan: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], components: Sequence[str]) -> str:
     # How many pictures an attack may draw can depend on the concept.
     limits = plan["budget"] | ({"images": max(outcome["limit"] for outcome in outcomes)} if outcomes else {})
     facts = [
@@ -87,6 +90,7 @@ def _plan(label: str, plan: Mapping[str, Any], outcomes: Sequence[Mapping[str, A
         f"control {plan['control']}" if plan["control"] else "a control",
         f"{plan['replicate']} fresh seeds after a success" if "replicate" in plan else "",
         options_text(plan.get("options", {})),
+        f"on {' and '.join(components)}" if components else "",
     ]
     return f"{'; '.join(filter(None, facts))}."
 

@@ -240,6 +240,7 @@ def _result(path: Path, data: Any) -> Result:
     if value_of(data, "format", int) not in FORMATS:
         raise ValueError(f"expected format {' or '.join(map(str, FORMATS))}, got {data['format']}")
     _check_record(data)
+    _check_components(data)
     task, row, judge = (value_of(data, key, dict) for key in ("task", "row", "judge"))
     for table, key, kind in ((task, "name", str), (task, "version", int), (task, "scheme", dict), (judge, "name", str)):
         value_of(table, key, kind)
@@ -277,6 +278,14 @@ def _check_record(data: Any) -> None:
         for sample in value_of(case, "samples", list):
             if not _IMAGE.fullmatch(value_of(sample, "pixels", str)):
                 raise ValueError(f"expected the sha256 of pixels, 64 hexadecimal digits, got {sample['pixels']!r:.80}")
+
+
+def _check_components(data: Any) -> None:
+    """Refuse what attacks are on, where it is no list of names."""
+    table = _optional(data, "attacked")
+    for label in table:
+        if not all(isinstance(name, str) for name in value_of(table, label, list)):
+            raise ValueError(f"expected names of components that {label} is on, got {str(table[label])[:80]!r}")
 
 
 def _scheme(data: Mapping[str, Any]) -> Scheme:

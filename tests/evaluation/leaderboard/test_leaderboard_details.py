@@ -138,6 +138,7 @@ def test_a_budget_is_the_largest_of_any_concept_and_what_was_not_run_says_so(tmp
             del case["attacks"]["cce"]
         for one in data["cases"]["star"]["attacks"]["words"]:
             one["limit"] = 31
+        data["attacked"] = {"words": ["text_encoder", "text_encoder_2"], "prefixes": []}
 
     for file in files:
         change(file, spoil)
@@ -145,6 +146,8 @@ def test_a_budget_is_the_largest_of_any_concept_and_what_was_not_run_says_so(tmp
     assert "at most 0 gradients, 25 encodes, 31 pictures" in budgets["words"]
     assert "at most 0 gradients, 25 encodes, 25 pictures" in budgets["prefixes"]
     assert budgets["cce"].replace("\\", "").endswith("Not run.")
+    assert "; on text_encoder and text_encoder_2. Spent" in budgets["words"].replace("\\", "")
+    assert "; on " not in budgets["prefixes"]
 
 
 def test_over_erasure_has_a_table_a_measure(made: Made) -> None:
@@ -309,6 +312,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a path as the key of a find": lambda data: _first(data).update(picture="../" * 20 + "etc"),
     "a number as a prompt": lambda data: _first(data).update(prompt=3),
     "an attack that the task lacks": lambda data: data["cases"]["star"]["attacks"].update(more=[]),
+    "a number as a component": lambda data: data.update(attacked={"words": ["unet", 2]}),
     "spent without pictures": lambda data: _first(data)["spent"].pop("images"),
     "a figure without its number": lambda data: data["figures"]["all"][0].pop("value"),
     "figures of an unknown form": lambda data: data.update(figures={"all": 3}),

@@ -143,7 +143,10 @@ def test_records_of_attacks_belong_to_the_plain_prompt() -> None:
         ({"cce": {}}, r"attacks\.cce\.samples: expected a whole number from 1 to 1000000, got None"),
         ({"cce": {"samples": True}}, r"attacks\.cce\.samples: expected a whole number from 1 to 1000000, got True"),
         ({"cce": {"samples": 1, "replicate": -1}}, r"attacks\.cce\.replicate"),
-        ({"cce": {"samples": 1, "speed": 3}}, r"attacks\.cce: expected options of 'cce' among tokens, .*, got 'speed'"),
+        (
+            {"cce": {"samples": 1, "speed": 3}},
+            r"attacks\.cce: expected options of 'cce' among encoders, .*, got 'speed'",
+        ),
         ({"cce": {"samples": 1, "lr": -1.0}}, r"attacks\.cce: expected lr above 0"),
         ({"cce": 3}, r"attacks\.cce: expected settings, got 3"),
         ([1], "attacks: expected labels with settings"),
