@@ -59,25 +59,6 @@ def check_drawable(pipe: Any) -> None:
         )
 
 
-def check_supported(pipe: Any) -> None:
-    """Refuse a pipeline that gradient attacks do not know how to call.
-
-    Raises:
-        UnsupportedPipeline: Names what is supported.
-        ValueError: Of a supported class, with a noise schedule or a prediction that is not.
-    """
-    refuse_wrapped(pipe)
-    names = ("unet", "vae", "text_encoder", "tokenizer")
-    kinds = {name: type(_uncompiled(getattr(pipe, name, None))).__name__ for name in names}
-    known = kinds["unet"] == "UNet2DConditionModel" and kinds["text_encoder"] == "CLIPTextModel"
-    if not known or kinds["vae"] != "AutoencoderKL" or getattr(pipe, "text_encoder_2", None) is not None:
-        raise UnsupportedPipeline(
-            "expected a Stable Diffusion 1 or 2 pipeline (UNet2DConditionModel, AutoencoderKL and one CLIPTextModel), "
-            f"got {type(pipe).__name__} with {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
-        )
-    check_drawable(pipe)
-
-
 def check_clip_skip(pipe: Any, clip_skip: int | None) -> None:
     """Refuse to leave out layers that a text encoder does not have, and pipelines that leave none out.
 

@@ -19,7 +19,7 @@ from erasers import Concept, UnsupportedPipeline, get_eraser
 from erasers.cli import app as cli
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import predict
-from erasers.diffusion.supported import check_supported, check_unet
+from erasers.diffusion.supported import check_drawable, check_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -93,7 +93,7 @@ def test_a_unet_that_reads_more_than_a_prompt(pipe, kind):
         with pytest.raises(UnsupportedPipeline, match=words):
             get_eraser(method).fit(pipe, STAR, progress=False)
     with pytest.raises(UnsupportedPipeline, match=words):
-        check_supported(pipe)
+        check_drawable(pipe)
     # What reads text encoders alone goes on.
     check_unet(pipe)
 
