@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.families.all import FAMILIES
 
 from erasers.cli import app as cli
 from erasers.sae.autoencoder import load_sae
@@ -66,3 +67,17 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("star" in line for line in shown.splitlines()[3:9])
     assert Image.open("map.png").width > 800
     assert cli.run(["explain", "--concept", "comet", "--model", "shapes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "component", "block"), [("sdxl", "text_encoder_2", "0"), ("sd3", "text_encoder_3", "1")]
+)
+def test_train_for_another_encoder(tmp_path: Path, family: str, component: str, block: str) -> None:
+    FAMILIES[family].build(tmp_path / "files").save_pretrained(tmp_path / "model")
+    Path("prompts.txt").write_text("a star\na circle\na ring\na moon\nred art\n")
+    arguments = ["--model", "model", "--component", component, "--block", block, "--prompts", "prompts.txt"]
+    quick = ["--steps", "4", "--features", "16", "--k", "2", "--batch", "4", "--dead-after", "5"]
+    assert cli.run(["sae", "train", "--out", "x.safetensors", *arguments, *quick]) == 0
+    target = load_sae("x.safetensors")[1]["target"]
+    assert target.startswith(component)
+    assert target.endswith(f".{block}")
