@@ -86,6 +86,7 @@ def test_erase_apply_export_generate(
     assert Image.open(tmp_path / "out.png").width > 2 * side
 
 
+@pytest.mark.filterwarnings("ignore:the (text|pooled) ports are not edited")
 def test_ports_behind_mixed_states_are_called_a_heuristic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = FAMILIES["flux"].build(tmp_path / "files")
     get_eraser("uce", ports=("text", "joint"), max_sequence_length=16).fit(pipe, "star").save(

@@ -142,6 +142,7 @@ def test_modules_that_go_from_frame_to_frame_are_no_ports(tmp_path):
     assert sorted(names) == sorted(f"unet.{path}" for path in paths if "motion_modules" not in path)
 
 
+@pytest.mark.filterwarnings("ignore:the (text|pooled) ports are not edited")
 def test_a_pooled_port_of_a_pipeline_that_encodes_no_prompt_is_refused(tmp_path):
     pipe = build("LEditsPPPipelineStableDiffusionXL", tmp_path)
     with pytest.raises(UnsupportedPipeline, match="LEditsPPPipelineStableDiffusionXL encodes no plain prompt"):

@@ -179,6 +179,7 @@ def test_alpha_keys_are_refused_by_diffusers_and_never_written(tmp_path, family,
 TEXT, JOINT = ("sd1", "sdxl", "pixart", "wan", "hunyuandit"), ("sd3", "flux", "flux2", "chroma", "auraflow")
 
 
+@pytest.mark.filterwarnings("ignore:the (text|pooled) ports are not edited")
 @pytest.mark.parametrize("family", only(TEXT + JOINT, "sd1", "pixart", "flux"))
 def test_fused_projections(tmp_path, family):
     pipe = FAMILIES[family].build(tmp_path)
