@@ -1,4 +1,4 @@
-"""What every method needs at the size of Stable Diffusion 1.4, SDXL and FLUX.1, counted on the meta device.
+"""What every method needs at the sizes of Stable Diffusion 1.4, SDXL, SD3 medium and FLUX.1-dev, without weights.
 
     python benchmarks/full_size.py --out docs/full-size.md
     python benchmarks/full_size.py --run esd,doco --out docs/full-size.md   # after reduced trainings at SD 1.4 size
@@ -22,18 +22,20 @@ import torch
 from architectures import make_pipe
 
 from erasers import Concept, get_eraser
-from erasers.diffusion.memory import gigabytes
+from erasers.diffusion.memory import USED, gigabytes, parse_memory
 from erasers.files.atomic import write_atomically
 from erasers.models.components import parameters_of
 from erasers.models.families import UnsupportedPipeline
 from erasers.models.ports import find_family, groups_of
-from erasers.training.foretelling import REFERENCE
+from erasers.training.foretelling import REFERENCE, Split
 from erasers.training.loop import TrainedEraser
 
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = ("uce", "rece", "realera", "itd", "few_shot", "esd", "adv_unlearn", "doco", "robust_ablation")
-SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "flux": "FLUX.1-dev"}
+SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
+CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}
+"""The GPU that a size is meant for."""
 _HEAD = f"""# What methods need at full size
 
 Written by `python benchmarks/full_size.py --out docs/full-size.md`, which counts as `erase --dry-run` does: nothing
@@ -41,18 +43,24 @@ is drawn or trained, and the models have no weights. The concept is "{CONCEPT}",
 
 * **Memory** is for a model in bfloat16 with what is trained in float32: the model, what is trained with its gradients
   and what optimizers remember, the latents that are learned from, and what the largest backward pass keeps. The first
-  figure has whole batches, the second one latent at a time, which `--memory` brings about. What kernels and the
-  allocator take comes on top. What is kept is counted as it is saved, with attention in one kernel and norms in
-  float32 as under autocast; on tiny models that is within 5 % of what real backward passes keep.
+  figure has whole batches, the second one latent at a time with activations that are computed again. What kernels and
+  the allocator take comes on top. What is kept is counted as it is saved, with attention in one kernel and norms in
+  float32 as under autocast; on tiny models that is within 7 % of what real backward passes keep.
+* **On a card** is how a training fits a GPU of that memory by itself, where nothing but the method is said: a tenth is
+  left to kernels and the allocator; batches are split, and where not one latent fits, activations are computed again.
 * **Denoiser calls** count latents: without gradients, and with them.
-* **GPU minutes** are those of {REFERENCE}: the operations of the denoiser and the text encoder, a backward pass as
-  two forward ones, divided by that rate. That is an assumption and no measurement: an A100 has 312 TFLOP/s in 16 bit,
-  and with one or two latents of 64 x 64 reaches a fraction of it. None of this was measured on a GPU.
+* **GPU minutes** are those of {REFERENCE}: the operations of the denoiser and of all text encoders, a backward pass as
+  two forward ones, what is computed again as one more, divided by that rate. That is an assumption and no measurement:
+  an A100 has 312 TFLOP/s in 16 bit, and with one or two latents of 64 x 64 reaches a fraction of it. None of this was
+  measured on a GPU.
 * **Run** says what was really done; all else is only counted. Closed forms were timed at the sizes of Stable Diffusion
   1.4 and SDXL with random weights on a CPU (`benchmarks/results/speed-sd14.json`, `speed-sdxl.json`): they take
   seconds and no denoiser call.
 """
-_COLUMNS = ("method", "numbers trained", "memory", "denoiser calls", "with gradients", "GPU minutes", "run")
+_COLUMNS = (
+    *("method", "numbers trained", "memory", "on a card of {}", "denoiser calls", "with gradients", "GPU minutes"),
+    "run",
+)
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
     "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},
@@ -75,15 +83,22 @@ REDUCED: Mapping[str, Mapping[str, Any]] = {
 """One iteration of each method that trains, with as few latents and steps as it takes."""
 
 
-def count(method: str, pipe: Any) -> dict[str, Any]:
-    """The row of a method at one size, or why it is refused."""
+def count(method: str, pipe: Any, card: str = "24GB") -> dict[str, Any]:
+    """The row of a method at one size, on a GPU of that memory, or why it is refused."""
     eraser, concepts = get_eraser(method), [Concept.of(CONCEPT)]
     try:
         if isinstance(eraser, TrainedEraser):
             plan = eraser.foretell(pipe, concepts)
-            memory = {"all at once": plan.memory(plan.largest), "one at a time": plan.memory(1)}
+            memory = {"all at once": plan.memory(plan.largest), "one at a time": plan.memory(1, True)}
             calls = {"denoiser": plan.calls.denoiser, "gradients": plan.calls.gradients}
-            return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours()}
+            try:
+                split = plan.split(int(USED * parse_memory(card)))
+            except ValueError:
+                split = plan.split(None)
+                calls["fits"] = f"needs {gigabytes(plan.memory(1, True) / USED)}"
+            else:
+                calls["fits"] = _fits(split, plan.largest)
+            return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours(split.checkpointing)}
         if method == "itd":
             from erasers.sae.text_blocks import find_blocks
 
@@ -93,6 +108,11 @@ def count(method: str, pipe: Any) -> dict[str, Any]:
     except UnsupportedPipeline as error:
         return {"refused": f"{str(error).partition(' (')[0]}, got {type(pipe).__name__}"}
     return {"edited": edited, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
+
+
+def _fits(split: Split, largest: int) -> str:
+    together = "whole batches" if split.together >= largest else f"{split.together} of {largest} at once"
+    return together + (", computed again" if split.checkpointing else "")
 
 
 def _edited(pipe: Any) -> int:
@@ -132,17 +152,29 @@ def run(method: str, side: int = 16) -> dict[str, Any]:
 def lines_of(size: str, runs: Mapping[str, Any]) -> list[str]:
     """The rows of the table of a size."""
     pipe = make_pipe(size)
-    return [_line(method, count(method, pipe), runs.get(method) if size == "sd14" else None) for method in METHODS]
+    return [
+        _line(method, count(method, pipe, CARDS[size]), runs.get(method) if size == "sd14" else None)
+        for method in METHODS
+    ]
 
 
 def _line(method: str, row: Mapping[str, Any], ran: Mapping[str, Any] | None) -> str:
     if "refused" in row:
-        return f"| `{method}` | refused: {row['refused']} | | | | | |"
+        return f"| `{method}` | refused: {row['refused']} | | | | | | |"
     memory = row["memory"]
     shown = "model " + gigabytes(memory["model"]) if "model" in memory else " / ".join(map(gigabytes, memory.values()))
     what = f"{row['trained']:,}" if row.get("trained") else f"none; edits {row.get('edited', 0):,}"
     minutes = _minutes(row["minutes"]) if "minutes" in row else "none"
-    cells = [f"`{method}`", what, shown, f"{row['denoiser']:,}", f"{row['gradients']:,}", minutes, _ran(ran)]
+    cells = [
+        f"`{method}`",
+        what,
+        shown,
+        row.get("fits", "the model"),
+        f"{row['denoiser']:,}",
+        f"{row['gradients']:,}",
+        minutes,
+        _ran(ran),
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -162,7 +194,8 @@ def page(runs: Mapping[str, Any]) -> str:
     """The page of documentation."""
     text = _HEAD
     for size, title in SIZES.items():
-        head = [f"\n## {title}\n", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
+        columns = " | ".join(_COLUMNS).format(CARDS[size].replace("GB", " GB"))
+        head = [f"\n## {title}\n", f"| {columns} |", "|" + "---|" * len(_COLUMNS)]
         text += "\n".join([*head, *lines_of(size, runs)]) + "\n"
     return text
 

@@ -12,7 +12,7 @@ import torch
 from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.models.components import parameters_of
 
-_USED = 0.9
+USED = 0.9
 """Share of the free memory of a device that is planned for; kernels and the allocator need the rest."""
 _MEMORY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([mgt])i?b?", re.ASCII)
 _UNITS = {"m": 2**20, "g": 2**30, "t": 2**40}
@@ -54,7 +54,7 @@ def free_memory(pipe: Any, device: str | torch.device | None = None) -> int | No
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     own = sum(parameter.nbytes for _, parameter in parameters_of(pipe) if parameter.device.type == "cuda")
-    return own + int(_USED * (torch.cuda.mem_get_info(device)[0] + cached))
+    return own + int(USED * (torch.cuda.mem_get_info(device)[0] + cached))
 
 
 def gigabytes(nbytes: float) -> str:

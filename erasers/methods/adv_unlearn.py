@@ -32,13 +32,14 @@ from erasers.methods.esd import target
 from erasers.models.encoder_blocks import in_block, is_behind
 from erasers.models.feeding import Feed, feeds_of
 from erasers.models.prompts import converted
-from erasers.options import known, require_least
+from erasers.options import Auto, known, require_least
 from erasers.text.contexts import kept_prompts, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
 from erasers.training.foretelling import Demand
 from erasers.training.layers import Wanted
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student, names_of
+from erasers.training.suiting import Kind, at_most
 
 SOFT = "<soft>"
 Place = Literal["prefix", "suffix", "replace"]
@@ -103,6 +104,11 @@ class AdvUnlearn(TrainedEraser):
     name: ClassVar[str] = "adv_unlearn"
     paper: ClassVar[str] = "[AdvUnlearn](https://arxiv.org/abs/2405.15234)"
     family: ClassVar[str] = "trained, text encoder, against attacks"
+    suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
+        "unet": {"size": None},
+        "large unet": {"size": at_most(768)},
+        "transformer": {"size": at_most(512)},
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "adv_unlearn-fast": {"fast": True},
         "adv_unlearn-shapes": {
@@ -131,6 +137,7 @@ class AdvUnlearn(TrainedEraser):
     strengths: ClassVar[str] = "holds against most prompts; neighbours mostly stay"
     limits: ClassVar[str] = "the concept's words again and again; the denoiser is untouched"
 
+    size: int | Auto | None = "auto"
     layers: int = 0
     eta: float = 1.0
     toward: Literal["empty", "anchor"] = "empty"

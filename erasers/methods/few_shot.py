@@ -25,7 +25,7 @@ from erasers.diffusion.noise import random_times
 from erasers.diffusion.supported import check_drawable
 from erasers.models.encoder_blocks import in_block
 from erasers.models.feeding import Feed, feeds_of
-from erasers.options import known, require_above, require_least
+from erasers.options import Auto, known, require_above, require_least
 from erasers.processes import largest
 from erasers.text.contexts import kept_prompts, shuffled, some_kept
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
@@ -34,6 +34,7 @@ from erasers.training.layers import Wanted
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.pictures import picture
 from erasers.training.student import Student, names_of
+from erasers.training.suiting import Kind, at_most
 
 DRIFT = 0.45
 """What `max_drift="auto"` means: the share of the mean distance between two prompts that a kept one may move."""
@@ -81,6 +82,12 @@ class FewShot(TrainedEraser):
     paper: ClassVar[str] = "[Few-shot](https://arxiv.org/abs/2405.07288)"
     family: ClassVar[str] = "trained, text encoder"
     sees: ClassVar[bool] = True
+    suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
+        "unet": {"lr": 1e-5, "rank": 0, "size": None},
+        # Its second text encoder has eight times the weights of the first.
+        "large unet": {"lr": 1e-4, "rank": 16, "size": at_most(768)},
+        "transformer": {"lr": 1e-5, "rank": 0, "size": at_most(512)},
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "few_shot-shapes": {
             "iterations": 60,
@@ -95,6 +102,9 @@ class FewShot(TrainedEraser):
     limits: ClassVar[str] = "blunt: what stays depends on where it is stopped"
 
     iterations: int = 10
+    lr: float | Auto = "auto"
+    rank: int | Auto = "auto"
+    size: int | Auto | None = "auto"
     pictures: int = 4
     batch: int = 2
     steps: int = 50
