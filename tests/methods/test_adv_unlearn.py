@@ -51,7 +51,7 @@ def prepared(pipe: Any, *concepts: Concept, **options: Any) -> Iterator[tuple[tr
     """A training that has not begun, and the duel in it; the pipeline asks for no gradients inside."""
     eraser = get_eraser("adv_unlearn", **QUICK | options)
     with frozen(pipe):
-        found = eraser.prepare(
+        found = eraser.suited(pipe).prepare(
             pipe, concepts or (STAR,), seeded(), lambda title, total: nullcontext(lambda count: None)
         )
         yield found, found.step.__self__

@@ -84,7 +84,7 @@ class RobustAblation(TrainedEraser):
         relearn_rank: Of them.
         relearn_restart: Iterations after which they start anew.
         train: `all` layers, `attention` or `cross` attention, which is all attention where text and picture are one
-            sequence.
+            sequence; "auto": `all` of a UNet as small as that of Stable Diffusion 1, `attention` of others.
         start: `uce` starts from that edit instead of the unedited weights; only with rank 0.
         templates: Patterns with one `{}` for the concept; "auto" takes those of its kind.
     """
@@ -93,9 +93,10 @@ class RobustAblation(TrainedEraser):
     paper: ClassVar[str] = "of this library"
     family: ClassVar[str] = "trained, denoiser, against attacks"
     suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
-        "unet": {"size": None, "guidance": 5.0},
-        "large unet": {"size": None, "guidance": 5.0},
-        "transformer": {"size": at_most(512), "guidance": own_guidance},
+        "unet": {"size": None, "guidance": 5.0, "train": "all"},
+        # All layers of these, added up in float32 with their gradients, fit no usual GPU.
+        "large unet": {"size": None, "guidance": 5.0, "train": "attention"},
+        "transformer": {"size": at_most(512), "guidance": own_guidance, "train": "attention"},
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "robust_ablation-shapes": {
@@ -106,6 +107,7 @@ class RobustAblation(TrainedEraser):
             "kept_batch": 20,
             "attack_lr": 0.02,
             "relearn_lr": 5e-3,
+            "train": "all",
         },
     }
     strengths: ClassVar[str] = "the denoiser forgets how to draw it"
@@ -136,7 +138,7 @@ class RobustAblation(TrainedEraser):
     relearn_lr: Rate = "auto"
     relearn_rank: int = 8
     relearn_restart: int = 15
-    train: Literal["all", "attention", "cross"] = "all"
+    train: Literal["auto", "all", "attention", "cross"] = "auto"
     start: Literal["none", "uce"] = "none"
     templates: Templates = "auto"
 
@@ -180,7 +182,7 @@ class RobustAblation(TrainedEraser):
 
     def demand(self, pipe: Any, concepts: Concepts) -> Demand:
         """See `TrainedEraser.demand`."""
-        names = denoiser_names(pipe, self.train)
+        names = denoiser_names(pipe, known(self.train))
         layers: dict[str, Any] = attention_layers(pipe)
         attention = [f"{name}.weight" for name in layers]
         size = sum(layer.in_features + layer.out_features for layer in layers.values()) * self.relearn_rank
@@ -204,7 +206,7 @@ class RobustAblation(TrainedEraser):
             way = Way(self.steps, known(self.guidance), _BATCH, known(self.size))
             maker = Maker(pipe, empty, way, self.noises, generator, advance)
             bad, good = maker.make(asked, anchors, count), maker.make(held, held, self.kept, blank=kept.index(""))
-        student = Student(pipe, denoiser_names(pipe, self.train), rank=self.rank, generator=generator)
+        student = Student(pipe, denoiser_names(pipe, known(self.train)), rank=self.rank, generator=generator)
         if self.start == "uce":
             start_from_uce(student, pipe, concepts, self.clip_skip)
         soft = SoftBank(pipe, self.bank, self.tokens, generator, clip_skip=self.clip_skip, encoders=self.encoders)
