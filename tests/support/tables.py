@@ -15,7 +15,10 @@ from erasers.models.families import FAMILIES
 from support import REPOSITORY
 from support.families.all import FAMILIES as ALL
 
-TESTS = "tests/test_support.py tests/models/test_variants.py tests/attacks/test_every_family.py"
+TESTS = (
+    "tests/test_support.py tests/models/test_variants.py tests/attacks/test_every_family.py "
+    "tests/methods/test_every_family.py"
+)
 WRITE = f'python -m pytest {TESTS} --write-support -m ""'
 DOCS = REPOSITORY / "docs"
 FORMS = {
@@ -47,7 +50,10 @@ def render(notes: Mapping[str, Any]) -> str:
         parts.append(_table(["family", "pipeline", "text enters by", *FORMS], rows))
     reasons = _reasons(notes)
     parts += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    return "\n".join([*parts, *_attacks(notes), *_pipelines(notes), *_exactness(notes), *_ways_in()]) + "\n"
+    return (
+        "\n".join([*parts, *_trained(notes), *_attacks(notes), *_pipelines(notes), *_exactness(notes), *_ways_in()])
+        + "\n"
+    )
 
 
 def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
@@ -60,6 +66,24 @@ def _row(notes: Mapping[str, Any], family: str, method: str) -> list[str]:
 def _reasons(notes: Mapping[str, Any]) -> dict[str, int]:
     found = dict.fromkeys(cell["reason"] for cell in notes["cells"].values() if not cell["works"])
     return {reason: number for number, reason in enumerate(found, start=1)}
+
+
+def _trained(notes: Mapping[str, Any]) -> list[str]:
+    cells = notes["trained"]
+    names = sorted({key.partition("/")[2] for key in cells})
+    rows = [[family, *(_trained_cell(cells[f"{family}/{name}"]) for name in names)] for family in notes["families"]]
+    return [
+        "\n## Methods that train\n",
+        "Each was run for two iterations with low-rank weights: the patch moves the weights of the components that are",
+        "named, and the training leaves all of them bit for bit. `few_shot` and `adv_unlearn` were given all text",
+        "encoders in `encoders`. No: nothing here calls the denoiser but the pipeline itself, and the method says so",
+        "before any work.\n",
+        _table(["family", *(f"`{name}`" for name in names)], rows),
+    ]
+
+
+def _trained_cell(cell: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{component}`" for component in cell["on"]) if cell["works"] else "no"
 
 
 def _attacks(notes: Mapping[str, Any]) -> list[str]:
@@ -95,8 +119,8 @@ def _pipelines(notes: Mapping[str, Any]) -> list[str]:
         "from*: what `erase generate` and `--report` need beside the prompt. *Fitted*: UCE leads the prompt to its",
         "anchor and the patch comes off bit for bit; where it says no, the class is refused with that reason. *Drawn*:",
         "by the command; a no names what the command cannot give. A ControlNet reads the prompt by layers of its own,",
-        "which stay unedited, and applying a patch says so. Methods that train take Stable Diffusion 1, 2 and XL",
-        "pipelines whose UNet reads latents, the time and text alone; others are refused before any work.\n",
+        "which stay unedited, and applying a patch says so. Methods that train take pipelines whose denoiser reads",
+        "latents, the time and text alone; others are refused before any work.\n",
         _table(["pipeline", "draws from", "fitted", "drawn"], rows),
     ]
 
@@ -147,7 +171,13 @@ class Collector:
 
     def __init__(self, write: bool) -> None:
         self.write = write
-        self.notes: dict[str, dict[str, Any]] = {"families": {}, "cells": {}, "pipelines": {}, "attacks": {}}
+        self.notes: dict[str, dict[str, Any]] = {
+            "families": {},
+            "cells": {},
+            "pipelines": {},
+            "trained": {},
+            "attacks": {},
+        }
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         for name, value in report.user_properties if report.when == "call" and report.passed else ():
@@ -163,8 +193,10 @@ class Collector:
             path.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
             (DOCS / "support.md").write_text(render(notes), encoding="utf-8")
             return
-        parts = ("cells", "pipelines", "attacks")
-        wrong = [key for part in parts for key, found in self.notes[part].items() if known[part].get(key) != found]
+        parts = ("cells", "pipelines", "trained", "attacks")
+        wrong = [
+            key for part in parts for key, found in self.notes[part].items() if known.get(part, {}).get(key) != found
+        ]
         if wrong:
             session.exitstatus = 1
             raise SystemExit(

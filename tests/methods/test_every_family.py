@@ -1,0 +1,58 @@
+"""Every method that trains on every family: it fits a patch and leaves the model as it was, or is refused first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.families.all import FAMILIES
+from support.selection import cases
+from support.tiny import same, weights
+from support.trained import METHODS, STAR, family_pipe
+
+from erasers import get_eraser
+from erasers.models.feeding import feeds_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
+
+UNCALLED = {"hunyuandit", "luminanext", "prx", "animatediff"}
+SMALL: dict[str, dict[str, Any]] = {
+    "adv_unlearn": METHODS["adv_unlearn"] | {"pictures": 1, "kept": 2, "attack_steps": 1, "warm_up": 0},
+    "doco": METHODS["doco"] | {"captions": ("a {}",), "pictures": 2},
+    "esd": METHODS["esd"] | {"pictures": 1},
+    "few_shot": METHODS["few_shot"] | {"pictures": 1, "kept": 2},
+    "robust_ablation": METHODS["robust_ablation"]
+    | {"templates": ("a {}",), "pictures": 2, "kept": 2, "bank": 1, "tokens": (1,), "relearn_lr": 1e-2},
+}
+QUICK = {("esd", "zimage"), ("doco", "wan"), ("robust_ablation", "auraflow"), ("few_shot", "sd35"), ("esd", "prx")}
+
+
+def test_no_method_is_left_out() -> None:
+    assert set(SMALL) == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("method", "family"), cases(SMALL, FAMILIES, default=lambda method, family: (method, family) in QUICK)
+)
+def test_it_trains_or_is_refused(
+    method: str, family: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    pipe, size = family_pipe(family, tmp_path), FAMILIES[family].options.get("height")
+    options = SMALL[method] | {"iterations": 2, "lr": 1e-2, "rank": 2, "size": size, "everyday": False}
+    cell: dict[str, Any] = {"works": family not in UNCALLED}
+    if method in ("adv_unlearn", "few_shot") and cell["works"]:
+        options["encoders"] = tuple(feeds_of(pipe))
+    eraser, before = get_eraser(method, **options), weights(pipe)
+    if cell["works"]:
+        patch = eraser.fit(pipe, STAR, progress=False)
+        with patch.applied(pipe):
+            assert not same(weights(pipe), before)
+        cell["on"] = sorted({name.partition(".")[0] for name in patch.parameters})
+    else:
+        with pytest.raises(TypeError, match="expected a pipeline that can be trained and attacked"):
+            eraser.fit(pipe, STAR, progress=False)
+    assert same(weights(pipe), before)
+    record_property("support", json.dumps(["trained", f"{family}/{method}", cell]))
