@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -28,14 +29,14 @@ def state_of(module: nn.Module) -> str:
     layers = list(module.modules())
     if any(_is_on(layer) for layer in layers if hasattr(layer, "base_layer")):
         return ADAPTERS
-    owners = (str(getattr(hook, "__module__", "")) for layer in layers for hook in _hooks(layer))
+    owners = (_owner(hook) for layer in layers for hook in _hooks(layer))
     return HOOKS if any(not owner.startswith(_HARMLESS) for owner in owners) else PLAIN
 
 
 def is_bare(module: nn.Module) -> bool:
     """Whether its weights alone say what a module returns: no adapters, on or off, and no hooks but recording ones."""
     layers = list(module.modules())
-    owners = (str(getattr(hook, "__module__", "")) for layer in layers for hook in _hooks(layer))
+    owners = (_owner(hook) for layer in layers for hook in _hooks(layer))
     wrapped = any(hasattr(layer, "base_layer") or "forward" in layer.__dict__ for layer in layers)
     return not wrapped and all(owner.startswith("transformers.") for owner in owners)
 
@@ -66,6 +67,13 @@ def _is_on(layer: nn.Module) -> bool:
 
 def _hooks(module: nn.Module) -> list[Any]:
     return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def _owner(hook: Any) -> str:
+    """The module that a hook is written in, also where some of its arguments are given already."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", ""))
 
 
 def _words(state: str) -> str:

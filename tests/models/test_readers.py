@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from support.families.all import FAMILIES
+from support.trained import METHODS
 
 from erasers import Concept, Patch, PatchError, get_eraser
 from erasers.files.cache import cache_dir
@@ -95,6 +97,13 @@ def test_hooks_of_patches_need_no_word(pipes: Callable[[str], Any]) -> None:
     first.to_hooks(pipe).apply(pipe)
     second.apply(pipe)
     assert text_readers(pipe) == {"text_encoder": "plain"}
+
+
+def test_what_counts_in_a_training_is_no_hook_of_others(pipe: Any) -> None:
+    patch = get_eraser("esd", **METHODS["esd"], iterations=1, lr=1e-2).fit(pipe, STAR, progress=False)
+    assert patch.meta["readers"] == text_readers(pipe) == {"text_encoder": "plain"}
+    pipe.text_encoder.register_forward_hook(partial(double))
+    assert text_readers(pipe) == {"text_encoder": "hooks"}
 
 
 @pytest.mark.parametrize("wrong", [[], {"text_encoder": 3}, "plain"])
