@@ -17,7 +17,7 @@ from support.families.all import FAMILIES as ALL
 
 TESTS = (
     "tests/test_support.py tests/models/test_variants.py tests/attacks/test_every_family.py "
-    "tests/methods/test_every_family.py"
+    "tests/methods/test_every_family_trained.py"
 )
 WRITE = f'python -m pytest {TESTS} --write-support -m ""'
 DOCS = REPOSITORY / "docs"
