@@ -25,7 +25,20 @@ def pipes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "blue"])
-DRAWABLE = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "qwenimage", "zimage")
+DRAWABLE = (
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sd3",
+    "flux",
+    "chroma",
+    "qwenimage",
+    "zimage",
+    "lumina2",
+    "cogview4",
+    "sana",
+    "auraflow",
+)
 
 
 def reached(pipe: Any, name: str, values: list[torch.Tensor]) -> set[str]:
