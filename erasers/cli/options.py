@@ -21,7 +21,8 @@ PatchReference = Annotated[str, typer.Argument(metavar="PATCH", help=PATCH)]
 Model = Annotated[
     str,
     typer.Option(
-        help="[bold]shapes[/bold] (embedded, offline), a diffusers folder, a .safetensors checkpoint, or a Hub id."
+        help="[bold]shapes[/bold] or [bold]shapes-sd3[/bold] (embedded), a diffusers folder, a .safetensors file, "
+        "or a Hub id."
     ),
 ]
 Variant = Annotated[

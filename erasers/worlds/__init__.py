@@ -2,7 +2,7 @@
 
     from erasers import worlds
 
-    worlds.list()  # ["shapes"]
+    worlds.list()  # ["shapes", "shapes-sd3"]
     star = worlds.get("shapes").concept("star")
 
 Neither imports torch.

@@ -14,6 +14,7 @@ GROUP = "erasers.worlds"
 
 _TABLE = {
     "shapes": "erasers.worlds.shapes:Shapes",
+    "shapes-sd3": "erasers.worlds.shapes_sd3:ShapesSD3",
 }
 """Name -> class of a world; a new world of the package is a folder beside this file and a line here."""
 

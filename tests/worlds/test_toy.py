@@ -48,7 +48,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
 
 
 def test_a_registered_world_is_one_of_those_there_are(toy: Toy) -> None:
-    assert worlds.list() == ["shapes", "toy"]
+    assert worlds.list() == ["shapes", "shapes-sd3", "toy"]
     assert worlds.find("toy") is worlds.find(toy.folder) is toy
     assert load_pipeline("toy").unet.config.sample_size == 8
     assert {"oracle/shapes", "oracle/toy", "clip_zeroshot/shapes"} <= set(list_judges())

@@ -24,27 +24,34 @@ sys.exit("torch" in sys.modules)
 
 
 def test_worlds_are_listed_and_read_without_torch() -> None:
-    assert worlds.list() == ["shapes"]
+    assert worlds.list() == ["shapes", "shapes-sd3"]
     assert worlds.DEFAULT == "shapes"
     assert worlds.get("shapes") is worlds.get("shapes")
     assert subprocess.run([sys.executable, "-c", NO_TORCH], check=False).returncode == 0
 
 
 def test_an_unknown_world_is_refused_by_the_names_of_those_there_are() -> None:
-    with pytest.raises(ValueError, match="expected a world among shapes, got 'emoji'"):
+    with pytest.raises(ValueError, match="expected a world among shapes, shapes-sd3, got 'emoji'"):
         worlds.get("emoji")
+
+
+def copied(name: str, folder: Path) -> Path:
+    """A copy of the folder of a model without its weights."""
+    return Path(shutil.copytree(worlds.get(name).folder, folder, ignore=shutil.ignore_patterns("*.safetensors")))
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the model's folder without its weights."""
-    return Path(
-        shutil.copytree(worlds.get("shapes").folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
-    )
+    """A copy of the model of `shapes`."""
+    return copied("shapes", tmp_path / "copy")
 
 
-def test_a_model_is_known_by_name_and_by_what_is_in_its_folder(copy: Path) -> None:
-    assert worlds.find("shapes") is worlds.find(str(copy)) is worlds.get("shapes")
+@pytest.mark.parametrize("name", worlds.list())
+def test_a_model_is_known_by_name_and_by_what_is_in_its_folder(name: str, tmp_path: Path) -> None:
+    assert worlds.find(name) is worlds.find(str(copied(name, tmp_path / "copy"))) is worlds.get(name)
+
+
+def test_a_folder_of_other_words_is_of_no_world(copy: Path) -> None:
     assert worlds.find("CompVis/stable-diffusion-v1-4") is None
     (copy / "tokenizer" / "tokenizer.json").write_text("{")
     assert worlds.find(copy) is None

@@ -5,12 +5,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from support import REPOSITORY
 from support.selection import only, rows
+from support.shown import share
 
 from erasers import get_eraser
-from erasers.evaluation.drawing import generate
-from erasers.judges.oracle import Oracle
 from erasers.worlds.shapes import MODEL_DIR
-from erasers.worlds.shapes.prompts import Prompt, concept_for, split_prompts
+from erasers.worlds.shapes.prompts import concept_for, split_prompts
 
 MIB = 2**20
 
@@ -21,12 +20,6 @@ def shapes() -> Any:
     pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def share(pipe: Any, prompts: list[Prompt]) -> float:
-    images = [image for batch in generate(pipe, prompts, steps=10, guidance=4.0, batch=12) for image in batch]
-    verdicts = Oracle().judge(images, prompts)
-    return sum(bool(verdict.value) for verdict in verdicts) / len(verdicts)
 
 
 def test_plain_diffusers_loads_the_folder_in_one_dtype(shapes: Any) -> None:
