@@ -32,14 +32,16 @@ RESULTS = Path(__file__).parent / "results"
 Cell = Mapping[str, Any]
 
 
-def measure(pipe: Any, judge: Oracle, splits: Mapping[str, Sequence[Prompt]], patch: Patch | None) -> dict[str, Cell]:
+def measure(
+    pipe: Any, judge: Oracle, splits: Mapping[str, Sequence[Prompt]], patch: Patch | None, tokens: int | None = None
+) -> dict[str, Cell]:
     """Share of positive verdicts a split, with its Wilson interval."""
     cells = {}
     with patch.applied(pipe) if patch else contextlib.nullcontext():
         for split, prompts in splits.items():
             verdicts = []
             done = 0
-            for images in generate(pipe, prompts, steps=20, guidance=4.0, batch=25):
+            for images in generate(pipe, prompts, steps=20, guidance=4.0, batch=25, tokens=tokens):
                 verdicts += judge.judge(images, prompts[done : done + len(images)])
                 done += len(images)
             share = score(verdicts)

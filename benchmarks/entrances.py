@@ -1,6 +1,6 @@
 """What text does in a transformer that reads it twice: tokens in joint attention, and one pooled vector beside them.
 
-    python benchmarks/entrances.py                 # about an hour of one core: measures, and writes docs/entrances.md
+    python benchmarks/entrances.py                 # some minutes: measures, and writes docs/entrances.md
     python benchmarks/entrances.py --table         # writes the page from the results that are there
     python benchmarks/entrances.py --samples 8 --concepts star --out star.json
 
@@ -26,7 +26,6 @@ from PIL import Image
 from erasers import Concept, get_eraser, worlds
 from erasers.asks import Ask
 from erasers.diffusion.adaptors.condition import Condition
-from erasers.diffusion.conditions import conditions, unprompted
 from erasers.evaluation.run.states import reference
 from erasers.evaluation.scores.metrics import score
 from erasers.files.atomic import write_atomically
@@ -58,12 +57,25 @@ def with_anchor(text: str, concept: Concept) -> str:
 
 def crossed(pipe: Any, tokens: Sequence[str], pooled: Sequence[str]) -> Condition:
     """What the denoiser reads where its two entrances hear different prompts."""
-    return conditions(pipe, tokens)._replace(pooled=conditions(pipe, pooled).pooled)
+    return heard(pipe, tokens)._replace(pooled=heard(pipe, pooled).pooled)
+
+
+@torch.no_grad()
+def heard(pipe: Any, texts: Sequence[str]) -> Condition:
+    """What this world's pipeline makes of prompts, with as few rows for its absent T5 as the world draws with."""
+    states, _, pooled, _ = pipe.encode_prompt(
+        prompt=list(texts),
+        prompt_2=None,
+        prompt_3=None,
+        do_classifier_free_guidance=False,
+        max_sequence_length=worlds.get(MODEL).tokens,
+    )
+    return Condition(states, pooled)
 
 
 def draw(world: World, pipe: Any, condition: Condition, asks: Sequence[Ask]) -> list[Image.Image]:
     """A picture of each row, from the noise of its prompt."""
-    empty = unprompted(pipe).expand(len(asks))
+    empty = heard(pipe, [""]).expand(len(asks))
     images: list[Image.Image] = pipe(
         prompt_embeds=condition.states,
         pooled_prompt_embeds=condition.pooled,
@@ -83,8 +95,8 @@ def asked(world: World, pipe: Any, judge: Judge, concept: Concept, asks: Sequenc
         verdicts = []
         for start in range(0, len(asks), world.batch):
             chunk = asks[start : start + world.batch]
-            heard = [[ask.text if own else with_anchor(ask.text, concept) for ask in chunk] for own in (tokens, pooled)]
-            verdicts += judge.judge(draw(world, pipe, crossed(pipe, *heard), chunk), chunk)
+            texts = [[ask.text if own else with_anchor(ask.text, concept) for ask in chunk] for own in (tokens, pooled)]
+            verdicts += judge.judge(draw(world, pipe, crossed(pipe, *texts), chunk), chunk)
         share = score(verdicts)
         shares[name] = share.to_json() if share else None
         print(f"{concept.name} asked through {name}: {shares[name]}", flush=True)
@@ -94,17 +106,17 @@ def asked(world: World, pipe: Any, judge: Judge, concept: Concept, asks: Sequenc
 def edited(world: World, pipe: Any, judge: Judge, concept: Concept, method: str, samples: int) -> list[dict[str, Any]]:
     """The unedited model, every edit, and the model retrained without the concept where there is one."""
     splits = world.split_prompts(concept.name, samples)
-    rows = [{"concept": concept.name, "method": "unedited", "splits": measure(pipe, judge, splits, None)}]
+    rows = [{"concept": concept.name, "method": "unedited", "splits": measure(pipe, judge, splits, None, world.tokens)}]
     show(rows[-1])
     for ports in PORTS:
         patch = get_eraser(method, ports=ports).fit(pipe, concept)
-        cells = measure(pipe, judge, splits, patch)
+        cells = measure(pipe, judge, splits, patch, world.tokens)
         rows.append({"concept": concept.name, "method": " + ".join(ports), "splits": cells, "bytes": patch.nbytes})
         show(rows[-1])
     folder = ROOT / "benchmarks" / "reference" / f"transformer-without-{concept.name}"
     with reference(pipe, folder) if folder.is_dir() else contextlib.nullcontext():
         if folder.is_dir():
-            cells = measure(pipe, judge, splits, None)
+            cells = measure(pipe, judge, splits, None, world.tokens)
             rows.append({"concept": concept.name, "method": "retrained", "splits": cells})
             show(rows[-1])
     return rows

@@ -1,7 +1,7 @@
 """Measures an embedded model and writes its card, its figures and its pictures.
 
     python benchmarks/model_card.py                       # about ten minutes on two cores
-    python benchmarks/model_card.py --model shapes-sd3    # about half an hour of one core
+    python benchmarks/model_card.py --model shapes-sd3    # some minutes of one core
     python benchmarks/model_card.py --samples 100         # a quick look, printed only with --dry-run
 
 Everything is measured on fresh pictures: renders with seeds that training never used, and generations with the steps
@@ -72,9 +72,10 @@ def prompts_for(triples: list[tuple[int, int, int]], rng: random.Random, first_s
     return prompts
 
 
-def generate(world: World, pipe: Any, prompts: list[Prompt]) -> list[Image.Image]:
-    """One picture a prompt, as the world draws them."""
-    batches = drawing.generate(pipe, prompts, steps=world.steps, guidance=world.guidance, batch=world.batch)
+def generate(world: World, pipe: Any, prompts: list[Prompt], *, plain: bool = False) -> list[Image.Image]:
+    """One picture a prompt, as the world draws them; `plain` with as many tokens as the pipeline takes by itself."""
+    sampler: dict[str, Any] = {"steps": world.steps, "guidance": world.guidance, "batch": world.batch}
+    batches = drawing.generate(pipe, prompts, **sampler, tokens=None if plain else world.tokens)
     return [picture for batch in batches for picture in batch]
 
 
@@ -102,6 +103,9 @@ def measure_generator(world: World, samples: int) -> tuple[dict[str, dict[str, S
         pictures = generate(world, pipe, prompts)
         scores[name] = judged(pictures, prompts)
         sheet += pictures[:50]
+        if name == "seen" and world.tokens:
+            few = prompts[: samples // 4]
+            scores["seen, by the pipeline's own number of tokens"] = judged(generate(world, pipe, few, plain=True), few)
     synonyms = [
         (word, say) for word, phrases in vocabulary.SYNONYMS.items() for say in phrases if word in vocabulary.OBJECTS
     ]
@@ -178,7 +182,7 @@ pipeline_tag: text-to-image
   mentions; {named:.0f} % of all pictures have one that the caption names.
 * **Held out**: fifteen of the 300 object x colour x style combinations were never shown in training.
 * **Training**: `python -m erasers.worlds.{module}.train`, seed 0; logs and curves lie in `benchmarks/{name}/`.
-* **Measured** by `{command}`: {steps} {sampler} steps, guidance {guidance:g}, Wilson intervals.
+* **Measured** by `{command}`: {steps} {sampler} steps, guidance {guidance:g}{tokens}, Wilson intervals.
 
 {judge}## Generated pictures, as the judge sees them
 {generated}
@@ -197,6 +201,7 @@ def card(world: World, result: dict[str, Any]) -> str:
         steps=world.steps,
         sampler=SAMPLERS[world.name],
         guidance=world.guidance,
+        tokens=f", `max_sequence_length={world.tokens}`" if world.tokens else "",
         objects=len(vocabulary.OBJECTS),
         colours=len(vocabulary.COLOURS),
         styles=len(vocabulary.STYLES),

@@ -41,7 +41,7 @@ def main() -> None:
     for folder in sorted(FOLDER.glob(f"{denoiser}-without-*")):
         word = folder.name.removeprefix(f"{denoiser}-without-")
         with reference(pipe, folder):
-            cells = measure(pipe, judge, split_prompts(word, options.samples), None)
+            cells = measure(pipe, judge, split_prompts(word, options.samples), None, world.tokens)
         rows.append({"concept": word, "method": f"retrained without {word}", "splits": cells})
         show(rows[-1])
     facts = {"samples": options.samples, "steps": world.steps, "guidance": world.guidance, "rows": rows}

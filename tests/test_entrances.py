@@ -10,7 +10,6 @@ from support.families.all import FAMILIES
 from support.scripts import benchmark
 
 from erasers import worlds
-from erasers.diffusion.conditions import conditions
 
 ENTRANCES = benchmark("entrances")
 SHARE = {"value": 0.25, "n": 8, "low": 0.071, "high": 0.591}
@@ -37,7 +36,7 @@ def test_every_explicit_prompt_of_what_is_measured_loses_the_concept() -> None:
 
 def test_each_entrance_hears_its_own_prompt(tmp_path: Path) -> None:
     pipe = FAMILIES["sd3"].build(tmp_path)
-    star, circle = conditions(pipe, ["a star"]), conditions(pipe, ["a circle"])
+    star, circle = ENTRANCES.heard(pipe, ["a star"]), ENTRANCES.heard(pipe, ["a circle"])
     heard = ENTRANCES.crossed(pipe, ["a star"], ["a circle"])
     assert torch.equal(heard.states, star.states)
     assert torch.equal(heard.pooled, circle.pooled)

@@ -10,8 +10,9 @@ from erasers.evaluation.drawing import generate
 from erasers.judges.oracle import Oracle
 
 
-def share(pipe: Any, asks: Sequence[Ask]) -> float:
-    """Of pictures of ten steps."""
-    images = [image for batch in generate(pipe, asks, steps=10, guidance=4.0, batch=12) for image in batch]
+def share(pipe: Any, asks: Sequence[Ask], tokens: int | None = None) -> float:
+    """Of pictures of ten steps, with that `max_sequence_length`."""
+    batches = generate(pipe, asks, steps=10, guidance=4.0, batch=12, tokens=tokens)
+    images = [image for batch in batches for image in batch]
     verdicts = Oracle().judge(images, asks)
     return sum(bool(verdict.value) for verdict in verdicts) / len(verdicts)

@@ -14,7 +14,7 @@ class ShapesSD3(Shapes):
     folder = Path(__file__).parent / "model"
     steps, guidance, batch = 20, 4.0, 25
     tokens = 1
-    seconds = 0.77 / 40
+    seconds = 0.076 / 40
     sae = None
     denoiser_block = None
     unrecorded = None

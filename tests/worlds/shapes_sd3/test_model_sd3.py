@@ -48,8 +48,7 @@ def test_the_world_shares_words_and_judge_and_nothing_else() -> None:
     assert (WORLD.sae, WORLD.denoiser_block, WORLD.unrecorded) == (None, None, None)
 
 
-def test_the_command_leaves_a_patch_a_picture_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(WORLD), "steps", 2)
+def test_the_command_leaves_a_patch_a_picture_and_numbers(tmp_path: Path) -> None:
     out, report = tmp_path / "star.safetensors", tmp_path / "report"
     erase = ["--concept", "star", "--method", "uce", "--model", "shapes-sd3", "--out", str(out)]
     assert run([*erase, "--report", str(report), "--samples", "1"]) == 0
@@ -68,9 +67,9 @@ def test_the_command_leaves_a_patch_a_picture_and_numbers(tmp_path: Path, monkey
 @pytest.mark.full
 def test_uce_erases_and_keeps(pipe: Any) -> None:
     splits = WORLD.split_prompts("star", 12)
-    before = {split: share(pipe, asks) for split, asks in splits.items()}
+    before = {split: share(pipe, asks, WORLD.tokens) for split, asks in splits.items()}
     assert min(before.values()) >= 0.8
     with get_eraser("uce").fit(pipe, WORLD.concept("star")).applied(pipe):
-        after = {split: share(pipe, asks) for split, asks in splits.items()}
+        after = {split: share(pipe, asks, WORLD.tokens) for split, asks in splits.items()}
     assert after["explicit"] <= 0.35
     assert min(after["neighbour"], after["unrelated"]) >= 0.8
