@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -141,15 +141,16 @@ def test_a_folder_of_baked_weights_loads_erased_by_stock_diffusers_and_here() ->
 
 
 class Counted(ESD):
-    """ESD that keeps the numbers of its steps."""
+    """ESD that keeps the numbers of its steps, those of any copy of it."""
+
+    numbers: ClassVar[list[int]] = []
 
     def prepare(self, *args: Any) -> Any:
         made = super().prepare(*args)
-        numbers: list[int] = []
-        object.__setattr__(self, "numbers", numbers)
+        self.numbers.clear()
 
         def step(number: int) -> Any:
-            numbers.append(number)
+            self.numbers.append(number)
             return made.step(number)
 
         return replace(made, step=step)

@@ -53,6 +53,8 @@ Stage = Callable[[str, int], Any]
 """(title, total) -> a context with a function that is told of what was done."""
 
 _BETTER = 0.99
+_LATER: Mapping[str, Any] = {"size": "auto", "encoders": ()}
+"""Fields that came when there were checkpoints already, with their defaults."""
 
 
 @dataclass
@@ -232,7 +234,8 @@ class TrainedEraser(Eraser, ABC):
             edited = {name.partition(".")[0] for name in training.student.names}
             warn_of_missed_encoders(pipe, edited, "name it in encoders to train it, too")
             same_start(training.student.parameters)
-            identity |= {"method": self.name, "config": self.config(), "base": training.student.fingerprints()}
+            config, base = _known_before(self.config()), training.student.fingerprints()
+            identity |= {"method": self.name, "config": config, "base": base}
             saved = None
             if checkpoint is not None:
                 # Every process has draws, attacks and optimizers of its own.
@@ -388,6 +391,11 @@ def seconds_a_pass(pipe: Any, passes: int = 3) -> float:
         for _ in range(passes):
             float(predict(pipe, latents, times, condition).sum())
     return (time.perf_counter() - started) / passes
+
+
+def _known_before(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what was left at the default of a field that older checkpoints do not know."""
+    return {name: value for name, value in config.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
