@@ -52,8 +52,6 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
 TABLE = CLOSED | TRAINED
 APART = {"itd"}
 """Its patches have hooks and no weights: tests/methods/itd/test_itd.py has the same checks for those."""
-SDXL = {"uce", "rece", "realera", "esd", "doco", "few_shot", "adv_unlearn"}
-"""Those that know Stable Diffusion XL, too."""
 
 
 def rows_of(table: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -139,10 +137,6 @@ def first(row: str) -> bool:
 )
 def test_fit_apply_remove(pipes, family, eraser):
     pipe = pipes(family)
-    if family == "sdxl" and eraser.name not in SDXL:
-        with pytest.raises(TypeError, match=r"Stable Diffusion 1 or 2.*got StableDiffusionXLPipeline"):
-            eraser.fit(pipe, STAR)
-        return
     before, picture = weights(pipe), draw(pipe)
     patch = eraser.fit(pipe, STAR)
     assert same(before, weights(pipe))

@@ -29,6 +29,7 @@ from erasers.models.ports import find_family
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore:text also enters:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the .* ports are not edited:UserWarning"),
 ]
 
 STAR = Concept("star", anchor="circle", preserve=["moon"])

@@ -90,6 +90,7 @@ class FewShot(TrainedEraser):
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "few_shot-shapes": {
+            "rank": 0,
             "iterations": 60,
             "lr": 1e-3,
             "steps": 20,

@@ -21,7 +21,8 @@ from erasers.diffusion.rates import LOW_RANK_CHANGE, TOKEN_STEP, rate_for_change
 from erasers.diffusion.tokens import token_table
 from erasers.evaluation.tasks.task import list_tasks, read_task
 from erasers.methods import few_shot
-from erasers.methods.few_shot import DRIFT, Bound, apart
+from erasers.methods.few_shot import DRIFT, Bound, Outputs, apart, trained_names
+from erasers.training.student import Student
 
 RATES = benchmark("rates")
 TEXTS = ["a red star", "a blue circle on a white background", "two yellow hearts", ""]
@@ -107,24 +108,25 @@ def test_a_step_of_soft_tokens_follows_the_token_table(scenes: list[Any]) -> Non
 def test_drift_follows_how_far_prompts_are_apart(scenes: list[Any]) -> None:
     pipe = scenes[0].pipe
     norm = pipe.text_encoder.final_layer_norm
-    before, was = apart(pipe, TEXTS), norm.bias.data.clone()
+    outputs = Outputs(pipe, Student(pipe, trained_names(pipe), generator=torch.Generator()))
+    (before,), was = apart(outputs, TEXTS), norm.bias.data.clone()
     norm.bias.data.fill_(3.0)
     try:
-        after = apart(pipe, TEXTS)
+        (after,) = apart(outputs, TEXTS)
     finally:
         norm.bias.data.copy_(was)
     assert before > 2 * after > 0
-    assert apart(pipe, [*TEXTS, TEXTS[0]]) == before
+    assert apart(outputs, [*TEXTS, TEXTS[0]]) == [before]
     with pytest.raises(ValueError, match="two prompts that the text encoder tells apart"):
-        apart(pipe, ["a red star"])
+        apart(outputs, ["a red star"])
 
 
 def test_few_shot_bounds_by_that(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds: list[float] = []
+    bounds: list[Any] = []
     texts: list[str] = []
     start = Bound.__post_init__
-    monkeypatch.setattr(few_shot, "apart", lambda pipe, some, *_: (texts.extend(some), 0.5)[1])
-    monkeypatch.setattr(Bound, "__post_init__", lambda self: (bounds.append(self.most), start(self))[1])
+    monkeypatch.setattr(few_shot, "apart", lambda outputs, asked: (texts.extend(asked), [0.5])[1])
+    monkeypatch.setattr(Bound, "__post_init__", lambda self: (bounds.extend(self.most), start(self))[1])
     for most in ("auto", 0.3):
         get_eraser("few_shot", steps=2, iterations=1, max_drift=most).fit(pipe, STAR, progress=False)
     assert bounds == [DRIFT * 0.5, 0.3]

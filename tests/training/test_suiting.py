@@ -86,7 +86,9 @@ def test_a_patch_says_what_was_asked_for(tmp_path: Any) -> None:
     assert all(isinstance(tensor, torch.Tensor) for tensor in patch.tensors.values())
 
 
-@pytest.mark.parametrize(("name", "option"), [("few_shot", "rank"), ("adv_unlearn", "lr"), ("adv_unlearn", "size")])
+@pytest.mark.parametrize(
+    ("name", "option"), [("few_shot", "iterations"), ("adv_unlearn", "lr"), ("robust_ablation", "rank")]
+)
 def test_a_method_that_knows_no_better_takes_no_auto(name: str, option: str) -> None:
-    with pytest.raises(ValueError, match=f"expected {option} as a number, got 'auto'"):
+    with pytest.raises(ValueError, match=f"expected {option} as a (whole )?number, got 'auto'"):
         get_eraser(name, **{option: "auto"})
