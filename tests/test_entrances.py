@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,8 @@ def test_the_page_has_every_interval_and_says_what_is_missing() -> None:
     assert "| star | 25 (7 to 59) | 25 (7 to 59) | 25 (7 to 59) | 25 (7 to 59) |" in text
     assert "| star | text + pooled | 25 (7 to 59) | - | - | - |" in text
     assert "`circle` for `star` or no word for `zorblat`" in text
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    result = json.loads(ENTRANCES.RESULT.read_text(encoding="utf-8"))
+    assert ENTRANCES.PAGE.read_text(encoding="utf-8") == ENTRANCES.page(result)
