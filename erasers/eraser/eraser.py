@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 GROUP = "erasers"
 
+_TOKENS = "max_sequence_length"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Eraser:
@@ -154,9 +156,15 @@ def preset_for(name: str, model: str | Path) -> str | None:
 
 
 def options_for(name: str, model: str | Path) -> dict[str, Any]:
-    """The field values of the preset that suits a model, without those that a preset of the name sets itself."""
-    cls = eraser_class(name)
-    own, suited = cls.presets.get(name, {}), cls.presets.get(preset_for(name, model) or "", {})
+    """The field values that suit a model, without those that a preset of the name sets itself.
+
+    They are those of its preset, and the tokens of a prompt that its world draws with.
+    """
+    cls, world = eraser_class(name), worlds.find(model)
+    suited = dict(cls.presets.get(preset_for(name, model) or "", {}))
+    if world and world.tokens is not None and any(field.name == _TOKENS for field in fields(cls)):
+        suited = {_TOKENS: world.tokens} | suited
+    own = cls.presets.get(name, {})
     return {key: value for key, value in suited.items() if key not in own}
 
 

@@ -28,6 +28,7 @@ from erasers.diffusion.memory import free_memory, memory_told
 from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.checkpoint import SECONDS, CheckpointFile, optimizer_tensors, restore_optimizer
+from erasers.models.calls import tokens_a_prompt
 from erasers.models.feeding import warn_of_missed_encoders
 from erasers.options import Auto, known, require_above, require_least
 from erasers.patch import Patch
@@ -53,7 +54,7 @@ Stage = Callable[[str, int], Any]
 """(title, total) -> a context with a function that is told of what was done."""
 
 _BETTER = 0.99
-_LATER: Mapping[str, Any] = {"size": "auto", "encoders": ()}
+_LATER: Mapping[str, Any] = {"size": "auto", "encoders": (), "max_sequence_length": None}
 """Fields that came when there were checkpoints already, with their defaults."""
 
 
@@ -91,6 +92,7 @@ class TrainedEraser(Eraser, ABC):
         gradient_checkpointing: Less memory for more time; False: only where the memory does not hold one latent
             without it.
         clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
+        max_sequence_length: Tokens that a prompt is padded or cut to, where the pipeline takes that; None: its default.
 
     A field may be "auto": then it is what `suits` has for the kind of the pipeline's denoiser.
     """
@@ -106,10 +108,11 @@ class TrainedEraser(Eraser, ABC):
     patience: int = 0
     gradient_checkpointing: bool = False
     clip_skip: int | None = None
+    max_sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, iterations=1, rank=0, size=1, patience=0, clip_skip=0)
+        require_least(self, iterations=1, rank=0, size=1, patience=0, clip_skip=0, max_sequence_length=1)
         if self.lr != "auto":
             require_above("lr", self.lr, 0)
         for name in ("iterations", "lr", "rank", "size"):
@@ -144,8 +147,9 @@ class TrainedEraser(Eraser, ABC):
         self.check_pipe(pipe)
         check_clip_skip(pipe, self.clip_skip)
         own = self.suited(pipe)
-        calls, demand = own.cost(pipe, concepts), own.demand(pipe, concepts)
-        return foretell(pipe, calls, demand, rank=known(own.rank), size=known(own.size))
+        with tokens_a_prompt(pipe, self.max_sequence_length):
+            calls, demand = own.cost(pipe, concepts), own.demand(pipe, concepts)
+            return foretell(pipe, calls, demand, rank=known(own.rank), size=known(own.size))
 
     def split(self, pipe: Any, concepts: Concepts, memory: int | None = None) -> Split | None:
         """How the training fits the memory there is; None: no bounds.
@@ -221,6 +225,7 @@ class TrainedEraser(Eraser, ABC):
         }
         console = Console(stderr=True) if progress and rank_and_world()[0] == 0 else None
         with (
+            tokens_a_prompt(pipe, self.max_sequence_length),
             _quiet(pipe),
             frozen(pipe),
             Counter(pipe) as counter,

@@ -11,6 +11,7 @@ import numpy
 import torch
 
 from erasers.diffusion.adaptors.condition import Condition
+from erasers.models.calls import handed_on
 from erasers.models.families import UnsupportedPipeline
 
 Guides = Literal["twice", "embedded", "never"]
@@ -56,9 +57,10 @@ class Adaptor(ABC):
         """What the pipeline follows where it asks twice `[n, c, ...]`: classifier-free guidance, in its own form."""
         return unconditional + scale * (conditional - unconditional)
 
-    @abstractmethod
     def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
         """What the pipeline itself makes of prompts, with gradients to its text encoders where these are wanted."""
+        states, *_ = pipe.encode_prompt(list(texts), **handed_on(pipe))
+        return Condition(states)
 
     def written(self, pipe: Any, condition: Condition, name: str) -> list[torch.Tensor]:
         """What one text encoder wrote of a condition: its states, its part of the pooled vector."""

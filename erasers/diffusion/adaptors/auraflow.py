@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from erasers.diffusion.adaptors.adaptor import Adaptor
 from erasers.diffusion.adaptors.condition import Condition
-from erasers.models.calls import handed_on
 
 
 class AuraFlow(Adaptor):
@@ -17,11 +15,6 @@ class AuraFlow(Adaptor):
 
     title = "AuraFlow"
     denoiser = "AuraFlowTransformer2DModel"
-
-    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
-        """See `Adaptor.encode`."""
-        states, *_ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states)
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float

@@ -10,7 +10,7 @@ import torch
 
 from erasers.diffusion.adaptors.adaptor import EvenSigmas, Guides
 from erasers.diffusion.adaptors.condition import Condition
-from erasers.models.calls import default_of, handed_on
+from erasers.models.calls import default_of
 
 
 class Flux2(EvenSigmas):
@@ -27,11 +27,6 @@ class Flux2(EvenSigmas):
         if not _is_klein(pipe):
             return "embedded"
         return "never" if pipe.config.is_distilled else "twice"
-
-    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
-        """See `Adaptor.encode`."""
-        states, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states)
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float

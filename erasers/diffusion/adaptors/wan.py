@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from erasers.diffusion.adaptors.adaptor import Adaptor, in_groups, refuse_other_channels, whole
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.videos import standardised
-from erasers.models.calls import default_of, handed_on
+from erasers.models.calls import default_of
 from erasers.models.families import UnsupportedPipeline
 
 
@@ -30,11 +29,6 @@ class Wan(Adaptor):
                 )
             config = getattr(pipe, name).config
             refuse_other_channels(pipe, config.in_channels, config.out_channels or config.in_channels)
-
-    def encode(self, pipe: Any, texts: Sequence[str], clip_skip: int | None = None) -> Condition:
-        """See `Adaptor.encode`."""
-        states, _ = pipe.encode_prompt(list(texts), **handed_on(pipe))
-        return Condition(states)
 
     def predict(
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float

@@ -23,6 +23,7 @@ from erasers.evaluation.run.states import Scene
 from erasers.evaluation.store import Journal, key_of
 from erasers.evaluation.tasks.attacks import Plan
 from erasers.evaluation.tasks.task import Sample
+from erasers.models.calls import tokens_a_prompt
 from erasers.progress import Advance
 
 
@@ -75,10 +76,11 @@ class Attacking:
 
     def work(self, advance: Advance = lambda count: None) -> None:
         """Do this process's share of what is missing, then help with what others have not done yet."""
-        for share in self.stage.share.split(self.sieges):
-            for siege in share:
-                self.outcomes.refresh()
-                self._do(siege, advance)
+        with tokens_a_prompt(self.stage.pipe, self.stage.task.sampling.tokens):
+            for share in self.stage.share.split(self.sieges):
+                for siege in share:
+                    self.outcomes.refresh()
+                    self._do(siege, advance)
 
     @property
     def components(self) -> dict[str, list[str]]:
