@@ -32,7 +32,7 @@ from erasers.diffusion.denoiser import predict
 from erasers.diffusion.gradients import frozen
 from erasers.diffusion.latent_bank import Way, draw_pictures
 from erasers.diffusion.noise import middle_times, noised
-from erasers.diffusion.rates import Rate, token_rate
+from erasers.diffusion.rates import Rate
 from erasers.diffusion.tokens import tokenise
 from erasers.methods.adv_unlearn import text_layers
 from erasers.methods.few_shot import trained_names
@@ -167,7 +167,7 @@ def relearned(here: Scene, rate: Rate, rank: int = 8, steps: Sequence[int] = STE
 def soft(here: Scene, rate: Rate, steps: Sequence[int] = STEPS) -> Iterator[Row]:
     """Soft tokens of the bank that attack."""
     bank, rows = SoftBank(here.pipe, 8, (1, 2, 4), seeded(3)), torch.arange(len(here.pool.times))
-    used, done = token_rate(rate, bank.table), 0
+    used, done = bank.rate(rate), 0
     adam = torch.optim.Adam([bank.vectors], lr=used)
     with torch.no_grad():
         before = bank.condition(rows)

@@ -152,9 +152,9 @@ from erasers import get_eraser
 from erasers.diffusion import latent_bank
 pipe, walk, drawn = make_pipe("sd1", folder / f"pipe-{number}"), latent_bank._walk, []
 def watched(*arguments):
-    found = walk(*arguments)
-    drawn.append(round(float(found.pictures.double().sum()), 6))
-    return found
+    pictures = walk(*arguments)
+    drawn.append(round(float(pictures.double().sum()), 6))
+    return pictures
 latent_bank._walk = watched
 facts = {}
 for name, options in METHODS.items():
