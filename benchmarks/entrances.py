@@ -144,6 +144,9 @@ scales and shifts every layer, as the time does.
 The unedited model, asked for the concept through one entrance while the other hears the same prompt with {anchors}.
 "Neither" is the floor: what the judge sees where nobody asks.
 
+Captions of this world are short, and in training neither entrance was ever left out: the pooled vector can say
+everything, so this model never learned to read its tokens. Larger models hear longer prompts and need not be alike.
+
 {asked}
 
 ## What an edit of each entrance does
