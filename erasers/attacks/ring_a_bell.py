@@ -11,11 +11,12 @@ import torch
 from erasers.attacks.text_search import TextSearch, best_texts, check_room
 from erasers.attacks.wording import swap, terms
 from erasers.diffusion.adaptors.table import encoders_of
-from erasers.diffusion.attacked import Vocabulary, is_clip
+from erasers.diffusion.attacked import Vocabulary
 from erasers.diffusion.clip import encode
 from erasers.diffusion.draws import chances, picks
 from erasers.diffusion.embedding import embedded
 from erasers.diffusion.tokens import tokenise
+from erasers.models.encoder_blocks import is_clip
 
 if TYPE_CHECKING:
     from erasers.asks import Ask
@@ -110,7 +111,7 @@ class RingABell(TextSearch):
 
 def states(pipe: Any, texts: Sequence[str], encoders: Sequence[str]) -> torch.Tensor:
     """tau `[texts, tokens, d]` in float32: all tokens of the one CLIP encoder of a pipeline, else one vector a text."""
-    if tuple(encoders_of(pipe)) == tuple(encoders) and len(encoders) == 1 and is_clip(pipe, encoders[0]):
+    if tuple(encoders_of(pipe)) == tuple(encoders) and len(encoders) == 1 and is_clip(getattr(pipe, encoders[0])):
         return encode(pipe, tokenise(pipe, list(texts))).float()
     return embedded(pipe, texts, encoders)[:, None].float()
 

@@ -15,8 +15,7 @@ import torch
 from erasers.diffusion.adaptors.adaptor import module_of
 from erasers.diffusion.adaptors.table import encoders_of
 from erasers.diffusion.tokens import decode, token_table, tokenizer_of, whole_words
-
-_CLIP = {"CLIPTextModel", "CLIPTextModelWithProjection"}
+from erasers.models.encoder_blocks import is_clip
 
 
 def attacked_encoders(pipe: Any, encoders: Sequence[str] = ()) -> tuple[str, ...]:
@@ -33,13 +32,8 @@ def attacked_encoders(pipe: Any, encoders: Sequence[str] = ()) -> tuple[str, ...
     unknown = [name for name in encoders if name not in present]
     if unknown:
         raise ValueError(f"expected encoders among {', '.join(present)}, got {', '.join(unknown)}")
-    clip = [name for name in present if is_clip(pipe, name)]
+    clip = [name for name in present if is_clip(module_of(pipe, name))]
     return tuple(name for name in present if name in (encoders or clip or present[:1]))
-
-
-def is_clip(pipe: Any, encoder: str) -> bool:
-    """Whether a text encoder is of CLIP."""
-    return bool(_CLIP & {kind.__name__ for kind in type(module_of(pipe, encoder)).__mro__})
 
 
 def widths(pipe: Any, encoders: Sequence[str]) -> list[int]:

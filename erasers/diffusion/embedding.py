@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from erasers.diffusion.adaptors.adaptor import module_of
-from erasers.diffusion.attacked import is_clip
 from erasers.diffusion.tokens import longest, tokenizer_of
+from erasers.models.encoder_blocks import is_clip
 from erasers.models.prompts import converted
 
 
@@ -34,7 +34,7 @@ def embedded(pipe: Any, texts: Sequence[str], encoders: Sequence[str]) -> torch.
 def _embedded(pipe: Any, texts: Sequence[str], name: str) -> torch.Tensor:
     encoder, tokenizer = module_of(pipe, name), tokenizer_of(pipe, name)
     batch, length = [converted(pipe, tokenizer, text) for text in texts], longest(tokenizer)
-    if is_clip(pipe, name):
+    if is_clip(encoder):
         options = {"padding": "max_length", "max_length": length, "truncation": True}
         output = encoder(tokenizer(batch, return_tensors="pt", **options).input_ids.to(encoder.device))
         return torch.as_tensor(output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output)

@@ -13,8 +13,9 @@ from torch import nn
 from erasers.diffusion.adaptors.adaptor import module_of
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.table import adaptor_of, encoders_of
-from erasers.diffusion.attacked import attacked_encoders, forms, is_clip, widths
+from erasers.diffusion.attacked import attacked_encoders, forms, widths
 from erasers.diffusion.tokens import decode, longest, tokenizer_of
+from erasers.models.encoder_blocks import is_clip
 from erasers.models.prompts import converted
 
 
@@ -170,7 +171,7 @@ def _read(pipe: Any, name: str, text: str) -> list[int]:
 
     Of a language model, which is the only encoder of its pipeline, these are with the instructions around the text.
     """
-    if len(encoders_of(pipe)) == 1 and not is_clip(pipe, name):
+    if len(encoders_of(pipe)) == 1 and not is_clip(module_of(pipe, name)):
         return _given(pipe, name, text)
     tokenizer = tokenizer_of(pipe, name)
     length = longest(tokenizer)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+_CLIP = {"CLIPTextModel", "CLIPTextModelWithProjection"}
 _BLOCK = re.compile(r"(?P<stem>(?:\w+\.)*?(?:layers|encoder\.(?:block|layer)))\.(?P<number>\d+)(?:\.(?P<inner>.+))?")
 _ATTENTION = re.compile(r"(?:^|\.)(?:self_attn|SelfAttention)\.\w+$")
 _FEED_FORWARD = re.compile(r"(?:^|\.)(?:mlp|DenseReluDense)\.\w+$")
@@ -66,4 +67,4 @@ def plain_path(path: str) -> str:
 def is_clip(encoder: Any) -> bool:
     """Whether a text encoder is CLIP's."""
     model = getattr(encoder, "_orig_mod", encoder)
-    return any("CLIP" in cls.__name__ for cls in type(model).__mro__)
+    return bool(_CLIP & {cls.__name__ for cls in type(model).__mro__})
