@@ -5,46 +5,46 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from erasers.diffusion.adaptors.adaptor import Adaptor
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.noise import flows
 from erasers.models.encoder_blocks import is_clip
-from erasers.models.families import UnsupportedPipeline
 from erasers.models.feeding import feeds_of
 from erasers.models.inputs import refuse_unfit
 from erasers.models.ports import refuse_wrapped
 
 
-def check_unet(pipe: Any) -> None:
-    """Refuse what is not Stable Diffusion 1, 2 or XL.
-
-    Raises:
-        UnsupportedPipeline: Names what is supported.
-        ValueError: A prediction or a noise schedule that is not.
-    """
-    refuse_wrapped(pipe)
-    unet = _uncompiled(getattr(pipe, "unet", None))
-    kind, added = type(unet).__name__, getattr(getattr(unet, "config", None), "addition_embed_type", None)
-    if kind != "UNet2DConditionModel" or added not in (None, "text_time") or not hasattr(pipe, "text_encoder"):
-        raise UnsupportedPipeline(
-            "expected a Stable Diffusion 1, 2 or XL pipeline (UNet2DConditionModel with CLIP text encoders), got "
-            f"{type(pipe).__name__}"
-        )
-    if getattr(pipe, "text_encoder", None) is None and getattr(pipe, "text_encoder_2", None) is None:
-        raise ValueError(f"expected {type(pipe).__name__} with a text encoder, got None; load the pipeline with it")
-    _refuse_other_predictions(pipe)
-
-
-def check_drawable(pipe: Any) -> None:
-    """Refuse a pipeline whose denoiser nobody here knows how to call, or one that draws from more than a prompt.
+def check_readable(pipe: Any) -> None:
+    """Refuse a pipeline of whose text encoders nobody here knows what its denoiser reads.
 
     Raises:
         UnsupportedPipeline: Lists the families, or names the reason.
         ValueError: A prediction or a noise schedule that is not supported, or no text encoder.
     """
+    _check_parts(pipe, _family_of(pipe))
+
+
+def check_drawable(pipe: Any) -> None:
+    """Refuse what `check_readable` does, and a denoiser that draws from more than a prompt.
+
+    Raises:
+        UnsupportedPipeline: Lists the families, or names the reason.
+        ValueError: As `check_readable`.
+    """
+    adaptor = _family_of(pipe)
+    adaptor.check(pipe)
+    _check_parts(pipe, adaptor)
+
+
+def _family_of(pipe: Any) -> Adaptor:
     refuse_wrapped(pipe)
     adaptor = adaptor_of(pipe)
     refuse_unfit(pipe)
-    adaptor.check(pipe)
+    return adaptor
+
+
+def _check_parts(pipe: Any, adaptor: Adaptor) -> None:
+    """Refuse a pipeline without the text encoders and the kind of scheduler that its family needs."""
     absent = [name for name in adaptor.encoders if getattr(pipe, name, None) is None]
     needed = [name for name in absent if name not in adaptor.optional]
     if needed or len(absent) == len(adaptor.encoders):
@@ -88,8 +88,3 @@ def _refuse_other_predictions(pipe: Any) -> None:
             "expected a scheduler with alphas_cumprod that predicts epsilon or v_prediction, got "
             f"{type(pipe.scheduler).__name__} that predicts {prediction}"
         )
-
-
-def _uncompiled(module: Any) -> Any:
-    """What `torch.compile` was given."""
-    return getattr(module, "_orig_mod", module)

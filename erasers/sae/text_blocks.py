@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from erasers.diffusion.adaptors.adaptor import module_of
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.soft import quiet
-from erasers.diffusion.supported import check_drawable
+from erasers.diffusion.supported import check_readable
 from erasers.diffusion.tokens import tokenizer_of
 from erasers.files.hashing import tensor_hashes
 from erasers.models.encoder_blocks import blocks_of, in_block, is_clip
@@ -146,7 +146,7 @@ def readable_encoders(pipe: Any) -> list[str]:
         UnsupportedPipeline: A pipeline of another family, or one without such an encoder.
         ValueError: It has no text encoder.
     """
-    check_drawable(pipe)
+    check_readable(pipe)
     kinds = {name: module_of(pipe, name) for name in feeds_of(pipe)}
     names = [name for name, model in kinds.items() if is_clip(model) or type(model).__name__ in _T5]
     if not names:
