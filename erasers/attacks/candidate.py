@@ -36,28 +36,50 @@ class Candidate:
     noise: StepNoise | None = None
     encoders: Sequence[str] = ()
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is a text and nothing else, so that several can be drawn together."""
-        return not self.tokens and self.latents is None and self.patch is None and self.noise is None
 
-    @contextmanager
-    def placed(self, pipe: Any) -> Iterator[dict[str, Any]]:
-        """Inside, `pipe` draws this candidate when it is called with the yielded arguments."""
-        from erasers.attacks.noisy_sampler import noisy_sampler
-        from erasers.diffusion.soft import SoftPrompt
+def drawable_together(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Places of the candidates in groups, each of which one call of the pipeline can draw.
 
-        with ExitStack() as stack:
-            if self.patch is not None:
-                stack.enter_context(self.patch.applied(pipe))
-            if self.noise is not None:
-                stack.enter_context(noisy_sampler(pipe, self.noise))
-            arguments: dict[str, Any] = {"prompt": self.text}
-            if self.tokens:
-                counts = {word: len(vectors) for word, vectors in self.tokens.items()}
-                prompt = SoftPrompt(pipe, self.text, counts, encoders=self.encoders)
-                stack.enter_context(prompt.placed(self.tokens))
-                arguments["prompt"] = prompt.text
-            if self.latents is not None:
-                arguments["latents"] = self.latents
-            yield arguments
+    Texts are one group, texts with fresh noise another, and so are several times the same candidate. One with latents
+    of its own is alone.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        if candidate.latents is not None:
+            kind: Any = place
+        elif candidate.tokens or candidate.patch is not None:
+            kind = candidate
+        else:
+            kind = "text" if candidate.noise is None else "noise"
+        groups.setdefault(kind, []).append(place)
+    return list(groups.values())
+
+
+@contextmanager
+def placed(pipe: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
+    """Inside, `pipe` draws these candidates, in order, when it is called with the yielded arguments.
+
+    Args:
+        pipe: The pipeline.
+        candidates: A group of `drawable_together`. `pipe` may be called for all of them at once, or with its prompts in
+            batches, one after the other.
+
+    Yields:
+        A prompt for each of them, and latents where the candidate has its own.
+    """
+    from erasers.attacks.noisy_sampler import noisy_sampler
+    from erasers.diffusion.soft import SoftPrompt
+
+    first, texts = candidates[0], [candidate.text for candidate in candidates]
+    noises = [candidate.noise for candidate in candidates if candidate.noise is not None]
+    with ExitStack() as stack:
+        if first.patch is not None:
+            stack.enter_context(first.patch.applied(pipe))
+        if noises:
+            stack.enter_context(noisy_sampler(pipe, noises))
+        if first.tokens:
+            counts = {word: len(vectors) for word, vectors in first.tokens.items()}
+            prompt = SoftPrompt(pipe, first.text, counts, encoders=first.encoders)
+            stack.enter_context(prompt.placed(first.tokens))
+            texts = [prompt.text] * len(candidates)
+        yield {"prompt": texts} | ({} if first.latents is None else {"latents": first.latents})

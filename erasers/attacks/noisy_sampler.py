@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,16 @@ from erasers.diffusion.noise import flows
 
 
 @contextmanager
-def noisy_sampler(pipe: Any, noise: StepNoise) -> Iterator[None]:
-    """Inside, `pipe` draws with that noise: by DDIM whatever sampler it has, or along its flow."""
+def noisy_sampler(pipe: Any, noises: Sequence[StepNoise]) -> Iterator[None]:
+    """Inside, `pipe` draws with fresh noise: by DDIM whatever sampler it has, or along its flow.
+
+    Args:
+        pipe: The pipeline.
+        noises: Of the pictures, one after the other over all calls; after the last comes the first again.
+    """
     before = pipe.scheduler
     scheduler = noisy_flow(before) if flows(pipe) else NoisyDDIM.from_config(before.config)
-    pipe.scheduler = scheduler.with_noise(noise)
+    pipe.scheduler = scheduler.with_noise(noises)
     try:
         yield
     finally:

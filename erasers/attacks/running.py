@@ -12,7 +12,7 @@ import torch
 
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget
-from erasers.attacks.candidate import Candidate
+from erasers.attacks.candidate import Candidate, drawable_together, placed
 from erasers.diffusion.batches import at_most
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.draws import seeds
@@ -200,17 +200,13 @@ def _judge_all(
 
 
 def _look(pipe: Any, wanted: Sequence[tuple[_Try, int]], judge: Judge, draw: Draw) -> list[Seen]:
-    """Pictures of the candidates with these seeds, and what the judge says; plain ones are drawn together."""
-    plain = [index for index, (attempt, _) in enumerate(wanted) if attempt.candidate.plain]
-    drawn: dict[int, Image.Image] = {}
-    if plain:
-        texts = [wanted[index][0].candidate.text for index in plain]
-        images = draw(pipe, {"prompt": texts}, [wanted[index][1] for index in plain])
-        drawn.update(zip(plain, images, strict=True))
-    for index in (index for index in range(len(wanted)) if index not in drawn):
-        with wanted[index][0].candidate.placed(pipe) as arguments:
-            (drawn[index],) = draw(pipe, arguments, [wanted[index][1]])
-    pictures = [drawn[index] for index in range(len(wanted))]
+    """Pictures of the candidates with these seeds, and what the judge says; what can be is drawn together."""
+    candidates, drawn = [attempt.candidate for attempt, _ in wanted], dict[int, "Image.Image"]()
+    for group in drawable_together(candidates):
+        with placed(pipe, [candidates[place] for place in group]) as arguments:
+            images = draw(pipe, arguments, [wanted[place][1] for place in group])
+        drawn.update(zip(group, images, strict=True))
+    pictures = [drawn[place] for place in range(len(wanted))]
     verdicts = judge.judge(pictures, [attempt.ask for attempt, _ in wanted]) if wanted else []
     return [(picture, verdict.value) for picture, verdict in zip(pictures, verdicts, strict=True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,36 +30,41 @@ class StepNoise:
     scale: float
     seed: int
 
-    def generators(self, start: torch.Tensor) -> list[torch.Generator]:
-        """One for each picture that starts from noise `[n, ...]`."""
-        digests = [hashlib.sha256(f"{self.seed} ".encode() + bytes(raw_bytes(row.float()))) for row in start]
-        return [torch.Generator().manual_seed(int.from_bytes(digest.digest()[:7], "big")) for digest in digests]
+    def generator(self, start: torch.Tensor) -> torch.Generator:
+        """That of a picture that starts from noise `[...]`."""
+        digest = hashlib.sha256(f"{self.seed} ".encode() + bytes(raw_bytes(start.float())))
+        return torch.Generator().manual_seed(int.from_bytes(digest.digest()[:7], "big"))
 
 
 class Noisy:
     """What schedulers share that add `StepNoise`; they take neither eta nor a generator. It stands before theirs."""
 
-    noise: StepNoise
-    _generators: list[torch.Generator] | None = None
+    _noises: Sequence[StepNoise] = ()
+    _begun: int = 0
+    _rows: list[tuple[StepNoise, torch.Generator]] | None = None
 
-    def with_noise(self, noise: StepNoise) -> Self:
-        """The same scheduler with this noise."""
-        self.noise = noise
+    def with_noise(self, noises: Sequence[StepNoise]) -> Self:
+        """The same scheduler with these noises, one a picture; after the last comes the first again."""
+        self._noises, self._begun = noises, 0
         return self
 
     def begin(self) -> None:
         """New pictures begin."""
-        self._generators = None
+        self._rows = None
 
     def next_sample(
         self, clean: torch.Tensor, direction: torch.Tensor, sample: torch.Tensor, now: float, after: float
     ) -> torch.Tensor:
         """`next_sample` with fresh noise for each row of `sample` `[n, ...]`."""
-        if self._generators is None:
-            self._generators = self.noise.generators(sample)
-        fresh = torch.stack([torch.randn(sample.shape[1:], generator=own) for own in self._generators])
-        fresh = fresh.to(sample.device, sample.dtype)
-        return next_sample(clean, direction, fresh, now, after, self.noise.eta, self.noise.scale)
+        if self._rows is None:
+            noises = [self._noises[(self._begun + row) % len(self._noises)] for row in range(len(sample))]
+            self._rows = [(noise, noise.generator(start)) for noise, start in zip(noises, sample, strict=True)]
+            self._begun += len(sample)
+        following = []
+        for row, (noise, generator) in enumerate(self._rows):
+            fresh = torch.randn(sample.shape[1:], generator=generator).to(sample.device, sample.dtype)
+            following.append(next_sample(clean[row], direction[row], fresh, now, after, noise.eta, noise.scale))
+        return torch.stack(following)
 
 
 def next_sample(

@@ -13,6 +13,7 @@ from support.selection import cases, diagonal
 from support.tiny import same, weights
 
 from erasers.attacks import Attack, Candidate, get_attack
+from erasers.attacks.candidate import placed
 from erasers.attacks.p4d import loss as distance
 from erasers.diffusion.adaptors.table import encoders_of
 from erasers.diffusion.batches import at_most
@@ -84,10 +85,10 @@ def test_a_soft_candidate_is_drawn_by_the_encoders_that_were_attacked(tmp_path: 
     assert soft.encoders == ("text_encoder_2",)
     drawn = {}
     for encoders in (("text_encoder_2",), ("text_encoder",)):
-        with Candidate(soft.text, soft.tokens, encoders=encoders).placed(pipe) as arguments:
+        with placed(pipe, [Candidate(soft.text, soft.tokens, encoders=encoders)]) as arguments:
             drawn[encoders] = draw(pipe, arguments | {"output_type": "latent"}, [0])[0]
             text = arguments["prompt"]
-    with soft.placed(pipe) as arguments:
+    with placed(pipe, [soft]) as arguments:
         assert torch.equal(draw(pipe, arguments | {"output_type": "latent"}, [0])[0], drawn["text_encoder_2",])
     plain = draw(pipe, {"prompt": text, "output_type": "latent"}, [0])[0]
     assert not torch.equal(drawn["text_encoder_2",], drawn["text_encoder",])

@@ -13,6 +13,7 @@ from support.families.all import FAMILIES
 from support.tiny import same, weights
 
 from erasers.attacks import Candidate, get_attack
+from erasers.attacks.candidate import placed
 from erasers.attacks.noise import Noise
 from erasers.attacks.noisy_ddim import NoisyDDIM
 from erasers.attacks.noisy_flow import NoisyFlow, level_of, noisy_flow, size_of
@@ -26,7 +27,7 @@ SMALL = {"etas": (1.0, 1.85), "scales": (1.0, 1.04)}
 
 def latents(pipe: Any, candidate: Candidate, seeds: list[int]) -> torch.Tensor:
     """Drawn together."""
-    with candidate.placed(pipe) as arguments:
+    with placed(pipe, [candidate]) as arguments:
         return pipe(
             **arguments,
             num_images_per_prompt=len(seeds),
@@ -44,9 +45,9 @@ def noisy(eta: float, scale: float = 1.0, seed: int = 0) -> Candidate:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_up_to_ancestral_noise_a_step_is_that_of_diffusers(eta: float, prediction: str) -> None:
     options = {"prediction_type": prediction, "clip_sample": False, "steps_offset": 1}
-    stock, ours = DDIMScheduler(**options), NoisyDDIM(**options).with_noise(StepNoise(eta, 1.0, 3))
+    stock, ours = DDIMScheduler(**options), NoisyDDIM(**options).with_noise([StepNoise(eta, 1.0, 3)])
     sample, output = gaussian(torch.empty(2, 4, 3, 3), seeded()), gaussian(torch.empty(2, 4, 3, 3), seeded(1))
-    fresh = torch.stack([torch.randn(4, 3, 3, generator=one) for one in StepNoise(eta, 1.0, 3).generators(sample)])
+    fresh = torch.stack([torch.randn(4, 3, 3, generator=StepNoise(eta, 1.0, 3).generator(row)) for row in sample])
     for one in (stock, ours):
         one.set_timesteps(10)
     # The first step, one in the middle, and the last, behind which there is no time step.
@@ -96,7 +97,7 @@ def noise_belongs_to_the_picture(pipe: Any) -> None:
 
 def flow_step(sigma: float, after: float, noise: StepNoise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(x_0, noise, x after a step along a perfect flow), many values of each."""
-    ours = noisy_flow(FlowMatchEulerDiscreteScheduler()).with_noise(noise)
+    ours = noisy_flow(FlowMatchEulerDiscreteScheduler()).with_noise([noise])
     ours.set_timesteps(sigmas=[sigma, after])
     clean, eps = gaussian(torch.empty(1, 200_000), seeded()), gaussian(torch.empty(1, 200_000), seeded(1))
     found, guessed = ours.step(eps - clean, ours.timesteps[0], (1 - sigma) * clean + sigma * eps)
@@ -127,7 +128,7 @@ def test_beyond_that_a_flow_has_more_noise() -> None:
 def test_a_step_along_a_flow_is_that_of_ddim_between_its_levels() -> None:
     clean, eps, found = flow_step(0.6, 0.3, StepNoise(0.7, 1.1, 3))
     start = 0.4 * clean + 0.6 * eps
-    (generator,) = StepNoise(0.7, 1.1, 3).generators(start)
+    generator = StepNoise(0.7, 1.1, 3).generator(start[0])
     fresh = torch.randn(start.shape[1:], generator=generator)[None]
     wanted = next_sample(clean, eps, fresh, 0.16 / 0.52, 0.49 / 0.58, 0.7, 1.1)
     torch.testing.assert_close(found, 0.58**0.5 * wanted, atol=1e-5, rtol=1e-5)
@@ -136,7 +137,7 @@ def test_a_step_along_a_flow_is_that_of_ddim_between_its_levels() -> None:
 
 def test_the_times_are_those_of_the_pipelines_own_scheduler() -> None:
     own = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    ours = noisy_flow(own).with_noise(StepNoise(0.0, 1.0, 0))
+    ours = noisy_flow(own).with_noise([StepNoise(0.0, 1.0, 0)])
     assert isinstance(ours, NoisyFlow)
     for each in (own, ours):
         each.set_timesteps(5)
@@ -151,13 +152,13 @@ def test_the_times_are_those_of_the_pipelines_own_scheduler() -> None:
 def test_the_sampler_comes_back_also_after_an_error(pipe: Any) -> None:
     pipe.scheduler = PNDMScheduler(num_train_timesteps=100, skip_prk_steps=True)
     before = pipe.scheduler
-    with noisy(1.0).placed(pipe):
+    with placed(pipe, [noisy(1.0)]):
         assert isinstance(pipe.scheduler, NoisyDDIM)
         assert pipe.scheduler.config.num_train_timesteps == 100
     assert pipe.scheduler is before
 
     def fail() -> None:
-        with noisy(1.0).placed(pipe):
+        with placed(pipe, [noisy(1.0)]):
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
@@ -210,7 +211,7 @@ def test_the_unedited_model_still_draws_a_star_with_ancestral_noise() -> None:
     ask = Prompt("a red star on a white background", {"object": "star"}, 5)
     pictures = []
     for candidate in (Candidate(ask.text), Candidate(ask.text, noise=StepNoise(1.0, 1.0, 0))):
-        with candidate.placed(pipe) as arguments:
+        with placed(pipe, [candidate]) as arguments:
             pictures += draw_well(pipe, arguments, [ask.seed])
     assert [verdict.value for verdict in Oracle().judge(pictures, [ask, ask])] == [True, True]
     assert pictures[0].tobytes() != pictures[1].tobytes()

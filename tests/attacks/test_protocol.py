@@ -13,7 +13,9 @@ from support.attacking import ASKS, Says, Wanted, attack_prompt, attacked, draw,
 from support.tiny import same, weights
 
 from erasers.attacks import Attack, Budget, Candidate, get_attack, list_attacks
+from erasers.attacks.candidate import drawable_together, placed
 from erasers.attacks.running import attack_prompts
+from erasers.attacks.step_noise import StepNoise
 from erasers.diffusion.tokens import token_table
 from erasers.judges import Verdict
 
@@ -174,14 +176,14 @@ def test_a_candidate_is_drawn_as_it_says(pipe: Any) -> None:
         return found
 
     before, words = weights(pipe), pipe.tokenizer("red star", add_special_tokens=False).input_ids
-    with Candidate("a <v>", {"<v>": token_table(pipe)[words]}).placed(pipe) as arguments:
+    with placed(pipe, [Candidate("a <v>", {"<v>": token_table(pipe)[words]})]) as arguments:
         assert torch.equal(drawn(**arguments), drawn(prompt="a red star"))
     noise = torch.randn(1, 4, 8, 8, generator=seeded())
-    with Candidate("a red star", latents=noise).placed(pipe) as arguments:
+    with placed(pipe, [Candidate("a red star", latents=noise)]) as arguments:
         assert torch.equal(drawn(**arguments, generator=seeded(9)), drawn(prompt="a red star"))
     patch = erasure(pipe)
     assert patch is not None
-    with Candidate("a red star", patch=patch).placed(pipe) as arguments:
+    with placed(pipe, [Candidate("a red star", patch=patch)]) as arguments:
         erased = drawn(**arguments)
     assert not torch.equal(erased, drawn(prompt="a red star"))
     with patch.applied(pipe):
@@ -282,6 +284,84 @@ def test_prompts_take_turns_and_come_out_as_they_do_alone(pipe: Any) -> None:
     ]
     assert one_by_one == found
     assert [one.picture[0] for one in found] == [one.text for one in found]
+
+
+def soft(pipe: Any) -> Candidate:
+    words = pipe.tokenizer("red star", add_special_tokens=False).input_ids
+    return Candidate("a <v>", {"<v>": token_table(pipe)[words]})
+
+
+def patched(pipe: Any) -> Candidate:
+    return Candidate("a red star", patch=erasure(pipe))
+
+
+def noisy(pipe: Any) -> Candidate:
+    return Candidate("a red star", noise=StepNoise(1.5, 1.02, 3))
+
+
+OTHER_NOISE = Candidate("a blue moon", noise=StepNoise(0.7, 1.0, 4))
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        pytest.param(lambda pipe: [soft(pipe)] * 3, id="the same soft tokens"),
+        pytest.param(lambda pipe: [patched(pipe)] * 3, id="the same weights"),
+        pytest.param(lambda pipe: [noisy(pipe), OTHER_NOISE, noisy(pipe)], id="noises of their own"),
+    ],
+)
+def test_candidates_that_are_drawn_together_are_those_drawn_alone(pipe: Any, several: Any) -> None:
+    """As one batch, and in batches of two."""
+
+    def drawn(arguments: Any, seeds: Any) -> torch.Tensor:
+        options = {"num_inference_steps": 3, "output_type": "latent", "generator": [seeded(seed) for seed in seeds]}
+        images: torch.Tensor = pipe(**arguments, **options).images
+        return images
+
+    candidates = several(pipe)
+    assert drawable_together(candidates) == [[0, 1, 2]]
+    alone = []
+    for seed, candidate in enumerate(candidates):
+        with placed(pipe, [candidate]) as arguments:
+            alone.append(drawn(arguments, [seed]))
+    with placed(pipe, candidates) as arguments:
+        together = drawn(arguments, range(3))
+    with placed(pipe, candidates) as arguments:
+        (texts,) = arguments.values()
+        pairs = [drawn({"prompt": texts[rows]}, range(3)[rows]) for rows in (slice(2), slice(2, 3))]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(pairs), torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_what_one_call_cannot_draw_is_not_drawn_together(pipe: Any) -> None:
+    own = Candidate("a ring", latents=torch.zeros(1, 4, 8, 8))
+    candidates = [soft(pipe), Candidate("a moon"), own, noisy(pipe), soft(pipe), own, Candidate("a ring"), OTHER_NOISE]
+    assert drawable_together(candidates) == [[0], [1, 6], [2], [3, 7], [4], [5]]
+
+
+@pytest.mark.parametrize("make", [soft, patched, noisy])
+def test_what_all_prompts_share_is_drawn_in_one_call(pipe: Any, make: Any) -> None:
+    """The candidates of the prompts, and then all their fresh seeds."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Shared(Fixed):
+        once = True
+
+        def run(self, pipe: Any, ask: Any, prepared: Any, *, generator: Any) -> Iterator[Candidate]:
+            yield make(pipe)
+
+    calls: list[list[int]] = []
+
+    def spy(pipe: Any, arguments: Any, seeds: Any) -> list[Any]:
+        calls.append(list(seeds))
+        return drawing(pipe, {"prompt": ["moon" if len(calls) == 1 else "ring"] * len(seeds)}, seeds)
+
+    found = attack_prompts(
+        Shared(), pipe, ASKS, [], Sees(ring=True), draw=spy, generators=[seeded(), seeded(1)], replicate=2
+    )
+    assert [len(seeds) for seeds in calls] == [2, 2, 4]
+    assert calls[1] == [ask.seed for ask in ASKS]
+    assert [(one.post, one.replicated) for one in found] == [(True, 2)] * 2
 
 
 def test_random_texts_leave_the_prompt_out(pipe: Any) -> None:

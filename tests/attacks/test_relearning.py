@@ -14,6 +14,7 @@ from support.tiny import draw, same, weights
 
 from erasers import get_eraser
 from erasers.attacks import Candidate, get_attack
+from erasers.attacks.candidate import placed
 from erasers.attacks.relearning import Relearning, low_rank_patch
 from erasers.diffusion.adaptors.table import denoisers_of
 from erasers.diffusion.conditions import conditions
@@ -126,8 +127,8 @@ def it_leaves_the_pipeline_as_it_was(pipe: Any, form: str) -> None:
     (candidate,) = candidates(attack, pipe, ready)
     assert same(weights(pipe), before)
     assert [weight.requires_grad for _, weight in parameters_of(pipe)] == trained
-    with candidate.placed(pipe) as arguments:
-        assert arguments == {"prompt": ASKS[0].text}
+    with placed(pipe, [candidate]) as arguments:
+        assert arguments == {"prompt": [ASKS[0].text]}
         assert not torch.equal(draw(pipe), picture)
     assert same(weights(pipe), before)
     assert torch.equal(draw(pipe), picture)
@@ -186,7 +187,7 @@ def test_pictures_of_other_families_are_learned(modern: Any) -> None:
 
     @torch.no_grad()
     def loss(candidate: Candidate) -> float:
-        with candidate.placed(modern):
+        with placed(modern, [candidate]):
             return denoising_loss(modern, ready.latents, times, noise, conditions(modern, ready.texts)).item()
 
     (candidate,) = candidates(attack, modern, replace(ready, lr=4 * ready.lr))
@@ -215,7 +216,7 @@ def test_the_loss_falls_on_an_erased_star() -> None:
 
     @torch.no_grad()
     def loss(candidate: Candidate) -> float:
-        with candidate.placed(pipe):
+        with placed(pipe, [candidate]):
             return denoising_loss(pipe, ready.latents, times, noise, conditions(pipe, [ask.text])).item()
 
     unedited = loss(Candidate(ask.text))
