@@ -14,6 +14,7 @@ from erasers.cli.erase import erase
 from erasers.cli.errors import check_text, refusal
 from erasers.cli.generate import generate
 from erasers.cli.help import EXAMPLES, HELP
+from erasers.cli.measure.app import measure
 from erasers.cli.methods import methods
 from erasers.cli.patches import apply, export, inspect, push
 from erasers.cli.sae import explain, sae
@@ -25,6 +26,7 @@ for command in (methods, apply, export, inspect, push, generate, explain):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(sae, name="sae")
+app.add_typer(measure, name="measure")
 
 
 def main() -> None:

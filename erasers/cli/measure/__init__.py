@@ -1,0 +1,1 @@
+"""Measurements of patches that look behind pictures of prompts: `erase measure`."""
