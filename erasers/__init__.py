@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from erasers.eraser import Eraser, get_eraser, list_erasers
     from erasers.models.families import UnsupportedPipeline
     from erasers.models.loading import ModelNotFound
+    from erasers.models.model_pipeline import ModelPipeline
     from erasers.patch import Patch, PatchError
     from erasers.patch.forms import load_lora
     from erasers.pipeline import ErasedPipeline, load_pipeline
@@ -25,6 +26,7 @@ _HOME = {
     "ErasedPipeline": "pipeline",
     "Eraser": "eraser",
     "ModelNotFound": "models.loading",
+    "ModelPipeline": "models.model_pipeline",
     "Patch": "patch",
     "PatchError": "patch",
     "UnsupportedPipeline": "models.families",
@@ -39,6 +41,7 @@ __all__ = [
     "ErasedPipeline",
     "Eraser",
     "ModelNotFound",
+    "ModelPipeline",
     "Patch",
     "PatchError",
     "UnsupportedPipeline",

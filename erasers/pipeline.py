@@ -273,7 +273,12 @@ def _locate(model: str | Path) -> str:
     path = at_home(text)
     if text.strip() and path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise ModelNotFound(f"{text} is not a diffusers model: it has no model_index.json")
+            way = (
+                "; load one of transformers there, for erasers.ModelPipeline"
+                if (path / "config.json").is_file()
+                else ""
+            )
+            raise ModelNotFound(f"{text} is not a diffusers model: it has no model_index.json{way}")
         return str(path)
     if path.is_file():
         return str(single_file.check_file(path))

@@ -59,8 +59,13 @@ def check_method(method: str) -> None:
     Raises:
         ValueError: Lists the methods and the nearest one.
     """
-    known = list_erasers()
-    if method.partition("-")[0] not in known:
+    known, name = list_erasers(), method.partition("-")[0]
+    if name in list_erasers("models"):
+        raise ValueError(
+            f"{method} erases models of transformers, not pipelines of diffusers, and is called from Python: "
+            f"erasers.get_eraser({method!r}).fit(erasers.ModelPipeline(model, processor), concept)"
+        )
+    if name not in known:
         raise ValueError(
             f"unknown method {method!r}{suggest(method, known)}; known are {', '.join(known)}; see erase methods"
         )

@@ -11,11 +11,11 @@ from erasers.cli.console import out
 
 
 def methods() -> None:
-    """List the methods, their options with defaults, and their presets."""
+    """List the methods, their options with defaults, and their presets; last those for models of transformers."""
     from erasers.eraser import eraser_class, list_erasers
     from erasers.options import describe
 
-    for name in list_erasers():
+    for name in [*list_erasers(), *list_erasers("models")]:
         cls = eraser_class(name)
         hints = get_type_hints(cls)
         first = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())

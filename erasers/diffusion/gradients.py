@@ -123,17 +123,20 @@ def half_of(pipe: Any) -> torch.dtype | None:
     return next((kind for kind in (torch.float16, torch.bfloat16) if kind in kinds), None)
 
 
-def mixed(pipe: Any) -> AbstractContextManager[Any]:
+def mixed(pipe: Any, network: Any = None) -> AbstractContextManager[Any]:
     """Mixed precision where the pipeline has half precision; what is trained stays in float32.
 
     Weights are cast anew in every pass: a cache of casts that outlives a step of an optimizer hides that step.
+
+    Args:
+        pipe: The pipeline.
+        network: What is trained or differentiated through; the denoiser when None.
     """
     kind = half_of(pipe)
-    return (
-        nullcontext()
-        if kind is None
-        else torch.autocast(denoiser_of(pipe).device.type, dtype=kind, cache_enabled=False)
-    )
+    if kind is None:
+        return nullcontext()
+    device = (denoiser_of(pipe) if network is None else network).device
+    return torch.autocast(device.type, dtype=kind, cache_enabled=False)
 
 
 def unmixed(like: torch.Tensor) -> AbstractContextManager[Any]:

@@ -9,9 +9,11 @@ from erasers.eraser.eraser import (
     parse_options,
     preset_for,
 )
+from erasers.eraser.model_eraser import ModelEraser
 
 __all__ = [
     "Eraser",
+    "ModelEraser",
     "eraser_class",
     "get_eraser",
     "list_erasers",

@@ -1,10 +1,11 @@
 """The interface of every method, and the registry by which a method is found.
 
 A method is a frozen keyword-only dataclass that subclasses `Eraser` and is registered under the entry-point group
-`erasers`. Its fields are its hyper-parameters; `fit` reads a pipeline and returns a `Patch`, and never changes the
-pipeline: it checks and prepares, and the method's own `_fit` does the rest. A preset is a set of field values with a
-name of the form `<method>-<something>`; `<method>-<world>`, or `<method>-embedded`, has those that suit an embedded
-model, where they are other than the paper's.
+`erasers`, or, where it subclasses `ModelEraser`, under `erasers.models`. Its fields are its hyper-parameters; `fit`
+reads a pipeline and returns a `Patch`, and never changes the pipeline: it checks and prepares, and the method's own
+`_fit` does the rest. A preset is a set of field values with a name of the form `<method>-<something>`;
+`<method>-<world>`, or `<method>-embedded`, has those that suit an embedded model, where they are other than the
+paper's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from erasers import worlds
 from erasers.options import check_fields, describe, parsed
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from erasers.patch import Patch
 
 GROUP = "erasers"
+"""Entry points of methods for pipelines of diffusers."""
+MODELS = "erasers.models"
+"""Entry points of methods for models of `transformers`."""
 
 _TOKENS = "max_sequence_length"
 
@@ -115,9 +119,13 @@ class Eraser:
         return asdict(self)
 
 
-def list_erasers() -> list[str]:
-    """Names of the registered methods, sorted."""
-    return sorted(_methods())
+def list_erasers(of: Literal["pipelines", "models"] = "pipelines") -> list[str]:
+    """Names of the registered methods, sorted.
+
+    Args:
+        of: Those for pipelines of diffusers, or those for models of `transformers`.
+    """
+    return sorted(_methods(MODELS if of == "models" else GROUP))
 
 
 def get_eraser(name: str, **options: Any) -> Eraser:
@@ -217,8 +225,9 @@ def _option_names(cls: type[Eraser]) -> list[str]:
     return [field.name for field in fields(cls) if field.init]
 
 
-def _methods() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+def _methods(*groups: str) -> dict[str, EntryPoint]:
+    """Entry points by the name of the method, those of all groups where none is named."""
+    return {entry.name: entry for group in groups or (GROUP, MODELS) for entry in entry_points(group=group)}
 
 
 def _load(entry: EntryPoint) -> type[Eraser]:

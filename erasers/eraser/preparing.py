@@ -25,7 +25,13 @@ _LONGEST = 100_000
 
 
 def prepared(
-    pipe: Any, concepts: Concepts, *, aliases: bool, captions: bool, max_length: int | None = None
+    pipe: Any,
+    concepts: Concepts,
+    *,
+    aliases: bool,
+    captions: bool,
+    max_length: int | None = None,
+    parts: Sequence[tuple[str, Any, Any]] | None = None,
 ) -> tuple[Concept, ...]:
     """The concepts as a method should take them.
 
@@ -39,11 +45,12 @@ def prepared(
         aliases: Whether the method erases aliases.
         captions: Whether it keeps everyday captions.
         max_length: Tokens that a prompt is cut to; None: the pipeline's default.
+        parts: Name, tokenizer and model of what reads text; None: the text encoders of a pipeline of diffusers.
 
     Raises:
         ValueError: Contradictions, or an anchor that the pipeline reads as the concept itself.
     """
-    readers = [_Tokens(pipe, *encoder, max_length) for encoder in text_parts(pipe)]
+    readers = [_Tokens(pipe, *encoder, max_length) for encoder in (text_parts(pipe) if parts is None else parts)]
     given = [_without_itself(concept) for concept in as_concepts(concepts)]
     for concept in given:
         _check_names(concept, concept.terms(aliases=aliases), readers)

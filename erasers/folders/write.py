@@ -34,6 +34,7 @@ from erasers.files.hashing import tensor_hashes
 from erasers.files.reading import read_json
 from erasers.folders.record import COMPONENT, PATCHES, STRENGTH, entry_of, write_record
 from erasers.models.components import component, find_parameter
+from erasers.models.families import UnsupportedPipeline
 from erasers.models.loading import VARIANT
 from erasers.patch import Patch, PatchError, applied_patches, stack
 from erasers.patch.hooks import Hook
@@ -76,8 +77,18 @@ def save(pipe: Any, folder: str | Path, patches: Sequence[Patch] = ()) -> Path:
 
 
 def stock_class(cls: type) -> type:
-    """The class of diffusers that a pipeline class is or extends."""
-    return next(base for base in cls.__mro__ if base.__module__.startswith("diffusers."))
+    """The class of diffusers that a pipeline class is or extends.
+
+    Raises:
+        UnsupportedPipeline: None.
+    """
+    stock = next((base for base in cls.__mro__ if base.__module__.startswith("diffusers.")), None)
+    if stock is None:
+        raise UnsupportedPipeline(
+            f"expected a pipeline of diffusers, got {cls.__name__}; a model of transformers is saved by its own "
+            "save_pretrained, which has the edits of weights but no hooks"
+        )
+    return stock
 
 
 def erased_stock(folder: Path) -> type | None:

@@ -52,7 +52,8 @@ def component(pipe: Any, name: str) -> nn.Module:
     module = getattr(pipe, "__dict__", {}).get(name)
     module = getattr(module, "_orig_mod", module)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"expected a pipeline with a {name}, got {type(pipe).__name__} without one")
+        way = "; a model of transformers goes into erasers.ModelPipeline" if isinstance(pipe, nn.Module) else ""
+        raise ValueError(f"expected a pipeline with a {name}, got {type(pipe).__name__} without one{way}")
     return module
 
 

@@ -10,6 +10,7 @@ from erasers import worlds
 from erasers.asks import SHOWS
 from erasers.files.hub import MODEL_NAME
 from erasers.markdown import markdown_text
+from erasers.models.model_pipeline import COMPONENT
 
 _MAX_ROWS = 50
 _LIMITS = (
@@ -20,9 +21,17 @@ _LIMITS = (
     "It fits the weights it was fitted on, and is refused by others.",
 )
 _BAKED = "Its edits are weights: `erasers` can write them into a plain diffusers folder."
+_SAVED = "Its edits are weights: the model's own `save_pretrained` has them, and loads without `erasers`."
 _HOOKED = (
     "Part of it runs during generation and is not in the checkpoint: weights saved without the patch are not erased."
 )
+_MODEL_USAGE = """\
+```python
+import erasers
+
+# The model and its processor as transformers loads them, and the file of this repository.
+erasers.Patch.load("patch.safetensors").apply(erasers.ModelPipeline(model, processor))
+```"""
 
 
 @dataclass(frozen=True)
@@ -70,25 +79,25 @@ def model_card(
     base = base_model or (reported if MODEL_NAME.fullmatch(reported) else None)
     names = ", ".join(markdown_text(concept.get("name")) for concept in facts.meta["concepts"][:_MAX_ROWS])
     method = markdown_text(facts.meta["method"])
+    of_model = all(name.partition(".")[0] == COMPONENT for name in facts.meta["base"])
+    kind, weights = ("model of transformers", _SAVED) if of_model else ("diffusion model", _BAKED)
     sections = [
-        _front_matter(base, license),
-        f"# {names} erased\n\nA patch for a diffusion model, made with `erasers` by the method {method}.",
+        _front_matter(base, license, "transformers" if of_model else "diffusers"),
+        f"# {names} erased\n\nA patch for a {kind}, made with `erasers` by the method {method}.",
         _facts(facts, base, reported),
         "## Concepts\n\n" + _concepts(facts.meta["concepts"]),
         "## Scores\n\n" + _scores(summary),
         *([f"![Pictures before and after]({picture})"] if picture else []),
-        "## Use\n\n" + _usage(repo_id, base),
-        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if facts.hooks else _BAKED)),
+        "## Use\n\n" + (_MODEL_USAGE if of_model else _usage(repo_id, base)),
+        "## Limits\n\n" + "\n".join(f"* {line}" for line in (*_LIMITS, _HOOKED if facts.hooks else weights)),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(base: str | None, license: str | None) -> str:
+def _front_matter(base: str | None, license: str | None, library: str) -> str:
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(
-        library_name="erasers", tags=["diffusers", "concept-erasure"], base_model=base, license=license
-    )
+    data = ModelCardData(library_name="erasers", tags=[library, "concept-erasure"], base_model=base, license=license)
     return f"---\n{data.to_yaml()}\n---"
 
 

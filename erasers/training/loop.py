@@ -226,7 +226,7 @@ class TrainedEraser(Eraser, ABC):
         console = Console(stderr=True) if progress and rank_and_world()[0] == 0 else None
         with (
             tokens_a_prompt(pipe, self.max_sequence_length),
-            _quiet(pipe),
+            without_dropout(pipe),
             frozen(pipe),
             Counter(pipe) as counter,
             _memory(pipe, split.checkpointing if split else own.gradient_checkpointing),
@@ -359,8 +359,8 @@ def _restore(training: Training, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
-    """Inside, the modules compute as when pictures are drawn (no dropout)."""
+def without_dropout(pipe: Any) -> Iterator[None]:
+    """Inside, the modules compute as when pictures are drawn."""
     modules = [
         component
         for component in pipe.components.values()
