@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from erasers import get_eraser, list_erasers, load_pipeline, worlds
-from erasers.eraser import options_for
+from erasers.eraser import eraser_class, options_for
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes.prompts import concept_for
 
@@ -37,7 +37,8 @@ def cost(method: str, concept: str, model: str, pipe: Any) -> dict[str, float | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(list_erasers()))
+    usual = [name for name in list_erasers() if eraser_class(name).everywhere]
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=usual)
     parser.add_argument("--concept", default="star")
     parser.add_argument("--model", choices=worlds.list(), default=worlds.DEFAULT, help="the world")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for the figures")

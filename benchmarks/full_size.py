@@ -32,7 +32,10 @@ from erasers.training.loop import TrainedEraser
 
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
-METHODS = ("uce", "rece", "realera", "itd", "few_shot", "esd", "adv_unlearn", "doco", "robust_ablation")
+METHODS = (
+    *("uce", "rece", "realera", "itd", "eim", "few_shot", "esd", "safe", "concept_slider", "adv_unlearn", "doco"),
+    "robust_ablation",
+)
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
 CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}
 """The GPU that a size is meant for."""
@@ -63,6 +66,8 @@ _COLUMNS = (
 )
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
+    "safe": {"iterations": 1, "steps": 2, "train_method": "x"},
+    "concept_slider": {"iterations": 1, "steps": 2},
     "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},
     "doco": {"iterations": 2, "warm_up": 1, "steps": 1, "pictures": 1, "batch": 1},
     "adv_unlearn": {"iterations": 1, "warm_up": 0, "attack_steps": 1, "steps": 1, "pictures": 1, "kept": 1},
@@ -99,6 +104,9 @@ def count(method: str, pipe: Any, card: str = "24GB") -> dict[str, Any]:
             else:
                 calls["fits"] = _fits(split, plan.largest)
             return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours(split.checkpointing)}
+        eraser.check_pipe(pipe)
+        if method == "eim":
+            return {"trained": 0, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
         if method == "itd":
             from erasers.sae.text_blocks import find_blocks
 

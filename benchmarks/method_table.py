@@ -32,7 +32,10 @@ model. Bit for bit: with the patch the pipeline draws another picture, and once 
 are those from before (`python benchmarks/reversal.py`). - is not measured."""
 
 
-ORDER = ("uce", "rece", "realera", "few_shot", "esd", "adv_unlearn", "doco", "robust_ablation", "itd")
+ORDER = (
+    *("uce", "rece", "realera", "few_shot", "esd", "safe", "concept_slider", "adv_unlearn", "doco", "robust_ablation"),
+    *("itd", "eim"),
+)
 """Of the rows; methods that are not named here come behind them."""
 Facts = Mapping[str, Mapping[str, Any]]
 """What is known, by method."""

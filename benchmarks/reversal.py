@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from erasers import Patch, get_eraser, list_erasers, load_pipeline
-from erasers.eraser import options_for
+from erasers.eraser import eraser_class, options_for
 from erasers.evaluation.run.states import kept_patch
 from erasers.files.atomic import write_atomically
 from erasers.files.hashing import raw_bytes
@@ -92,6 +92,8 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     reversals = {}
     for method in list_erasers():
+        if not eraser_class(method).everywhere:
+            continue
         reversals[method] = reversal(patch_of(method, options.concept, pipe), pipe, f"a {options.concept}")
         print(f"{method}: {reversals[method]}", flush=True)
     if options.out:

@@ -34,6 +34,8 @@ DOMAINS = {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8}
 ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
+    "safe": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"rank": 2, "train_method": "x", "drawn_by": "frozen"}],
+    "concept_slider": [FEW | {"rank": 2, "refresh": 2}, FEW | {"layers": "cross", "both_signs": False, "batch": 2}],
     "few_shot": [
         FEW | {"pictures": 2, "kept": 4, "max_drift": 1e3},
         FEW | {"pictures": 2, "max_drift": None, "rank": 2},
@@ -50,8 +52,8 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 TABLE = CLOSED | TRAINED
-APART = {"itd"}
-"""Its patches have hooks and no weights: tests/methods/itd/test_itd.py has the same checks for those."""
+APART = {"itd", "eim"}
+"""Their patches have hooks and no weights, and eim is for one family: their own tests have the same checks."""
 
 
 def rows_of(table: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from support.saes import OPTIONS as SAES
 from support.saes import save_saes
 from support.selection import only, rows
 from support.tiny import draw
-from support.trained import METHODS, STAR
+from support.trained import METHODS, RANKS, STAR
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTForImageClassification
 
 from erasers import get_eraser, list_erasers
@@ -27,6 +27,7 @@ from erasers.attacks.running import attack_prompts
 from erasers.cli import app as cli
 from erasers.cli import model as cli_model
 from erasers.diffusion.latent_bank import Way
+from erasers.eraser import eraser_class
 from erasers.judges import get_judge
 from erasers.sae.autoencoder import load_sae
 from erasers.sae.denoiser_block import find_denoiser_block
@@ -96,12 +97,12 @@ def options_of(name: str, pipe: Any, folder: Path) -> dict[str, Any]:
     return found | ({"sae": save_saes(pipe, folder)} if name == "itd" else {})
 
 
-# Only what is trained has a rank.
-RANKS = [(name, rank) for name in list_erasers() for rank in ((0, 2) if name in METHODS else (0,))]
+OTHERS_HERE = [name for name in list_erasers() if name not in METHODS and eraser_class(name).everywhere]
+CASES = [*RANKS, *((name, 0) for name in OTHERS_HERE)]
 
 
 @pytest.mark.parametrize(
-    ("name", "rank"), rows(RANKS, default=lambda name, rank: rank == 0 and name in ("esd", "itd", "rece", "uce"))
+    ("name", "rank"), rows(CASES, default=lambda name, rank: rank == 0 and name in ("esd", "itd", "rece", "uce"))
 )
 def test_methods(pipe, name, rank, tmp_path):
     options = options_of(name, pipe, tmp_path) | ({"rank": rank} if name in METHODS else {})

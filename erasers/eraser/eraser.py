@@ -59,6 +59,9 @@ class Eraser:
     sees: ClassVar[bool] = False
     """Whether the method learns from a concept's own pictures."""
 
+    everywhere: ClassVar[bool] = True
+    """Whether it is for every family; otherwise a task has it for a row only where it is named."""
+
     everyday: bool = True
 
     def __post_init__(self) -> None:

@@ -28,10 +28,12 @@ from erasers.training.recomputing import checkpointed
 
 BATCHES: dict[str, dict[str, Any]] = {
     "adv_unlearn": {"batch": 2, "retain_batch": 3, "clean": True, "attack_batch": 3},
+    "concept_slider": {"batch": 5},
     "doco": {"batch": 5},
     "esd": {"batch": 5},
     "few_shot": {"batch": 4, "pictures": 4},
     "robust_ablation": {"batch": 2, "kept_batch": 3},
+    "safe": {"batch": 3},
 }
 ATTACKS: dict[str, dict[str, Any]] = {
     "cce": {"steps": 2, "batch": 5, "pictures": 2, "lr": 0.01},

@@ -17,8 +17,8 @@ from erasers.diffusion.counting import Counter
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import Way, ask_again, sample_bank
 from erasers.eraser import options_for
-from erasers.methods import esd
 from erasers.methods.esd import target, target_from
+from erasers.training import ways
 
 STAR = Concept("star", anchor="circle")
 MANY = Concept("star", anchor="circle", aliases=["ring", "moon"])
@@ -122,7 +122,7 @@ def test_the_prompts_take_turns_in_fresh_ways(pipe, monkeypatch):
         seen.append(replace(bank, **{name: value.clone() for name, value in bank.tensors().items()}))
         return bank
 
-    monkeypatch.setattr(esd, "sample_bank", watch)
+    monkeypatch.setattr(ways, "sample_bank", watch)
     eraser = get_eraser("esd", iterations=6, steps=3, batch=2, refresh=2, drawn_by="frozen")
     prompts = eraser.prompts([MANY])
     assert len(prompts) == 3

@@ -21,13 +21,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 UNCALLED = {"hunyuandit", "luminanext", "prx", "animatediff"}
 SMALL: dict[str, dict[str, Any]] = {
     "adv_unlearn": METHODS["adv_unlearn"] | {"pictures": 1, "kept": 2, "attack_steps": 1, "warm_up": 0},
+    "concept_slider": METHODS["concept_slider"] | {"both_signs": False},
     "doco": METHODS["doco"] | {"captions": ("a {}",), "pictures": 2},
     "esd": METHODS["esd"] | {"pictures": 1},
     "few_shot": METHODS["few_shot"] | {"pictures": 1, "kept": 2},
+    "safe": METHODS["safe"] | {"pictures": 1},
     "robust_ablation": METHODS["robust_ablation"]
     | {"templates": ("a {}",), "pictures": 2, "kept": 2, "bank": 1, "tokens": (1,), "relearn_lr": 1e-2},
 }
-QUICK = {("esd", "zimage"), ("doco", "wan"), ("robust_ablation", "auraflow"), ("few_shot", "sd35"), ("esd", "prx")}
+QUICK = {
+    ("esd", "zimage"),
+    ("doco", "wan"),
+    ("robust_ablation", "auraflow"),
+    ("few_shot", "sd35"),
+    ("esd", "prx"),
+    ("safe", "pixart"),
+}
 
 
 def test_no_method_is_left_out() -> None:

@@ -23,11 +23,15 @@ from support.families.all import FAMILIES
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 METHODS: dict[str, dict[str, Any]] = {
     "adv_unlearn": {"steps": 2, "pictures": 2, "kept": 4, "attack_steps": 2, "attack_lr": 1e-2, "warm_up": 1},
+    "concept_slider": {"steps": 2, "batch": 2, "refresh": 2},
     "doco": {"warm_up": 1, "batch": 2, "pictures": 4, "kept": 2, "steps": 2, "width": 8},
     "esd": {"steps": 2, "pictures": 2, "refresh": 2},
     "few_shot": {"steps": 2, "pictures": 2, "kept": 4, "max_drift": 10.0},
     "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
+    "safe": {"steps": 2, "pictures": 2, "refresh": 2},
 }
+RANKS = [(name, rank) for name in METHODS for rank in (0, 2) if rank or name != "concept_slider"]
+"""Each with whole weights and with low-rank ones; a slider has these alone."""
 
 NOW: dict[str, Any] = {"progress": False, "seconds_between_checkpoints": 0.0}
 """A checkpoint after every iteration."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.families.all import FAMILIES
 from support.scripts import benchmark
-from support.selection import cases, only
-from support.trained import METHODS, STAR
+from support.selection import only, rows
+from support.trained import METHODS, RANKS, STAR
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -110,8 +110,7 @@ def test_gradient_checkpointing_is_foretold_to_need_less(sd14, checkpointing):
 
 
 @pytest.mark.parametrize(
-    ("method", "rank"),
-    cases(sorted(METHODS), [0, 2], default=lambda method, rank: rank == 2 and method != "robust_ablation"),
+    ("method", "rank"), rows(RANKS, default=lambda method, rank: rank == 2 and method != "robust_ablation")
 )
 def test_what_is_trained_is_counted_without_training(pipe, method, rank):
     eraser = get_eraser(method, **METHODS[method], iterations=2, rank=rank)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.selection import only
-from support.trained import METHODS, STAR, probe
+from support.selection import only, rows
+from support.trained import METHODS, RANKS, STAR, probe
 from torch.nn import functional
 
 from erasers import get_eraser, list_erasers
@@ -35,8 +35,7 @@ def test_every_method_that_trains_is_here():
     assert sorted(METHODS) == [name for name in list_erasers() if eraser_class(name).trains]
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("name", only(METHODS, "esd", "few_shot"))
+@pytest.mark.parametrize(("name", "rank"), rows(RANKS, default=lambda name, _: name in ("esd", "few_shot")))
 def test_the_second_step_sees_the_first(pipe, name, rank, monkeypatch):
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(training.TrainedEraser, "_run", watched(seen, pipe, []))

@@ -16,7 +16,7 @@ from erasers.cli.eraser import bytes_of
 from erasers.cli.groups import with_groups
 from erasers.cli.model import Hardware
 from erasers.cli.options import Memory
-from erasers.eraser import list_erasers
+from erasers.eraser import eraser_class, list_erasers
 
 if TYPE_CHECKING:
     from erasers.evaluation.run.run import Run
@@ -52,7 +52,8 @@ def run(
 
     Several processes share the work with --processes, or when `accelerate launch` or `torchrun` starts them.
     """
-    methods = method or ([] if patch else list_erasers())
+    usual = [name for name in list_erasers() if eraser_class(name).everywhere]
+    methods = method or ([] if patch else usual)
     given = (folder, limit, allow_adult, prompts or [], judge_model, bytes_of(memory), hardware)
     start = Start(task, methods, patch or [], *given)
     if dry_run and not is_embedded(task):

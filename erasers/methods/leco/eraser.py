@@ -30,7 +30,7 @@ from erasers.training.layers import crosses, denoiser_names
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.student import Student
 
-Layers = Literal["attention", "cross", "self", "blocks"]
+Layers = Literal["attention", "cross", "self", "blocks", "uncrossed"]
 Schedule = Literal["constant", "cosine"]
 _BLOCKS = re.compile(r"\.(attentions|\w*transformer_blocks|blocks|layers|\w+_refiner)\.")
 _LEAST_RATE = 0.01
@@ -52,7 +52,7 @@ class LECO(TrainedEraser):
         pairs: Those that stand `beside` another make one iteration with it.
         alpha: What is added to a weight is alpha / rank B A.
         layers: `attention` all of it, `cross` or `self` of denoisers with both, `blocks` all of the blocks in which
-            attention is but norms, much as kohya and ai-toolkit train.
+            attention is but norms, much as kohya and ai-toolkit train, `uncrossed` of these all but cross-attention.
         optimizer: Adam, or AdamW with a decay of 0.01.
         schedule: Of the rate; `cosine` ends at a hundredth.
         clip: Largest norm of the gradients; 0 leaves them.
@@ -109,7 +109,7 @@ class LECO(TrainedEraser):
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
         check_drawable(pipe)
-        if self.layers in ("cross", "self") and not crosses(pipe):
+        if self.layers in ("cross", "self", "uncrossed") and not crosses(pipe):
             raise ValueError(
                 f"expected layers attention or blocks, got {self.layers}: in {type(pipe).__name__} text and picture "
                 "are one sequence, without attention of its own for either"
@@ -143,8 +143,9 @@ class LECO(TrainedEraser):
 
     def names(self, pipe: Any) -> list[str]:
         """Names of the weights that are trained, where they are those of linear layers."""
-        if self.layers == "blocks":
-            return [name for name in denoiser_names(pipe, "all") if _BLOCKS.search(name)]
+        if self.layers in ("blocks", "uncrossed"):
+            which = "all" if self.layers == "blocks" else "u"
+            return [name for name in denoiser_names(pipe, which) if _BLOCKS.search(name)]
         names = denoiser_names(pipe, "cross" if self.layers == "cross" else "attention")
         return [name for name in names if self.layers != "self" or ".attn2." not in name]
 
