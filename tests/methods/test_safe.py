@@ -61,7 +61,7 @@ def test_guidance_goes_to_that_of_the_replacement_and_the_empty_prompt_is_held(f
     drift = {}
     for keep in (0.0, 3.0):
         own = {"rank": 0} if family == "sd1" else {"rank": 8, "lr": 5e-3}
-        patch = get_eraser("safe", **QUICK | own, guidance=3.0, train_method="x", keep=keep).fit(pipe, STAR, progress=False)
+        patch = get_eraser("safe", **QUICK | own, train_method="x", keep=keep).fit(pipe, STAR, progress=False)
         with patch.applied(pipe):
             after, drift[keep] = said(named) - said(empty), float((said(empty) - still).norm())
         assert functional.mse_loss(after, goal) < 0.6 * functional.mse_loss(before, goal)
