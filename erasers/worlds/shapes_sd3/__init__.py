@@ -15,6 +15,6 @@ class ShapesSD3(Shapes):
     steps, guidance, batch = 20, 4.0, 25
     tokens = 1
     seconds = 0.076 / 40
-    sae = None
+    sae = Path(__file__).parent / "sae"
     denoiser_block = None
     unrecorded = None

@@ -14,6 +14,7 @@ from support.shown import share
 
 from erasers import get_eraser, worlds
 from erasers.cli.app import run
+from erasers.diffusion.conditions import conditions
 from erasers.patch import Patch
 
 MIB = 2**20
@@ -45,7 +46,8 @@ def test_what_is_shipped_stays_small() -> None:
 def test_the_world_shares_words_and_judge_and_nothing_else() -> None:
     shapes = worlds.get("shapes")
     assert (WORLD.judge, WORLD.judges, WORLD.vocabulary) == (shapes.judge, False, shapes.vocabulary)
-    assert (WORLD.sae, WORLD.denoiser_block, WORLD.unrecorded) == (None, None, None)
+    assert (WORLD.denoiser_block, WORLD.unrecorded) == (None, None)
+    assert WORLD.sae != shapes.sae
 
 
 def test_the_command_leaves_a_patch_a_picture_and_numbers(tmp_path: Path) -> None:
@@ -72,4 +74,28 @@ def test_uce_erases_and_keeps(pipe: Any) -> None:
     with get_eraser("uce").fit(pipe, WORLD.concept("star")).applied(pipe):
         after = {split: share(pipe, asks, WORLD.tokens) for split, asks in splits.items()}
     assert after["explicit"] <= 0.35
+    assert min(after["neighbour"], after["unrelated"]) >= 0.8
+
+
+def test_an_autoencoder_for_each_text_encoder_finds_the_concept_in_both(pipe: Any) -> None:
+    patch = get_eraser("itd-shapes").fit(pipe, WORLD.concept("star"))
+    assert [hook.target.partition(".")[0] for hook in patch.hooks] == ["text_encoder", "text_encoder_2"]
+    texts = {split: [ask.text for ask in asks] for split, asks in WORLD.split_prompts("star", 20).items()}
+    plain = {split: conditions(pipe, prompts) for split, prompts in texts.items()}
+    with patch.applied(pipe):
+        for split, prompts in texts.items():
+            states, pooled = (
+                (now == before).flatten(1).all(dim=1).double().mean()
+                for now, before in zip(conditions(pipe, prompts)[:2], plain[split][:2], strict=True)
+            )
+            assert states == pooled
+            assert states <= 0.01 if split in ("explicit", "synonym") else states >= 0.95
+
+
+@pytest.mark.full
+def test_itd_erases_and_keeps(pipe: Any) -> None:
+    splits = WORLD.split_prompts("star", 12)
+    with get_eraser("itd-shapes").fit(pipe, WORLD.concept("star")).applied(pipe):
+        after = {split: share(pipe, asks, WORLD.tokens) for split, asks in splits.items()}
+    assert max(after["explicit"], after["synonym"]) <= 0.2
     assert min(after["neighbour"], after["unrelated"]) >= 0.8
