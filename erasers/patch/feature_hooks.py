@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,47 +142,54 @@ class StepFeatures(Hook):
 
     def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
         """See `Hook.install`."""
-        call = _StepFeatures(self, strength)
+        call = StepCall(self, strength)
         return [
-            root.register_forward_pre_hook(_Clock(call, _time_index(self.target, root)), with_kwargs=True),
+            root.register_forward_pre_hook(Clock(self.target, root, call.tell), with_kwargs=True),
             module.register_forward_hook(call, prepend=True),
         ]
 
 
-class _StepFeatures:
+class StepCall:
     """Step features as torch calls them; their tensors follow the map to another device."""
 
     def __init__(self, hook: StepFeatures, strength: float) -> None:
         self.target, self.parts, self.strength = hook.target, dict(hook.parts), strength
         self.time: Any = None
 
+    def tell(self, time: Any) -> None:
+        """Take the time step of the call of the denoiser that begins."""
+        self.time = time
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         maps, width = first_output(output), self.parts["encoder"].shape[1]
         if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[1] != width:
             raise PatchError(f"expected {self.target} to return a map [n, {width}, h, w], got {shape_or_type(maps)}")
-        if self.time is None:
-            raise PatchError(f"expected {self.target} to run inside of its denoiser, got a call without a time step")
-        self.parts = on_device(self.parts, maps.device)
-        times = torch.as_tensor(self.time, device=maps.device).reshape(-1)
-        edited = stepped(maps, times, self.parts, self.strength)
+        edited = stepped(maps, self.times(maps.device), self.parts, self.strength)
         return edited if maps is output else (edited, *output[1:])
 
+    def times(self, device: torch.device) -> torch.Tensor:
+        """The times of this call of the denoiser, `[1]` or `[n]`, where from now on the parts are, too."""
+        if self.time is None:
+            raise PatchError(f"expected {self.target} to run inside of its denoiser, got a call without a time step")
+        self.parts = on_device(self.parts, device)
+        return torch.as_tensor(self.time, device=device).reshape(-1)
 
-class _Clock:
-    """Tells the hook of a block the time step of each call of the denoiser."""
 
-    def __init__(self, call: _StepFeatures, index: int) -> None:
-        self.call, self.index = call, index
+class Clock:
+    """Tells the time step of each call of a denoiser, as it is told that itself.
+
+    Raises:
+        PatchError: The denoiser reads none.
+    """
+
+    def __init__(self, target: str, root: nn.Module, tell: Callable[[Any], None]) -> None:
+        names = list(inspect.signature(type(root).forward).parameters)[1:]
+        if "timestep" not in names:
+            raise PatchError(f"expected {target} in a denoiser that reads timestep, got one in {type(root).__name__}")
+        self.index, self.tell = names.index("timestep"), tell
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.call.time = kwargs["timestep"] if "timestep" in kwargs else args[self.index]
-
-
-def _time_index(target: str, root: nn.Module) -> int:
-    names = list(inspect.signature(type(root).forward).parameters)[1:]
-    if "timestep" not in names:
-        raise PatchError(f"expected {target} in a denoiser that reads timestep, got one in {type(root).__name__}")
-    return names.index("timestep")
+        self.tell(kwargs["timestep"] if "timestep" in kwargs else args[self.index])
 
 
 def stepped(
@@ -199,12 +206,19 @@ def stepped(
     """
     if strength == 0:
         return maps
-    x, cast = precise(maps.movedim(1, -1), parts)
+    edited, changed = edited_rows(maps.movedim(1, -1), times, parts, strength)
+    return torch.where(changed.movedim(-1, 1), edited.movedim(-1, 1), maps)
+
+
+def edited_rows(
+    rows: torch.Tensor, times: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `stepped` makes of rows `[n, ..., d]`, in their dtype, and which of them it changes `[n, ..., 1]`."""
+    x, cast = precise(rows, parts)
     nearest = (times[:, None].to(x.dtype) - cast["times"]).abs().argmin(dim=1)
-    gate, scale = (cast[name][nearest][:, None, None] for name in ("gate", "scale"))
+    beside = (len(nearest), *[1] * (x.ndim - 2), -1)
+    gate, scale = (cast[name][nearest].view(beside) for name in ("gate", "scale"))
     a = torch.relu(x @ cast["encoder"].T + cast["bias"])
     passed = (a > cast["floor"]) & (a > gate) & (scale != 1)
     shift = torch.where(passed, (scale - 1) * a, torch.zeros_like(a)) @ cast["decoder"]
-    edited = (x + strength * shift).to(maps.dtype)
-    changed = passed.any(dim=-1, keepdim=True)
-    return torch.where(changed.movedim(-1, 1), edited.movedim(-1, 1), maps)
+    return (x + strength * shift).to(rows.dtype), passed.any(dim=-1, keepdim=True)

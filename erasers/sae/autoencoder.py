@@ -31,7 +31,7 @@ Activation = Literal["topk", "batchtopk"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 AUXILIARY_SCALE = 1 / 32
 _KIND = "sae"
-_TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)+", re.ASCII)
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.\w+)+(:text)?", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TENSORS = ("encoder", "decoder", "b_pre", "b_lat", "threshold")
 
@@ -247,7 +247,8 @@ def save_sae(path: str | Path, sae: SAE, *, target: str, base: Mapping[str, str]
     Args:
         path: The file.
         sae: The autoencoder.
-        target: The module whose output it describes, `<component>.<module path>`.
+        target: The module whose output it describes, `<component>.<module path>`; `:text` behind it is for the rows of
+            the text that a block of a denoiser returns.
         base: Fingerprints of the weights that make that output, by parameter name.
         about: JSON-able facts about its training.
     """

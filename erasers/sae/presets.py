@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+DENOISERS = ("unet", "transformer")
+"""Components that draw; the others encode prompts."""
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -18,6 +18,8 @@ _FOR_THE_MEDIAN = 500
 _HELD_OUT = 20
 """One prompt of so many is not trained on, but measured."""
 _MEASURED_DRAWINGS = 4
+_PLACES = 256
+"""At most so many of a picture and step, which is all that the published block has."""
 
 
 @dataclass
@@ -122,7 +124,7 @@ class TextRows(Rows):
 
 @dataclass
 class DenoiserRows(Rows):
-    """Places of the maps that a block of a denoiser returns, with a prompt and without, at all steps of drawings.
+    """Places of what a block of a denoiser returns, with a prompt and without, at all steps of drawings.
 
     A drawing of `size` pictures lasts for as many steps of training as it has of sampling, its rows shuffled over all
     of them; the seed is that of its noise, too.
@@ -159,7 +161,14 @@ class DenoiserRows(Rows):
             yield self._rows(self._held[start : start + self.size], generator)
 
     def _rows(self, prompts: Sequence[str], generator: torch.Generator) -> torch.Tensor:
-        return self.block.walk(prompts, self.way, generator).flatten(0, 2)
+        seen: list[torch.Tensor] = []
+
+        def see(_: int, __: float, rows: torch.Tensor) -> None:
+            chosen = slice(None) if rows.shape[1] <= _PLACES else torch.randperm(rows.shape[1], generator=generator)
+            seen.append(rows[:, chosen][:, :_PLACES].flatten(0, 1))
+
+        self.block.walk(prompts, self.way, generator, see)
+        return torch.cat(seen)
 
 
 def split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -151,7 +151,10 @@ def readable_encoders(pipe: Any) -> list[str]:
     names = [name for name, model in kinds.items() if is_clip(model) or type(model).__name__ in _T5]
     if not names:
         said = ", ".join(f"{name} {type(model).__name__}" for name, model in kinds.items())
-        raise UnsupportedPipeline(f"expected a pipeline with a text encoder of CLIP or T5, got {said}")
+        raise UnsupportedPipeline(
+            f"expected a pipeline with a text encoder of CLIP or T5, got {said}; a language model reads a prompt in a "
+            "template, and which tokens are the prompt's is not known; describe a block of the denoiser instead"
+        )
     return names
 
 

@@ -15,7 +15,7 @@ EXPLAIN = ("explain", "--concept", "star", "--model", "shapes")
 REPORT = "is for the pictures of a report; add --report FOLDER, or leave it out"
 PATCHES = "is for patches; add --patch PATCH, or leave it out"
 AGAIN = "is for pictures that are drawn again; add --redraw N, or leave it out"
-UNET = "is for pictures that a UNet is read from; add --component unet, or leave it out"
+DRAWN = "is for pictures that a denoiser is read from; add --component unet or transformer, or leave it out"
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,11 @@ UNET = "is for pictures that a UNet is read from; add --component unet, or leave
         (("bench", "verify", "x.json"), ("--device", "cpu"), AGAIN),
         (("bench", "verify", "x.json"), ("--dtype", "float32"), AGAIN),
         (("bench", "verify", "x.json"), ("--allow-adult",), AGAIN),
-        (TRAIN, ("--guidance", "4"), UNET),
-        (TRAIN, ("--sampling-steps", "4"), UNET),
-        ((*TRAIN, "--preset", "itd"), ("--guidance", "4"), UNET),
+        (TRAIN, ("--guidance", "4"), DRAWN),
+        (TRAIN, ("--sampling-steps", "4"), DRAWN),
+        ((*TRAIN, "--preset", "itd"), ("--guidance", "4"), DRAWN),
         ((*TRAIN, "--component", "unet"), ("--padding",), "is for a text encoder; take one as --component"),
+        ((*TRAIN, "--component", "transformer"), ("--padding",), "is for a text encoder; take one as --component"),
         ((*TRAIN, "--preset", "saeuron-style"), ("--no-padding",), "is for a text encoder; take one as --component"),
         (EXPLAIN, ("--overwrite",), "is for a picture; add --out FILE, or leave it out"),
     ],

@@ -323,7 +323,7 @@ A, B = "transform/text/A", "transform/text/B"
         ({"other/x": torch.zeros(2, 2)}, "other/x"),
         (
             {"hook/unet.mid_block/sae/W": torch.zeros(2, 2)},
-            "kind prompt_transform or feature_gate or step_features, got 'sae' on unet.mid_block; upgrade erasers",
+            "kind prompt_transform or .*, got 'sae' on unet.mid_block; upgrade erasers",
         ),
         ({A: torch.zeros(2, D)}, r"A\+B or T"),
         ({A: torch.zeros(2, D), B: torch.zeros(D, 3)}, "fit each other"),

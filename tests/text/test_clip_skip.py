@@ -143,7 +143,7 @@ def test_features_of_a_denoiser_are_measured_in_such_pictures(pipes, tmp_path, m
     means: dict[int | None, list[torch.Tensor]] = {}
 
     def measured(measuring: Measuring, *rest: Any) -> None:
-        means.setdefault(measuring.clip_skip, []).append(measuring.means(["a star"]))
+        means.setdefault(measuring.clip_skip, []).append(measuring.means(["a star"]).mu)
         raise InterruptedError
 
     monkeypatch.setattr(itd, "step_parts", measured)

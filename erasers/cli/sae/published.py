@@ -15,6 +15,7 @@ from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import DEFAULT_MODEL, Model, Overwrite
 from erasers.cli.sae.blocks import TEXT_ENCODER, Block, Component, find_block, read_prompts
 from erasers.cli.targets import check_out_file, check_targets, written_or_kept
+from erasers.sae.presets import DENOISERS
 
 
 @with_groups
@@ -51,8 +52,8 @@ def import_(
         if not file.is_file():
             raise FileNotFoundError(f"expected an autoencoder, got {file}, which is no file")
         texts = read_prompts(prompts) if prompts else []
-        if texts and component == "unet":
-            raise ValueError("expected --prompts for a text encoder, got them for unet, which reads pictures")
+        if texts and component in DENOISERS:
+            raise ValueError(f"expected --prompts for a text encoder, got them for {component}, which reads pictures")
         where = find_block(ModelOptions(model).load(hardware), component or TEXT_ENCODER, block)
         imported = import_sae(file, width=where.width, k=k, activation=activation)
         about = {"imported": imported.code, "file": file.name}

@@ -1,4 +1,4 @@
-"""`erase sae train`: an autoencoder for a block of a text encoder or of a UNet."""
+"""`erase sae train`: an autoencoder for a block of a text encoder or of a denoiser."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from erasers.cli.options import GUIDANCE, SEED, STEPS, Overwrite, finite
 from erasers.cli.sae.blocks import TEXT_ENCODER, Block, Component, find_block, read_prompts
 from erasers.cli.targets import beside, check_out_file, check_targets, written_or_kept
 from erasers.progress import progress
+from erasers.sae.presets import DENOISERS
 
 if TYPE_CHECKING:
     from erasers.diffusion.latent_bank import Way
@@ -52,7 +53,7 @@ class Asked:
     block: Block = None
     features: Annotated[
         int | None,
-        typer.Option(min=1, max=1 << 24, help="Features. [dim]4096; of a UNet 20480; embedded model 1024[/dim]"),
+        typer.Option(min=1, max=1 << 24, help="Features. [dim]4096; of a denoiser 20480; embedded model 1024[/dim]"),
     ] = None
     k: Annotated[
         int | None, typer.Option(min=1, max=1 << 20, help="Active features a token or place. [dim]32; 16[/dim]")
@@ -68,11 +69,17 @@ class Asked:
         typer.Option(min=0, max=1000, callback=finite, help="Learning rate. [dim]0.001; 0.0004; 0.003[/dim]"),
     ] = None
     sampling_steps: Annotated[
-        int | None, typer.Option(min=1, max=STEPS, help="Of the pictures that a UNet is read from. [dim]50; 20[/dim]")
+        int | None,
+        typer.Option(min=1, max=STEPS, help="Of the pictures that a denoiser is read from. [dim]50; 20[/dim]"),
     ] = None
     guidance: Annotated[
         float | None,
-        typer.Option(min=-GUIDANCE, max=GUIDANCE, callback=finite, help="With which these are drawn. [dim]9; 4[/dim]"),
+        typer.Option(
+            min=-GUIDANCE,
+            max=GUIDANCE,
+            callback=finite,
+            help="With which these are drawn. [dim]9; 4; a transformer's own[/dim]",
+        ),
     ] = None
     dead_after: Annotated[
         int | None,
@@ -103,19 +110,19 @@ class Asked:
         Raises:
             ValueError: One was given.
         """
-        if self.component == "unet":
+        if self.component in DENOISERS:
             refuse_idle(context, ["--padding"], "for a text encoder; take one as --component")
         else:
             idle = ["--sampling-steps", "--guidance"]
-            refuse_idle(context, idle, "for pictures that a UNet is read from; add --component unet")
+            refuse_idle(context, idle, "for pictures that a denoiser is read from; add --component unet or transformer")
 
     def training(self, world: World | None) -> SAETraining:
         """Sizes and rates: what is given, over those of the preset, or that suit the model."""
         from erasers.sae.presets import find_preset
         from erasers.sae.training import SAETraining
 
-        unet = self.component == "unet"
-        defaults: dict[str, Any] = (_EMBEDDED_DENOISER if unet else _TEXT) if world else _DENOISER if unet else {}
+        drawn = self.component in DENOISERS
+        defaults: dict[str, Any] = (_EMBEDDED_DENOISER if drawn else _TEXT) if world else _DENOISER if drawn else {}
         defaults = dict(find_preset(self.preset).options) if self.preset else defaults
         given = {
             "features": self.features,
@@ -141,11 +148,14 @@ class Asked:
             raise ValueError("no --prompts; name a text file of captions, one a line, for a model of your own")
         return world.captions(_CAPTIONS)
 
-    def way(self, world: World | None) -> Way:
-        """How the pictures are drawn that a UNet is read from."""
+    def way(self, pipe: Any, world: World | None) -> Way:
+        """How the pictures are drawn that a denoiser is read from."""
         from erasers.diffusion.latent_bank import Way
+        from erasers.models.calls import default_of
 
         steps, guidance = (world.steps, world.guidance) if world else _WAY
+        own = None if world or self.component == "unet" else default_of(pipe, "guidance_scale")
+        guidance = guidance if own is None else float(own)
         return Way(self.sampling_steps or steps, guidance if self.guidance is None else self.guidance)
 
 
@@ -164,7 +174,7 @@ def train(
 ) -> None:
     """Train a sparse autoencoder on what a text encoder makes of prompts; writes curves beside it (.json, .png).
 
-    With --component unet, on what a block of the UNet makes of pictures while they are drawn.
+    With --component unet or transformer, on what a block of the denoiser makes of pictures while they are drawn.
     """
     hardware.check()
     asked = asked.with_preset()
@@ -174,12 +184,14 @@ def train(
     check_targets(outputs, {"--prompts": asked.prompts, "--model": base.model}, overwrite=overwrite)
     with err.status("reading"):
         from erasers import worlds
+        from erasers.models.calls import tokens_a_prompt
 
         world = worlds.find(base.model)
         training, texts = asked.training(world), asked.texts(world)
         rows = _rows(base.load(hardware), asked, texts, training, world)
     started = time.perf_counter()
-    trained = _train(rows, training, checkpoint)
+    with tokens_a_prompt(rows.block.pipe, world.tokens if world else None):
+        trained = _train(rows, training, checkpoint)
     facts = {
         "model": base.model,
         "prompts": len(texts),
@@ -202,10 +214,10 @@ def _rows(pipe: Any, asked: Asked, texts: Sequence[str], training: SAETraining, 
     from erasers.sae.denoiser_block import DenoiserBlock
     from erasers.sae.rows import DenoiserRows, TextRows
 
-    usual = world.denoiser_block if world and asked.component == "unet" else None
+    usual = world.denoiser_block if world and asked.component in DENOISERS else None
     block = find_block(pipe, asked.component or TEXT_ENCODER, asked.block or usual)
     if isinstance(block, DenoiserBlock):
-        return DenoiserRows(block, texts, training.prompts, training.seed, asked.way(world))
+        return DenoiserRows(block, texts, training.prompts, training.seed, asked.way(pipe, world))
     padding = world is not None if asked.padding is None else asked.padding
     return TextRows(block, texts, training.prompts, training.seed, padding)
 

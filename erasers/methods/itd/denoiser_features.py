@@ -5,14 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from erasers.diffusion.latent_bank import Way
-from erasers.diffusion.noise import time_grid
 from erasers.sae.autoencoder import SAE
 from erasers.sae.denoiser_block import DenoiserBlock
 from erasers.text.contexts import shuffled
+
+
+class Means(NamedTuple):
+    """Mean activity of features on the way to pictures.
+
+    Args:
+        times: That the denoiser is told, step by step.
+        mu: `[steps, n]`.
+    """
+
+    times: list[float]
+    mu: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,18 +50,22 @@ class Measuring:
     clip_skip: int | None = None
 
     @torch.no_grad()
-    def means(self, prompts: Sequence[str]) -> torch.Tensor:
-        """mu `[steps, n]`: mean activity over pictures of prompts and their places, with the prompt."""
+    def means(self, prompts: Sequence[str]) -> Means:
+        """Mean activity over pictures of prompts and their places, with the prompt."""
         drawn = shuffled(list(dict.fromkeys(prompts)), self.pictures, self.generator)
-        total = torch.zeros(self.way.steps, self.sae.n)
+        times: dict[int, float] = {}
+        totals: dict[int, torch.Tensor] = {}
         for start in range(0, len(drawn), self.way.batch):
             batch = drawn[start : start + self.way.batch]
-            maps = self.block.walk(batch, self.way, self.generator, self.clip_skip)[:, : len(batch)]
-            for step, rows in enumerate(maps.flatten(1, 2)):
-                codes = self.sae.encode(rows)
-                total[step].index_add_(0, codes.features, codes.values / maps.shape[2])
+
+            def see(step: int, time: float, rows: torch.Tensor, count: int = len(batch)) -> None:
+                codes = self.sae.encode(rows[:count].flatten(0, 1))
+                times[step], total = time, totals.setdefault(step, torch.zeros(self.sae.n))
+                total.index_add_(0, codes.features, codes.values / rows.shape[1])
+
+            self.block.walk(batch, self.way, self.generator, see, self.clip_skip)
             self.advance(len(batch))
-        return total / len(drawn)
+        return Means(list(times.values()), torch.stack(list(totals.values())) / len(drawn))
 
 
 def scores(asked: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -71,7 +87,7 @@ def chosen(score: torch.Tensor, count: int) -> torch.Tensor:
 def step_parts(
     measuring: Measuring, asked: Sequence[Sequence[str]], kept: Sequence[str], scale: float, count: int
 ) -> dict[str, torch.Tensor]:
-    """The parts of the hook `StepFeatures`.
+    """The parts of the hook `StepFeatures`, or of one of its kin for rows.
 
     f_i becomes scale mu_i(t, concept) f_i where it is above the mean of mu_i(t, .) over pictures with and without the
     concept (eq. 8).
@@ -86,11 +102,11 @@ def step_parts(
     Raises:
         ValueError: A concept during which no feature is more active than otherwise.
     """
-    sae, without = measuring.sae, measuring.means(kept)
+    sae, (times, without) = measuring.sae, measuring.means(kept)
     gates = torch.full_like(without, float("inf"))
     scales = torch.ones_like(without)
     for prompts in asked:
-        with_ = measuring.means(prompts)
+        with_ = measuring.means(prompts).mu
         targets = chosen(scores(with_, without), count)
         if not targets.any():
             raise ValueError(
@@ -104,7 +120,7 @@ def step_parts(
     return {
         **sae.features_apart(numbers),
         "floor": sae.threshold.detach().expand(len(numbers)).clone(),
-        "times": torch.tensor([float(time) for time in time_grid(measuring.block.pipe, measuring.way.steps)]),
+        "times": torch.tensor(times),
         "gate": torch.where(scales != 1, gates, torch.zeros_like(gates)),
         "scale": scales,
     }

@@ -19,21 +19,24 @@ from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.reading import at_home
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
+from erasers.models.calls import default_of, tokens_a_prompt
 from erasers.models.components import find_parameter
 from erasers.models.feeding import warn_of_missed_encoders
 from erasers.models.readers import text_readers
 from erasers.options import require_least
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
-from erasers.patch.feature_hooks import FeatureGate, StepFeatures
+from erasers.patch.feature_hooks import FeatureGate
 from erasers.progress import progress as bar
 from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.denoiser_block import DenoiserBlock, find_denoiser_block
+from erasers.sae.presets import DENOISERS
 from erasers.sae.text_blocks import Block, check_read, find_block, find_blocks, readable_encoders
 from erasers.text.contexts import contexts, kept_prompts
 from erasers.text.prompts import Templates
 
 _PROMPTS_A_BATCH = 32
+_PUBLISHED_GUIDANCE = 9.0
 # The same prompt in another batch differs in its last bits.
 _ROUNDING = 1.001
 
@@ -56,9 +59,10 @@ class ItD(Eraser):
     target features are stored, so that activity is told by a threshold for each of them in place of the k largest.
 
     With an autoencoder of a block of the denoiser instead, this is SAeUron (`denoiser_features`): features are chosen
-    for each time step and turned down where they fire, whatever the prompt. It differs from its official code in the
-    sign of the error, which stays what it is, in telling the time step by its value instead of counting calls, and in
-    a threshold for active features in place of the k largest.
+    for each time step and turned down where they fire, whatever the prompt. Blocks in which text and picture attend to
+    each other return tokens of both, and each half has an autoencoder of its own. It differs from its official code in
+    the sign of the error, which stays what it is, in telling the time step by its value instead of counting calls, and
+    in a threshold for active features in place of the k largest.
 
     Args:
         sae: Files of autoencoders, one for each text encoder of CLIP or T5, or of blocks of the denoiser (`erase sae
@@ -75,9 +79,11 @@ class ItD(Eraser):
         features: Of a denoiser: how many of each concept are turned down at each step.
         pictures: Of a denoiser: at most so many are drawn of each concept, and of kept prompts.
         steps: Of the sampler that draws them.
-        guidance: With which they are drawn.
+        guidance: With which they are drawn; "auto" is 9 for a UNet, as published, and the pipeline's own for others.
         clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`; the
             block of the autoencoder has to be one that is read.
+        max_sequence_length: Of a denoiser: tokens that a prompt is padded or cut to, where the pipeline takes that;
+            None: its default.
     """
 
     name: ClassVar[str] = "itd"
@@ -103,14 +109,17 @@ class ItD(Eraser):
     features: int = 3
     pictures: int = 80
     steps: int = 50
-    guidance: float = 9.0
+    guidance: float | Literal["auto"] = "auto"
     clip_skip: int | None = None
+    max_sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not abs(self.scale) < float("inf"):
             raise ValueError(f"expected a finite scale, got {self.scale}")
-        require_least(self, top=1, features=1, pictures=1, steps=1, clip_skip=0)
+        require_least(self, top=1, features=1, pictures=1, steps=1, clip_skip=0, max_sequence_length=1)
+        if self.guidance != "auto" and not abs(self.guidance) < float("inf"):
+            raise ValueError(f"expected a finite guidance, got {self.guidance}")
         for name in ("quiet", "often", "margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
@@ -132,11 +141,11 @@ class ItD(Eraser):
         digests: dict[str, str] = {}
         for block, sae, digest in described:
             if isinstance(block, DenoiserBlock):
-                kind, parts = StepFeatures.kind, self.step_parts(block, sae, concepts, generator, progress)
+                hook, parts = f"{block.hooked}/{block.kind}", self.step_parts(block, sae, concepts, generator, progress)
             else:
                 check_read(block, self.clip_skip)
-                kind, parts = FeatureGate.kind, self.parts(block, sae, concepts)
-            tensors |= {f"hook/{block.target}/{kind}/{part}": tensor for part, tensor in parts.items()}
+                hook, parts = f"{block.target}/{FeatureGate.kind}", self.parts(block, sae, concepts)
+            tensors |= {f"hook/{hook}/{part}": tensor for part, tensor in parts.items()}
             base |= block.fingerprints()
             digests[block.target] = digest
         weights = {name: find_parameter(pipe, name, linear=False, edit=False) for name in base}
@@ -173,9 +182,17 @@ class ItD(Eraser):
         asked = [prompts for _, prompts in self.asked(concepts)]
         total = sum(min(self.pictures, len(set(drawn))) for drawn in [*asked, [*near, *others]])
         with bar(Console(stderr=True) if progress else None, "drawing pictures to measure features", total) as advance:
-            way = Way(self.steps, self.guidance)
+            way = Way(self.steps, self._guidance(block))
             measuring = Measuring(block, sae, way, self.pictures, generator, advance, self.clip_skip)
-            return step_parts(measuring, asked, [*near, *others], self.scale, self.features)
+            with tokens_a_prompt(block.pipe, self.max_sequence_length):
+                return step_parts(measuring, asked, [*near, *others], self.scale, self.features)
+
+    def _guidance(self, block: DenoiserBlock) -> float:
+        """With which pictures are drawn."""
+        if self.guidance != "auto":
+            return self.guidance
+        own = None if block.name == "unet" else default_of(block.pipe, "guidance_scale")
+        return _PUBLISHED_GUIDANCE if own is None else float(own)
 
     def asked(self, concepts: Sequence[Concept]) -> list[tuple[str, list[str]]]:
         """Every name that is erased, with the prompts that have it: templates, and captions with it in place."""
@@ -288,8 +305,7 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
     saes: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
     for path in _shipped(pipe) if given == "auto" else [at_home(path) for path in given]:
         sae, meta = load_sae(path)
-        name, _, inner = meta["target"].partition(".")
-        block = find_denoiser_block(pipe, inner) if name == DenoiserBlock.name else find_block(pipe, meta["target"])
+        block = _block_of(pipe, meta["target"])
         if block.fingerprints() != meta["base"]:
             raise ValueError(f"expected an autoencoder of this model in {path.name}, got one of other weights")
         saes[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -300,6 +316,22 @@ def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple
             f"erase sae train --model MODEL --component {name} --out FILE and pass --set sae=FILE"
         )
     return [saes[target] for target in sorted(saes)]
+
+
+def _block_of(pipe: Any, target: str) -> Block | DenoiserBlock:
+    """The block that an autoencoder describes.
+
+    Raises:
+        UnsupportedPipeline: Another pipeline.
+        ValueError: The pipeline has no such block.
+    """
+    name, _, inner = target.partition(".")
+    if name not in DENOISERS:
+        return find_block(pipe, target)
+    block = find_denoiser_block(pipe, inner)
+    if block.name != name:
+        raise ValueError(f"expected an autoencoder of a block of the {block.name}, got one of {target}")
+    return block
 
 
 def _shipped(pipe: Any) -> list[Path]:

@@ -112,11 +112,13 @@ def test_means_by_another_way(trained):
     pipe, sae = trained
     block = find_denoiser_block(pipe, PATH)
     found = Measuring(block, sae, WAY, 9, torch.Generator().manual_seed(3), lambda count: None).means(["a star"])
-    maps = block.walk(["a star"], WAY, _after_one_shuffle(3))
-    assert maps.shape[:2] == (2, 2)
-    expected = torch.stack([sae.encode(rows[0]).dense(sae.n).mean(dim=0) for rows in maps])
-    torch.testing.assert_close(found, expected)
-    assert not torch.equal(maps[0], maps[1])
+    maps: dict[float, torch.Tensor] = {}
+    block.walk(["a star"], WAY, _after_one_shuffle(3), lambda _, time, rows: maps.update({time: rows}))
+    assert found.times == list(maps) == time_grid(pipe, 2)
+    assert [len(rows) for rows in maps.values()] == [2, 2]
+    expected = torch.stack([sae.encode(rows[0]).dense(sae.n).mean(dim=0) for rows in maps.values()])
+    torch.testing.assert_close(found.mu, expected)
+    assert not torch.equal(*maps.values())
 
 
 def _after_one_shuffle(seed: int) -> torch.Generator:
@@ -134,8 +136,8 @@ def test_gates_and_scales_are_those_of_the_paper(trained):
         return Measuring(find_denoiser_block(pipe, PATH), sae, WAY, 9, generator, lambda count: None)
 
     found, again = step_parts(measuring(), asked, kept, -2.0, 3), measuring()
-    without = again.means(kept)
-    with_ = again.means(asked[0])
+    without = again.means(kept).mu
+    with_ = again.means(asked[0]).mu
     assert found["times"].tolist() == time_grid(pipe, 2)
     for step in range(2):
         numbers = chosen(scores(with_, without), 3)[step].nonzero().flatten().tolist()
