@@ -71,10 +71,11 @@ class ConceptSlider(TrainedEraser):
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "concept_slider-shapes": {
-            "iterations": 300,
-            "lr": 2e-3,
+            "iterations": 360,
+            "lr": 5e-3,
             "alpha": 4.0,
-            "batch": 8,
+            "batch": 4,
+            "templates": "auto",
             "steps": 20,
             "guidance": 3.0,
             "drawn_by": "frozen",
