@@ -4,10 +4,10 @@
     python benchmarks/entrances.py --table         # writes the page from the results that are there
     python benchmarks/entrances.py --samples 8 --concepts star --out star.json
 
-First the unedited model is asked through one entrance, while the other hears the same prompt with the anchor in the
-concept's place. Then a closed form edits the weights behind each entrance: the embedder that every token passes
-(`text`), the map of the pooled vector (`pooled`), keys and values that joint attention has for its half of text
-(`joint`). All rows draw the same prompts from the same noise.
+First the unedited model is asked through one entrance, while the other hears nothing, or the same prompt with the
+anchor in the place of the concept. Then a closed form edits the weights behind each entrance: the embedder that every
+token passes (`text`), the map of the pooled vector (`pooled`), keys and values that joint attention has for its half of
+text (`joint`). All rows draw the same prompts from the same noise.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ PAGE = ROOT / "docs" / "entrances.md"
 SPLITS = ("explicit", "synonym", "neighbour", "unrelated")
 PORTS = (("text",), ("pooled",), ("joint",), ("text", "pooled"), ("text", "pooled", "joint"))
 ASKED = {
-    "tokens and pooled": (True, True),
-    "tokens alone": (True, False),
-    "pooled alone": (False, True),
-    "neither": (False, False),
+    "both": ("prompt", "prompt"),
+    "tokens, pooled silent": ("prompt", "silent"),
+    "pooled, tokens silent": ("silent", "prompt"),
+    "tokens against pooled": ("prompt", "anchor"),
+    "pooled against tokens": ("anchor", "prompt"),
+    "neither": ("anchor", "anchor"),
 }
-"""Row -> whether the tokens and the pooled vector are those of the prompt; else they are those with the anchor."""
+"""Row -> what the tokens and the pooled vector say: the prompt, the prompt with the anchor, or zeros."""
 
 
 def with_anchor(text: str, concept: Concept) -> str:
@@ -55,9 +57,13 @@ def with_anchor(text: str, concept: Concept) -> str:
     return text.replace(concept.name, concept.anchor)
 
 
-def crossed(pipe: Any, tokens: Sequence[str], pooled: Sequence[str]) -> Condition:
-    """What the denoiser reads where its two entrances hear different prompts."""
-    return heard(pipe, tokens)._replace(pooled=heard(pipe, pooled).pooled)
+def crossed(pipe: Any, texts: Mapping[str, Sequence[str]], tokens: str, pooled: str) -> Condition:
+    """What the denoiser reads where each of its entrances hears one of some texts, or is `silent`."""
+    states, vector = (heard(pipe, texts["prompt" if name == "silent" else name]) for name in (tokens, pooled))
+    return Condition(
+        torch.zeros_like(states.states) if tokens == "silent" else states.states,
+        torch.zeros_like(vector.pooled) if pooled == "silent" else vector.pooled,
+    )
 
 
 @torch.no_grad()
@@ -95,8 +101,9 @@ def asked(world: World, pipe: Any, judge: Judge, concept: Concept, asks: Sequenc
         verdicts = []
         for start in range(0, len(asks), world.batch):
             chunk = asks[start : start + world.batch]
-            texts = [[ask.text if own else with_anchor(ask.text, concept) for ask in chunk] for own in (tokens, pooled)]
-            verdicts += judge.judge(draw(world, pipe, crossed(pipe, *texts), chunk), chunk)
+            prompts = [ask.text for ask in chunk]
+            texts = {"prompt": prompts, "anchor": [with_anchor(text, concept) for text in prompts]}
+            verdicts += judge.judge(draw(world, pipe, crossed(pipe, texts, tokens, pooled), chunk), chunk)
         share = score(verdicts)
         shares[name] = share.to_json() if share else None
         print(f"{concept.name} asked through {name}: {shares[name]}", flush=True)
@@ -141,11 +148,13 @@ scales and shifts every layer, as the time does.
 
 ## What each entrance carries
 
-The unedited model, asked for the concept through one entrance while the other hears the same prompt with {anchors}.
-"Neither" is the floor: what the judge sees where nobody asks.
+The unedited model, asked for the concept through both entrances; through one while the other is silent (zeros), or
+speaks against it: the same prompt with {anchors}. "Neither" is the floor: what the judge
+sees where nobody asks.
 
-Captions of this world are short, and in training neither entrance was ever left out: the pooled vector can say
-everything, so this model never learned to read its tokens. Larger models hear longer prompts and need not be alike.
+As Stable Diffusion 3 was, this model was trained with entrances left out at random, here tokens and pooled vector of
+each encoder in three of ten prompts. A first model, of which none was ever left out, read nothing from its tokens: the
+pooled vector can say everything about prompts as short as these.
 
 {asked}
 

@@ -37,11 +37,20 @@ def test_every_explicit_prompt_of_what_is_measured_loses_the_concept() -> None:
 
 def test_each_entrance_hears_its_own_prompt(tmp_path: Path) -> None:
     pipe = FAMILIES["sd3"].build(tmp_path)
+    texts = {"prompt": ["a star"], "anchor": ["a circle"]}
     star, circle = ENTRANCES.heard(pipe, ["a star"]), ENTRANCES.heard(pipe, ["a circle"])
-    heard = ENTRANCES.crossed(pipe, ["a star"], ["a circle"])
+    heard = ENTRANCES.crossed(pipe, texts, "prompt", "anchor")
     assert torch.equal(heard.states, star.states)
     assert torch.equal(heard.pooled, circle.pooled)
     assert not torch.equal(star.pooled, circle.pooled)
+
+
+@pytest.mark.parametrize(("tokens", "pooled"), [("prompt", "silent"), ("silent", "prompt"), ("silent", "silent")])
+def test_a_silent_entrance_is_zero_and_the_other_is_not(tmp_path: Path, tokens: str, pooled: str) -> None:
+    pipe = FAMILIES["sd3"].build(tmp_path)
+    heard = ENTRANCES.crossed(pipe, {"prompt": ["a star"]}, tokens, pooled)
+    assert bool(heard.states.any()) == (tokens == "prompt")
+    assert bool(heard.pooled.any()) == (pooled == "prompt")
 
 
 def test_the_page_has_every_interval_and_says_what_is_missing() -> None:
@@ -56,7 +65,7 @@ def test_the_page_has_every_interval_and_says_what_is_missing() -> None:
         "rows": [{"concept": "star", "method": "text + pooled", "splits": {"explicit": SHARE}}],
     }
     text = ENTRANCES.page(result)
-    assert "| star | 25 (7 to 59) | 25 (7 to 59) | 25 (7 to 59) | 25 (7 to 59) |" in text
+    assert "| star" + " | 25 (7 to 59)" * 6 + " |" in text
     assert "| star | text + pooled | 25 (7 to 59) | - | - | - |" in text
     assert "`circle` for `star` or no word for `zorblat`" in text
 
