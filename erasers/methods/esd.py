@@ -19,6 +19,21 @@ from erasers.options import known
 from erasers.training.student import Student
 from erasers.training.ways import Heard, WayEraser
 
+_SMALL: Mapping[str, Any] = {
+    "iterations": 200,
+    "lr": 3e-4,
+    "rank": 0,
+    "guidance": 3.0,
+    "steps": 20,
+    "batch": 8,
+    "pictures": 4,
+    "refresh": 50,
+    "templates": "auto",
+    # Latents of the student soon wander off, and take what is kept with them.
+    "train_method": "x",
+    "drawn_by": "frozen",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ESD(WayEraser):
@@ -49,20 +64,8 @@ class ESD(WayEraser):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "esd-x": {"train_method": "x"},
         "esd-u": {"train_method": "u"},
-        "esd-shapes": {
-            "iterations": 200,
-            "lr": 3e-4,
-            "rank": 0,
-            "guidance": 3.0,
-            "steps": 20,
-            "batch": 8,
-            "pictures": 4,
-            "refresh": 50,
-            "templates": "auto",
-            # Latents of the student soon wander off, and take what is kept with them.
-            "train_method": "x",
-            "drawn_by": "frozen",
-        },
+        "esd-shapes": _SMALL,
+        "esd-shapes-sd3": {**_SMALL, "train_method": "all", "rank": 16, "lr": 1e-3},
     }
     strengths: ClassVar[str] = "no pictures needed"
     limits: ClassVar[str] = "the style stays; found by attacks it was not trained on"

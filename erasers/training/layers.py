@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from erasers.diffusion.adaptors.table import denoisers_of
-from erasers.models.ports import find_family
+from erasers.models.families import Family
+from erasers.models.ports import Kind, find_family, groups_of
 from erasers.training.student import names_of
 
 Wanted: TypeAlias = Callable[[nn.Module, str], bool]
@@ -19,9 +19,32 @@ _NORM = re.compile(r"\.norm\w*\.")
 
 
 def denoiser_names(pipe: Any, which: str) -> list[str]:
-    """Names of the parameters of layers of all denoisers of a pipeline; `which` as for `denoiser_layers`."""
-    wanted = denoiser_layers(which, crosses=crosses(pipe))
-    return [name for part in denoisers_of(pipe) for name in names_of(pipe, part, wanted)]
+    """Names of the parameters of layers of all denoisers of a pipeline; `which` as for `denoiser_layers`.
+
+    Where text and picture are one sequence, text enters before it: through the layer that embeds its tokens, and
+    through that of the pooled vector, which no attention reads. They are trained with `x`, `cross` and `x-strict`, as
+    keys and values of cross-attention are where text enters by these.
+    """
+    family, denoisers = find_family(pipe)
+    joint = family.kind != "cross"
+    wanted = denoiser_layers(which, crosses=not joint)
+    entered = which in ("x", "cross", "x-strict")
+    names = []
+    for part, denoiser in denoisers:
+        entrances = _entrances(family, part, denoiser) if joint and which not in ("all", "attention") else set()
+
+        def chosen(module: nn.Module, path: str, entrances: Set[str] = entrances) -> bool:
+            return entered if path in entrances else wanted(module, path)
+
+        names += names_of(pipe, part, chosen)
+    return names
+
+
+def _entrances(family: Family, part: str, denoiser: nn.Module) -> set[str]:
+    """Paths of the layers of a denoiser that text enters through, be it as tokens or as one pooled vector."""
+    kinds: tuple[Kind, ...] = ("text", "pooled")
+    ports = [port for kind in kinds for group in groups_of(family, part, denoiser, kind) for port in group.ports]
+    return {port.name.removeprefix(f"{part}.").removesuffix(".base_layer") for port in ports}
 
 
 def crosses(pipe: Any) -> bool:

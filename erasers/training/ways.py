@@ -50,9 +50,10 @@ class WayEraser(TrainedEraser):
     """A method whose denoiser learns on latents that are on their way to pictures of the concept.
 
     Args:
-        train_method: `x` cross-attention, or all attention where text and picture are one sequence; `x-strict` its keys
-            and values, of both; `u` everything else, `all` both; norms are never trained. "auto" is `x` for styles,
-            identities and transformers, and `u` if any concept is of another kind.
+        train_method: `x` cross-attention, or, where text and picture are one sequence, all attention and the layers
+            through which text enters; `x-strict` keys and values of it, of both, and these layers; `u` everything else,
+            `all` both; norms are never trained. "auto" is `x` for styles, identities and transformers, and `u` if any
+            concept is of another kind.
         drawn_by: Who draws the latents: the `student` as it learns, or the `frozen` model.
         refresh: Iterations after which latents are drawn anew; those of `pictures` ways only by the student.
         guidance: With which the latents are drawn; "auto": 3, and a transformer's own.

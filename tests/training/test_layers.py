@@ -54,10 +54,34 @@ def test_keys_and_values_are_those_of_text_and_picture(family: str, tmp_path: Pa
     assert any("single" in path for path in strict) == (family in ("flux", "flux2", "auraflow"))
 
 
-def test_names_are_those_of_all_denoisers(tmp_path: Path) -> None:
-    pipe = FAMILIES["sd3"].build(tmp_path)
-    names = denoiser_names(pipe, "x-strict")
-    paths = {name.removeprefix("transformer.").rpartition(".")[0] for name in names}
-    assert paths == chosen(pipe, "x-strict")
+def paths_of(pipe: Any, which: str) -> set[str]:
+    """Paths of the layers of a transformer that are trained."""
+    names = denoiser_names(pipe, which)
     assert all(name.startswith("transformer.") for name in names)
+    return {name.removeprefix("transformer.").rpartition(".")[0] for name in names}
+
+
+def test_names_are_those_of_all_denoisers(tmp_path: Path) -> None:
+    pipe = FAMILIES["pixart"].build(tmp_path)
+    assert paths_of(pipe, "x-strict") == chosen(pipe, "x-strict")
     assert denoiser_of(pipe) is pipe.transformer
+
+
+@pytest.mark.parametrize(
+    ("family", "entrances"),
+    [
+        ("sd3", {"context_embedder", "time_text_embed.text_embedder.linear_1"}),
+        ("flux", {"context_embedder", "time_text_embed.text_embedder.linear_1"}),
+        ("auraflow", {"context_embedder"}),
+        ("qwenimage", {"txt_in"}),
+    ],
+)
+def test_where_text_is_one_sequence_with_the_picture_its_entrances_are_trained_with_what_reads_it(
+    family: str, entrances: set[str], tmp_path: Path
+) -> None:
+    pipe = FAMILIES[family].build(tmp_path)
+    for which in ("x", "cross", "x-strict"):
+        assert paths_of(pipe, which) == chosen(pipe, which) | entrances
+    assert paths_of(pipe, "u") == chosen(pipe, "u") - entrances
+    assert paths_of(pipe, "all") == chosen(pipe, "all") == paths_of(pipe, "x") | paths_of(pipe, "u")
+    assert paths_of(pipe, "attention") == chosen(pipe, "attention")

@@ -35,6 +35,20 @@ from erasers.training.student import Student
 from erasers.training.suiting import Kind, at_most, own_guidance
 
 _CLIP = 1.0
+_SMALL: Mapping[str, Any] = {
+    "iterations": 260,
+    "warm_up": 60,
+    "lr": 4e-4,
+    "rank": 0,
+    "discriminator_lr": 5e-4,
+    "pictures": 64,
+    "steps": 10,
+    "guidance": 4.0,
+    "kept": 48,
+    "prior": "frozen",
+    "prior_scale": 30.0,
+    "width": 32,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +63,9 @@ class DoCo(TrainedEraser):
         g_a = grad BCE(D(x0(x_t, c)), 0)        g_b = grad || eps(x_t, a) - noise ||^2
         g   = g_a - lambda <g_a, g_b> / || g_b ||^2  g_b    for each weight with <g_a, g_b> < 0
 
-    Keys and values of cross-attention are trained, or of all attention where text and picture are one sequence, and the
-    gradient through those of the start token is stopped, as it stands in all prompts; some text encoders have none.
+    Keys and values of cross-attention are trained, or, where text and picture are one sequence, those of all attention
+    and the layers through which text enters. The gradient through keys and values of the start token is stopped, as it
+    stands in all prompts; some text encoders have none.
     Transformers get low-rank weights, and so does the UNet of SDXL.
 
     Differs from the official code: the surgery is a projection (the code subtracts a vector of the length of the
@@ -91,20 +106,8 @@ class DoCo(TrainedEraser):
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "doco-official": {"kept": 0, "everyday": False},
-        "doco-shapes": {
-            "iterations": 260,
-            "warm_up": 60,
-            "lr": 4e-4,
-            "rank": 0,
-            "discriminator_lr": 5e-4,
-            "pictures": 64,
-            "steps": 10,
-            "guidance": 4.0,
-            "kept": 48,
-            "prior": "frozen",
-            "prior_scale": 30.0,
-            "width": 32,
-        },
+        "doco-shapes": _SMALL,
+        "doco-shapes-sd3": {**_SMALL, "rank": 16, "lr": 2e-3},
     }
     strengths: ClassVar[str] = "the anchor takes the concept's place"
     limits: ClassVar[str] = "settings for each concept"
