@@ -69,3 +69,40 @@ def make_janus(side: int = 4, layers: int = 3) -> ModelPipeline:
     model.generation_config.generation_kwargs = {"boi_token_id": ids["i"]}
     pictures = JanusImageProcessorPil(size={"height": PICTURE, "width": PICTURE}, min_size=PICTURE // side)
     return ModelPipeline(model, JanusProcessor(pictures, tokenizer, num_image_tokens=side * side))
+
+
+def make_llava(layers: int = 2) -> ModelPipeline:
+    """LLaVA that sees pictures of 32 x 32 pixels as 16 places."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    tokenizer = make_tokenizer()
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    tower = CLIPVisionConfig(**LAYERS, num_hidden_layers=layers, image_size=PICTURE, patch_size=8)
+    text = LlamaConfig(
+        **LAYERS,
+        num_hidden_layers=layers,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=image, image_seq_length=16)
+    size = {"height": PICTURE, "width": PICTURE}
+    pictures = CLIPImageProcessorPil(size=size, crop_size=size, do_resize=False, do_center_crop=False)
+    processor = LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+    )
+    return ModelPipeline(randomise(LlavaForConditionalGeneration(config), 0), processor)
