@@ -14,7 +14,7 @@ from erasers.concept import Concept, Concepts, as_concepts
 from erasers.eraser import ModelEraser
 from erasers.files.hashing import file_sha256
 from erasers.files.reading import at_home
-from erasers.methods.itd.eraser import Activity, activity, floors_of, gate_parts, select, thresholds
+from erasers.methods.itd.eraser import Activity, activity_in, floors_of, gate_parts, select, thresholds
 from erasers.models.components import find_parameter
 from erasers.models.model_pipeline import ModelPipeline, model_pipeline
 from erasers.options import require_least
@@ -24,6 +24,8 @@ from erasers.patch.feature_hooks import FeatureGate
 from erasers.sae.autoencoder import SAE, load_sae
 from erasers.sae.picture_block import PictureBlock, find_picture_block
 from erasers.training.pictures import upright
+
+_PICTURES_A_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +121,10 @@ class SAUCE(ModelEraser):
         if not kept:
             raise ValueError("expected kept pictures, without the concept, got none: fit(..., kept=[...])")
         block, sae = read_sae(pipe, self.sae)
-        others = activity(sae, block, [upright(source) for source in kept])
+        others = seen(sae, block, kept)
         gates, floors = dict[int, float](), dict[int, float]()
         for concept in concepts:
-            shown = activity(sae, block, [upright(source) for source in concept.images])
+            shown = seen(sae, block, concept.images)
             numbers = self.chosen(concept.name, shown, others)
             gate = thresholds(shown.strength[:, numbers], others.strength[:, numbers], self.margin)
             floor = floors_of(sae, shown.active[:, numbers])
@@ -155,6 +157,12 @@ class SAUCE(ModelEraser):
         dtype = next(iter(weights.values())).dtype
         meta = patch_meta(self.name, self.config(), concepts, base, dtype, weights=weights)
         return Patch(tensors, meta | {"sae": {block.target: file_sha256(at_home(self.sae))}})
+
+
+def seen(sae: SAE, block: PictureBlock, sources: Sequence[Any]) -> Activity:
+    """What the features of an autoencoder do in pictures, files or of PIL."""
+    pictures = [upright(source) for source in sources]
+    return activity_in(sae, map(block.counted, block.batches(pictures, _PICTURES_A_BATCH)))
 
 
 def contrast(shown: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ Text-to-Image Diffusion Models", arXiv 2503.09446."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -216,11 +216,16 @@ class Activity(NamedTuple):
     strength: torch.Tensor
 
 
-@torch.no_grad()
 def activity(sae: SAE, block: Block, prompts: Sequence[str]) -> Activity:
     """What the features of an autoencoder do in prompts."""
+    return activity_in(sae, map(block.counted, block.batches(list(prompts), _PROMPTS_A_BATCH)))
+
+
+@torch.no_grad()
+def activity_in(sae: SAE, batches: Iterable[torch.Tensor]) -> Activity:
+    """What they do in rows `[prompts, T, d]` of all tokens that count."""
     active, strength = [], []
-    for batch in map(block.counted, block.batches(list(prompts), _PROMPTS_A_BATCH)):
+    for batch in batches:
         count, tokens, _ = batch.shape
         rows = batch.flatten(0, 1)
         shape = (count, tokens, sae.n)

@@ -1,4 +1,4 @@
-"""A trained model as plain diffusers folders: the pipeline, and its retrained denoisers beside it."""
+"""A trained model as plain folders of diffusers, with its retrained denoisers beside it, or of transformers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def save_references(out: Path, denoiser: type[Any], name: str) -> None:
         reference = out / "reference" / folder.name
         denoiser.from_pretrained(folder).half().save_pretrained(reference)
         _rewrite(reference / "config.json")
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """Write a model of transformers with its processor, in half precision, whole or not at all; it loads in float32."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.half().save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    _rewrite(temporary / "config.json", dtype="float32")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
 
 
 def _rewrite(config: Path, **changes: str) -> None:

@@ -1,0 +1,1 @@
+"""Training of `shapes-janus`, in stages that can be resumed: `python -m erasers.worlds.shapes_janus.train`."""
