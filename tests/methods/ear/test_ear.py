@@ -167,17 +167,28 @@ def test_training_moves_states_towards_the_target(janus: ModelPipeline) -> None:
 
 def test_a_window_up_to_the_threshold_changes_nothing(janus: ModelPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    losses = ear.EAR._learn
+    steps: list[int] = []
+    learn, step = ear.EAR._learn, torch.optim.Adam.step
 
     def told(self: Any, *arguments: Any) -> list[float]:
-        seen.extend(own := losses(self, *arguments))
+        seen.extend(own := learn(self, *arguments))
         return own
 
+    def counted(self: Any, *arguments: Any) -> Any:
+        steps.append(len(steps))
+        return step(self, *arguments)
+
     monkeypatch.setattr(ear.EAR, "_learn", told)
-    fit(janus, pairs=1, window=16)
-    with pytest.raises(ValueError, match=f"expected windows with a loss above {seen[0]:g}.*lower threshold"):
-        fit(janus, pairs=1, window=16, threshold=seen[0])
-    fit(janus, pairs=1, window=16, threshold=0.999 * seen[0])
+    monkeypatch.setattr(torch.optim.Adam, "step", counted)
+    fit(janus, pairs=1, window=2)
+    between = sum(sorted(seen)[3:5]) / 2
+    seen.clear()
+    steps.clear()
+    fit(janus, pairs=1, window=2, threshold=between)
+    assert len(steps) == sum(loss > between for loss in seen)
+    assert 0 < len(steps) < len(seen) == 8
+    with pytest.raises(ValueError, match=r"expected windows with a loss above .*lower threshold"):
+        fit(janus, pairs=1, window=2, threshold=2 * max(seen))
 
 
 def test_a_window_is_one_step_of_the_optimizer(janus: ModelPipeline, monkeypatch: pytest.MonkeyPatch) -> None:

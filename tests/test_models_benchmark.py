@@ -1,0 +1,46 @@
+"""The script on models of transformers runs on untrained ones, and says what it measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.scripts import benchmark
+
+from erasers.sae.training import SAETraining
+from erasers.worlds.shapes.vocabulary import OBJECTS
+from erasers.worlds.shapes_janus.train import model as janus
+from erasers.worlds.shapes_llava.train import model as llava
+from erasers.worlds.training.saving import save_model
+
+MODELS = benchmark("models")
+
+
+@pytest.mark.full
+def test_ear_is_measured_by_split(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(janus.build(), janus.processor(), tmp_path / "model")
+    arguments = ["ear", "--model", str(tmp_path / "model"), "--samples", "1", "--out", str(tmp_path / "ear.json")]
+    MODELS.main([*arguments, "--set", "pairs=1", "--set", "threshold=0", "--set", "rank=2"])
+    result = json.loads((tmp_path / "ear.json").read_text())
+    splits = {"explicit", "synonym", "neighbour", "unrelated"}
+    assert result["before"].keys() == result["after"].keys() == splits
+    assert result["config"]["rank"] == 2
+    assert result["bytes"] > 0
+
+
+@pytest.mark.full
+def test_sauce_is_measured_by_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    save_model(llava.build(), llava.processor(), tmp_path / "model")
+    monkeypatch.setattr(MODELS, "PICTURES", 40)
+    monkeypatch.setattr(MODELS, "SAE", SAETraining(features=256, k=4, steps=10, prompts=8, auxiliary=0, warmup=1))
+    monkeypatch.setattr(MODELS, "OBJECTS", OBJECTS[:2])
+    arguments = ["sauce", "--model", str(tmp_path / "model"), "--samples", "1", "--out", str(tmp_path / "sauce.json")]
+    # An untrained model has no feature for an object: any that fires in one picture has to do.
+    MODELS.main([*arguments, "--concept", "circle", "--set", "often=0", "--set", "quiet=0.99"])
+    objects = json.loads((tmp_path / "sauce.json").read_text())["objects"]
+    assert list(objects) == list(OBJECTS[:2])
+    assert all(0 <= row["before"] <= 1 and 0 <= row["same"] <= 1 and row["n"] == 1 for row in objects.values())
