@@ -16,6 +16,7 @@ from PIL import Image
 from erasers.asks import Ask
 from erasers.evaluation.profile.profile import Profile
 from erasers.evaluation.refusal.refusal import refuse_minors
+from erasers.models.calls import check_tokens
 from erasers.models.inputs import Pictures, call_arguments, inputs_of
 
 _FEW, _SOME = 4, 8
@@ -191,8 +192,7 @@ def generate(
         refuse_minors(ask.text)
     settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
     settings |= {"latents": latents, _TOKENS: tokens}
-    if tokens is not None and _TOKENS not in inspect.signature(type(pipe).__call__).parameters:
-        raise ValueError(f"expected no tokens for {type(pipe).__name__}, which takes no {_TOKENS}")
+    check_tokens(pipe, tokens)
     settings = {key: value for key, value in settings.items() if value is not None} | dict(arguments or {})
     with _no_bars(pipe):
         for start in range(0, len(asks), batch):

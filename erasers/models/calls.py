@@ -34,6 +34,16 @@ def handed_on(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in wanted}
 
 
+def check_tokens(pipe: Any, count: int | None) -> None:
+    """Refuse a number of tokens that prompts are padded or cut to for a pipeline that takes none.
+
+    Raises:
+        ValueError: Names it and the pipeline.
+    """
+    if count is not None and _TOKENS not in inspect.signature(type(pipe).__call__).parameters:
+        raise ValueError(f"expected no {_TOKENS}, which {type(pipe).__name__} does not take")
+
+
 @contextmanager
 def tokens_a_prompt(pipe: Any, count: int | None) -> Iterator[None]:
     """Inside, prompts are padded or cut to so many tokens, as with the call's `max_sequence_length`; None: as ever.
@@ -41,8 +51,7 @@ def tokens_a_prompt(pipe: Any, count: int | None) -> Iterator[None]:
     Raises:
         ValueError: The pipeline takes no such number.
     """
-    if count is not None and _TOKENS not in inspect.signature(type(pipe).__call__).parameters:
-        raise ValueError(f"expected no {_TOKENS}, which {type(pipe).__name__} does not take")
+    check_tokens(pipe, count)
     token = _tokens.set(count)
     try:
         yield

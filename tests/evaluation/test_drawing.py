@@ -215,5 +215,5 @@ def test_flux_is_given_as_many_tokens_as_asked_for_and_a_unet_none(pipe, tmp_pat
     assert given[0]["max_sequence_length"] == 9
     assert plan(flux, replace(PLAIN, tokens=9)).profile.tokens == 9
     assert plan(pipe, replace(PLAIN, tokens=9)).profile.tokens is None
-    with pytest.raises(ValueError, match="expected no tokens for StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="expected no max_sequence_length, which StableDiffusionPipeline does not"):
         next(generate(pipe, [PlainPrompt("a star", 1)], steps=1, guidance=1.0, tokens=9))
