@@ -6,18 +6,20 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support.attacking import seeded
 from support.families.all import FAMILIES
 
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.clip import encode
-from erasers.diffusion.conditions import conditions
+from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.counting import Calls, Counter
 from erasers.diffusion.denoiser import denoising_loss, predict
 from erasers.diffusion.embedding import embedded
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.tokens import tokenise
+from erasers.models.calls import handed_on
 
 
 def test_latents_and_texts_are_counted_until_the_context_ends(pipe: Any) -> None:
@@ -48,6 +50,21 @@ def test_a_denoiser_that_answers_in_a_list_is_counted(tmp_path: Path) -> None:
     with Counter(pipe) as counter, torch.no_grad():
         predict(pipe, noisy, times, conditions(pipe, ["a star"]))
     assert counter.calls == Calls(denoiser=3, texts=1)
+
+
+@pytest.mark.parametrize("family", ["pixart", "pixart-sigma", "sana", "lumina2"])
+def test_what_guides_is_one_text_and_that_of_the_pipeline(family: str, tmp_path: Path) -> None:
+    """It has the length of other prompts, too, and a mask of its own."""
+    pipe = FAMILIES[family].build(tmp_path)
+    with Counter(pipe) as counter:
+        nothing = unprompted(pipe)
+    assert counter.calls == Calls(texts=1)
+    options = handed_on(pipe) | {"do_classifier_free_guidance": True}
+    with torch.no_grad():
+        *_, states, mask = pipe.encode_prompt(["a star"], **options)
+    assert torch.equal(nothing.states, states)
+    assert nothing.mask is not None
+    assert torch.equal(nothing.mask, mask.cpu())
 
 
 def test_a_text_is_counted_once_whichever_encoders_read_it(tmp_path: Path) -> None:
