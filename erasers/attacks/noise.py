@@ -32,6 +32,9 @@ class Noise(Attack):
     sigma' sqrt(1 - ((1 - sigma) sigma' / (sigma (1 - sigma')))^2), again that of ancestral sampling. Eta 0 is the step
     of Euler.
 
+    All of these steps are of first order: each knows one prediction. Where the pipeline's own sampler also looks back
+    on earlier ones (PNDM, DPM++, UniPC), or asks twice a step (Heun), the picture with eta 0 is not the plain one.
+
     Differs from the official code: every picture starts from the noise of the prompt's seed and the judge looks at all
     of them, where the official code goes on with one generator and keeps the picture that a score likes best.
 
