@@ -128,13 +128,16 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, size: in
         rank: Of low-rank additions; 0 trains the weights themselves.
         size: Of pictures in pixels; None: the model's own.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(pipe) if name in set(demand.names)}
+    names = set(demand.names)
+    weights = {name: parameter for name, parameter in parameters_of(pipe) if name in names}
     if rank:
-        shapes = {name: shape for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}
+        weights = {name: value for name, value in weights.items() if name.endswith(".weight") and value.dim() == 2}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
     trained = sum(min(rank, *shape) * sum(shape) if rank else _count(shape) for shape in shapes.values())
-    # Low-rank weights are added up to whole ones while they are placed, whose gradients are there before those of the
-    # factors; autocast keeps its casts of whole ones.
-    placed = (8 if rank else 2 * (denoiser_of(pipe).dtype in _HALF)) * sum(map(_count, shapes.values()))
+    # Low-rank weights are added up to whole ones while they are placed, in the model's precision, whose gradients are
+    # there before those of the factors; autocast keeps its casts of what is trained in float32.
+    casts = 2 * (denoiser_of(pipe).dtype in _HALF) * trained
+    placed = 2 * sum(value.nbytes for value in weights.values()) if rank else casts
     texts = calls.texts * (PASSES_OF_A_GRADIENT if any(backward.texts for backward in demand.passes) else 1)
     passes = calls.denoiser + PASSES_OF_A_GRADIENT * calls.gradients
     needs = [need_of(pipe, replace(backward, size=size)) for backward in demand.passes]
@@ -142,7 +145,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, size: in
     return Foretold(
         calls=calls,
         trained=trained,
-        weights=len(shapes),
+        weights=len(weights),
         model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
         state=4 * demand.copies * trained + 16 * demand.beside + placed,
         latents=4 * demand.latents * _count(latent_shape(pipe, size)),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Student:
     """Trained copies of some weights of a pipeline, in float32 at least; the pipeline keeps its own.
 
+    Low-rank factors are in float32 at least, too; what they add up to has the precision of the pipeline.
+
     The frozen teacher is the pipeline itself, so that there is no second copy of any other weight. Inside `placed` the
     pipeline computes with the trained weights; a backward pass has to happen inside, too, when gradients are
     checkpointed.
@@ -149,8 +151,11 @@ class Student:
         if not self.rank:
             return parts[0]
         down, up = parts[0], parts[-1]
+        base = self._base(name)
         with unmixed(up):
-            return torch.addmm(self._base(name).to(up.dtype), up, down, alpha=strength * self._share)
+            whole = torch.addmm(base.to(up.dtype), up, down, alpha=strength * self._share)
+        # Of half the bytes in half precision, in which autocast computes with it anyway; so has its gradient.
+        return whole.to(base.dtype)
 
     def _low_rank(self, name: str, parts: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:
         """A and B of one size, so that neither loses more than the other when they are rounded."""

@@ -188,7 +188,10 @@ def test_low_rank_and_optimizers_are_in_the_state(pipe):
     low = foretell(pipe, Calls(), Demand(names, [Pass(1, names)]), rank=2)
     matrices = [shape for shape in weights.values() if len(shape) == 2]
     assert low.trained == sum(2 * sum(shape) for shape in matrices)
-    assert low.state == 16 * low.trained + 8 * sum(shape.numel() for shape in matrices)
+    numbers = sum(shape.numel() for shape in matrices)
+    assert low.state == 16 * low.trained + 8 * numbers
+    half = foretell(pipe.to(torch.bfloat16), Calls(), Demand(names, [Pass(1, names)]), rank=2)
+    assert half.state == 16 * half.trained + 4 * numbers
 
 
 @pytest.mark.parametrize(

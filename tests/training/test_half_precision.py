@@ -47,20 +47,58 @@ def test_the_second_step_sees_the_first(pipe, name, rank, monkeypatch):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_weights_that_are_trained_are_whole_in_half_precision(pipe, rank):
+    """What low-rank ones add up to is rounded once, as autocast does it with a weight in float32."""
     pipe.to(torch.bfloat16)
     with frozen(pipe), mixed(pipe):
         student = Student(pipe, names_of(pipe, "unet", attention), rank=rank, generator=seeded())
         for number, part in enumerate(student.parameters):
             part.data.add_(1e-4 * torch.randn(part.shape, generator=seeded(number)))
+        for weight in student.base.values() if rank else ():
+            weight.data.zero_()
         with student.placed():
             placed = {name: module._parameters[leaf].detach() for name, (module, leaf) in student._slots.items()}
         values = student.tensors()
     for name, weight in placed.items():
         parts = [values[f"{name}/{number}"] for number in range(2 if rank else 1)]
-        expected = student.base[name].float() + parts[1] @ parts[0] if rank else parts[0]
-        assert {weight.dtype, *(part.dtype for part in parts)} == {torch.float32}
-        # Bfloat16 is 4e-3 apart.
-        torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
+        expected = parts[1] @ parts[0] if rank else parts[0]
+        assert weight.dtype == (torch.bfloat16 if rank else torch.float32)
+        assert {part.dtype for part in parts} == {torch.float32}
+        # Rounding to bfloat16 once.
+        torch.testing.assert_close(weight.float(), expected, rtol=2**-8 if rank else 1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [None, 3.0])
+def test_low_rank_weights_in_float32_are_the_sum_itself(pipe, alpha):
+    student = Student(pipe, names_of(pipe, "unet", attention), rank=2, generator=seeded(), alpha=alpha)
+    for part in student.parameters:
+        part.data.add_(0.1)
+    with torch.no_grad(), student.placed(0.7):
+        placed = {name: module._parameters[leaf] for name, (module, leaf) in student._slots.items()}
+    values, share = student.tensors(), 1.0 if alpha is None else alpha / 2
+    for name, weight in placed.items():
+        wanted = torch.addmm(student.base[name].data, values[f"{name}/1"], values[f"{name}/0"], alpha=0.7 * share)
+        assert torch.equal(weight, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_rank_weights_and_their_gradients_have_half_the_bytes_in_half_precision(pipe, dtype):
+    """And the slopes of the factors are those of a weight that autocast rounds."""
+    layer = pipe.to(dtype).unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q
+    name = next(f"unet.{path}.weight" for path, module in pipe.unet.named_modules() if module is layer)
+    student = Student(pipe, [name], rank=2, generator=seeded())
+    down, up = student.parameters
+    up.data.add_(0.1 * torch.randn(up.shape, generator=seeded(1)))
+    given = torch.randn(5, layer.in_features, generator=seeded(2), dtype=torch.float32).to(dtype)
+    with frozen(pipe), mixed(pipe):
+        with student.placed():
+            weight = layer.weight
+            slopes = torch.autograd.grad(layer(given).float().square().sum(), [weight, down, up])
+        whole = student.base[name].float() + up @ down
+        wanted = torch.autograd.grad(functional.linear(given, whole, layer.bias).float().square().sum(), [down, up])
+    assert {weight.dtype, slopes[0].dtype} == {dtype}
+    assert {slope.dtype for slope in slopes[1:]} == {torch.float32}
+    for slope, expected in zip(slopes[1:], wanted, strict=True):
+        torch.testing.assert_close(slope, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
 
 
 def test_products_of_relearned_weights_are_whole_in_half_precision(pipe):
