@@ -103,7 +103,7 @@ class CCE(EncoderAttack):
 
     def passes(self, pipe: Any) -> Sequence[Pass]:
         """See `Attack.passes`."""
-        return [Pass(self.batch, (), 1)]
+        return [Pass(self.batch, (), 1, encoders=self.encoders)]
 
     def budget(self) -> Budget:
         """See `Attack.budget`."""

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.table import adaptor_of, denoiser_of, denoisers_of
+from erasers.diffusion.attacked import attacked_encoders
 from erasers.diffusion.blanks import blank
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.memory import free_memory, gigabytes
@@ -54,7 +55,9 @@ class Pass:
     Args:
         samples: Latents that go through the denoiser together.
         trained: Weights that get gradients.
-        texts: Prompts that are encoded with gradients beside them.
+        texts: Prompts that are encoded with gradients beside them: to what is trained of text encoders, or else to soft
+            tokens.
+        encoders: Those that soft tokens are in, as `attacked_encoders` takes them.
         size: Of their pictures in pixels; None: the model's own.
     """
 
@@ -62,6 +65,7 @@ class Pass:
     trained: Collection[str] = ()
     texts: int = 0
     size: int | None = None
+    encoders: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def text_flops(pipe: Any) -> float:
 
 def need_of(pipe: Any, backward: Pass) -> Need:
     """What a backward pass needs on a pipeline of a family with an adaptor, its weights not counted."""
-    fixed = backward.texts * _saved_by_encoders(pipe, backward.trained) if backward.texts else 0
+    fixed = backward.texts * _saved_by_encoders(pipe, backward) if backward.texts else 0
     if not backward.samples:
         return Need(0, 0, fixed)
     denoiser, weights = denoiser_of(pipe), _meta_weights(pipe, _denoiser_name(pipe), backward.trained)
@@ -149,11 +153,12 @@ def need_of(pipe: Any, backward: Pass) -> Need:
     return Need(backward.samples, saved.nbytes, fixed, saved.thrifty, float(device.flops))
 
 
-def _saved_by_encoders(pipe: Any, trained: Collection[str]) -> int:
-    """Bytes that a prompt keeps; what is trained are parts of the encoders, or soft tokens that all of them read."""
-    tokens = blank(pipe).tokens
+def _saved_by_encoders(pipe: Any, backward: Pass) -> int:
+    """Bytes that a prompt keeps in the encoders that are trained, or that read soft tokens."""
+    tokens, trained = blank(pipe).tokens, backward.trained
     owners = {name.partition(".")[0] for name in trained} & tokens.keys()
-    return sum(_saved_by_encoder(pipe, name, tokens[name], trained) for name in tokens if name in owners or not owners)
+    names = owners or attacked_encoders(pipe, backward.encoders)
+    return sum(_saved_by_encoder(pipe, name, tokens[name], trained) for name in tokens if name in names)
 
 
 def _saved_by_encoder(pipe: Any, name: str, tokens: int, trained: Collection[str]) -> int:

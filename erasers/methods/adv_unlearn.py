@@ -209,7 +209,7 @@ class AdvUnlearn(TrainedEraser):
         both, retain = 1 + bool(self.clean and self.attack_steps), self.retain_batch if self.gamma else 0
         passes = [Pass(self.batch * both + retain, names, both + retain)]
         if self.attack_steps:
-            passes.append(Pass(self.attack_batch, (), 1))
+            passes.append(Pass(self.attack_batch, (), 1, encoders=self.encoders))
         kept = min(self.kept, sum(map(len, kept_prompts(prepared)))) if self.gamma else 0
         ways = len(self.asks(prepared)) * self.pictures + kept
         return Demand(names, passes, latents=3 * self.steps * ways)

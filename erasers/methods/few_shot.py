@@ -34,7 +34,7 @@ from erasers.training.layers import Wanted
 from erasers.training.loop import Stage, TrainedEraser, Training
 from erasers.training.pictures import picture
 from erasers.training.student import Student, names_of
-from erasers.training.suiting import Kind, at_most
+from erasers.training.suiting import Kind, at_most, by_encoders
 
 DRIFT = 0.45
 """What `max_drift="auto"` means: the share of the mean distance between two prompts that a kept one may move."""
@@ -84,9 +84,9 @@ class FewShot(TrainedEraser):
     sees: ClassVar[bool] = True
     suits: ClassVar[Mapping[Kind, Mapping[str, Any]]] = {
         "unet": {"lr": 1e-5, "rank": 0, "size": None},
-        # Its second text encoder has eight times the weights of the first.
+        # Its second text encoder, which SD3 has, too, has eight times the weights of the first.
         "large unet": {"lr": 1e-4, "rank": 16, "size": at_most(768)},
-        "transformer": {"lr": 1e-5, "rank": 0, "size": at_most(512)},
+        "transformer": {"lr": by_encoders(1e-5, 1e-4), "rank": by_encoders(0, 16), "size": at_most(512)},
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "few_shot-shapes": {

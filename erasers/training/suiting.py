@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+from erasers.diffusion.adaptors.adaptor import module_of
 from erasers.diffusion.adaptors.table import adaptor_of, denoisers_of
+from erasers.diffusion.attacked import attacked_encoders
 from erasers.diffusion.latents import latent_shape
 
 Kind = Literal["unet", "large unet", "transformer"]
 """What papers of this field trained, what they trained with other settings, and what came later."""
 
 _LARGE = 1.5e9
+_LARGE_TEXT = 5e8
 _USUAL = 5.0
 
 
@@ -32,6 +35,20 @@ def own_guidance(pipe: Any) -> float:
     parameters = inspect.signature(type(pipe).__call__).parameters
     defaults = [parameters[name].default for name in ("guidance_scale", "true_cfg_scale") if name in parameters]
     return next((float(value) for value in defaults if isinstance(value, (int, float)) and value > 1), _USUAL)
+
+
+def by_encoders(small: Any, large: Any) -> Callable[[Any], Any]:
+    """A value by whether the CLIP encoders of a pipeline, or its first encoder, have 5e8 parameters or more.
+
+    CLIP-L has a quarter of that; the second encoder of SDXL and SD3 more, and so have language models.
+    """
+
+    def value(pipe: Any) -> Any:
+        encoders = [module_of(pipe, name) for name in attacked_encoders(pipe)]
+        size = sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
+        return large if size >= _LARGE_TEXT else small
+
+    return value
 
 
 def at_most(pixels: int) -> Callable[[Any], int | None]:

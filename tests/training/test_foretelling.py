@@ -100,6 +100,19 @@ def test_what_is_counted_of_texts_is_what_the_backward_pass_keeps(pipe):
     assert 0.8 * (both - weights) < need_of(pipe, Pass(1, names, 1)).sample < both
 
 
+def test_encoders_that_soft_tokens_are_not_in_keep_nothing(tmp_path):
+    """What each keeps adds up; those of CLIP have them by default."""
+    pipe = FAMILIES["sd3"].build(tmp_path)
+
+    def kept(*encoders: str) -> int:
+        return need_of(pipe, Pass(0, (), 2, encoders=encoders)).fixed
+
+    alone = [kept(name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    assert min(alone) > 0
+    assert kept("text_encoder", "text_encoder_3") == alone[0] + alone[2]
+    assert kept() == alone[0] + alone[1]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_is_foretold_to_need_less(sd14, checkpointing):

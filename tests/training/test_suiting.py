@@ -40,6 +40,17 @@ def test_published_settings_are_for_small_unets(pipe: Any, tmp_path: Any, monkey
     assert get_eraser("doco").suited(pipe).rank == 8
 
 
+def test_large_text_encoders_are_trained_with_low_rank(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, few_shot = family_pipe("sd3", tmp_path), get_eraser("few_shot")
+    assert (few_shot.suited(pipe).rank, few_shot.suited(pipe).lr) == (0, 1e-5)
+    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    numbers = sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
+    for size, settings in ((numbers + 1, (0, 1e-5)), (numbers, (16, 1e-4))):
+        monkeypatch.setattr(suiting, "_LARGE_TEXT", size)
+        assert (few_shot.suited(pipe).rank, few_shot.suited(pipe).lr) == settings
+    assert get_eraser("few_shot", rank=0, lr=0.5).suited(pipe).rank == 0
+
+
 @pytest.mark.parametrize(("family", "guidance"), [("sd1", 7.5), ("sdxl", 5.0), ("sd3", 7.0), ("flux", 3.5)])
 def test_pictures_are_guided_as_the_pipeline_does(family: str, guidance: float, tmp_path: Any) -> None:
     assert own_guidance(FAMILIES[family].build(tmp_path)) == guidance

@@ -191,7 +191,7 @@ class RobustAblation(TrainedEraser):
         pixels = known(self.suited(pipe).size)
         passes = [Pass(samples + self.batch * bool(self.relearn_scale), {*names, *attention}, size=pixels)]
         if self.attack_scale:
-            passes.append(Pass(self.batch, (), self.batch, pixels))
+            passes.append(Pass(self.batch, (), self.batch, pixels, self.encoders))
         latents = 3 * self.noises * (self.pictures * len(as_concepts(concepts)) + self.kept)
         return Demand(names, passes, beside=size, latents=latents)
 
