@@ -12,7 +12,7 @@ from support import REPOSITORY
 from erasers.cli import app as cli
 
 PATCHES = REPOSITORY / "benchmarks" / "patches"
-ESD, FEW_SHOT = (str(PATCHES / f"{name}-star.safetensors") for name in ("esd", "few_shot"))
+ESD, FEW_SHOT, ZORBLAT = (str(PATCHES / f"{name}.safetensors") for name in ("esd-star", "few_shot-star", "esd-zorblat"))
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,31 @@ def test_traces(capsys: pytest.CaptureFixture[str]) -> None:
         assert figure.width > 600
 
 
-@pytest.mark.parametrize("command", ["traces"])
+def test_capability(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--samples", "1", "--steps", "2", "--strengths", "1", "--site", "middle"]
+    retrained = ["--retrained", str(REPOSITORY / "benchmarks" / "reference" / "unet-without-star")]
+    assert cli.run(["measure", "capability", ESD, "--model", "shapes", "--out", "x.json", *quick, *retrained]) == 0
+    assert "esd-star" in capsys.readouterr().out
+    measured = json.loads(Path("x.json").read_text())
+    assert (measured["concept"], measured["drawn"]["steps"]) == ("star", 2)
+    assert list(measured["rows"]) == ["unedited", "retrained", "esd-star"]
+    assert list(measured["rows"]["esd-star"]["sites"]) == ["middle"]
+    with Image.open("x.png") as figure:
+        assert figure.width > 400
+
+
+@pytest.mark.full
+def test_blindspots(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--samples", "1", "--steps", "2"]
+    assert cli.run(["measure", "blindspots", ESD, "--model", "shapes", "--out", "x.json", *quick]) == 0
+    assert "other noise" in capsys.readouterr().out
+    measured = json.loads(Path("x.json").read_text())
+    assert list(measured["rows"]) == ["other noise", "esd-star"]
+    assert len(measured["rows"]["esd-star"]["map"]) == 21
+    assert len(measured["concepts"]) + len(measured["unseen"]) == 21
+
+
+@pytest.mark.parametrize("command", ["traces", "capability", "blindspots"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -42,11 +66,35 @@ def test_traces(capsys: pytest.CaptureFixture[str]) -> None:
         ([ESD, "--out", "no/x.json"], "does not exist"),
         ([ESD, "--overwrite"], "is for files; add --out FILE.json"),
         (["nothing.safetensors"], "nothing.safetensors"),
-        ([ESD, "--model", "./no/where"], "no model folder"),
+        ([ESD, "--device", "nowhere"], "unknown device"),
     ],
 )
 def test_bad_input(capsys: pytest.CaptureFixture[str], command: str, arguments: list[str], message: str) -> None:
-    assert cli.run(["measure", command, "--model", "shapes", *arguments]) == 2
+    refused(capsys, [command, *arguments, "--model", "shapes"], message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["traces", ESD, "--model", "./no/where"], "no model folder"),
+        (["capability", ESD, "--model", "./no/where"], "one of an embedded world (shapes"),
+        (["blindspots", ESD, "--model", "./no/where"], "one of an embedded world (shapes"),
+        (["capability", ESD, ZORBLAT, "--model", "shapes"], "patches of one concept, got star, zorblat"),
+        (["capability", ESD, "--concept", "comet", "--model", "shapes"], "comet"),
+        (["capability", ESD, "--model", "shapes", "--strengths", "1,x"], "numbers with commas"),
+        (["capability", ESD, "--model", "shapes", "--strengths", "1,0"], "none of them 0"),
+        (["capability", ESD, "--model", "shapes", "--strengths", "nan"], "expected a finite number"),
+        (["capability", ESD, "--model", "shapes", "--site", "nose"], "among text, attention, middle"),
+        (["capability", ESD, "--model", "shapes", "--retrained", "no"], "--retrained no"),
+        (["blindspots", ESD, "--model", "shapes", "--retrained", "no"], "--retrained no"),
+    ],
+)
+def test_more_bad_input(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    refused(capsys, arguments, message)
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert cli.run(["measure", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1

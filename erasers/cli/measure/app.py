@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from erasers.cli.measure.blindspots import blindspots
+from erasers.cli.measure.capability import capability
 from erasers.cli.measure.traces import traces
 
 measure = typer.Typer(
@@ -11,4 +13,5 @@ measure = typer.Typer(
     no_args_is_help=True,
     help="What a patch left behind, hid or took along, each with its control.",
 )
-measure.command()(traces)
+for command in (traces, capability, blindspots):
+    measure.command()(command)
