@@ -52,7 +52,7 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 TABLE = CLOSED | TRAINED
-APART = {"itd", "eim"}
+APART = {"itd", "eim", "concept_lancet"}
 """Their patches have hooks and no weights, and eim is for one family: their own tests have the same checks."""
 
 

@@ -14,13 +14,23 @@ from erasers.models.components import FLOATS
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
 from erasers.patch.hooks import Hook, PromptTransform
 from erasers.patch.joint_shift import JointShift
+from erasers.patch.sparse import SparseConcepts
 from erasers.patch.step_rows import StepPictureRows, StepTextRows
 
 _TARGET = r"[\w.-]{1,500}"
 _NAME = re.compile(rf"(?P<form>transform|lowrank|dense)/(?P<target>{_TARGET})(/(?P<part>[ABT]))?", re.ASCII)
 _HOOK = re.compile(rf"hook/(?P<target>{_TARGET})/(?P<kind>\w{{1,50}})/(?P<part>\w{{1,50}})", re.ASCII)
 KINDS: dict[str, type[Hook]] = {
-    kind.kind: kind for kind in (PromptTransform, FeatureGate, StepFeatures, JointShift, StepPictureRows, StepTextRows)
+    kind.kind: kind
+    for kind in (
+        PromptTransform,
+        FeatureGate,
+        StepFeatures,
+        JointShift,
+        StepPictureRows,
+        StepTextRows,
+        SparseConcepts,
+    )
 }
 """The kinds of hooks that a patch may carry, by name: a closed list."""
 NAME = re.compile(_TARGET, re.ASCII)

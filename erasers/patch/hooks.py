@@ -93,31 +93,31 @@ class PromptTransform(Hook):
 
     def check(self, module: nn.Module) -> None:
         """See `Hook.check`."""
-        _argument(self, module)
+        text_argument(self, module)
         width = getattr(module, "in_features", None) if self.path else _text_width(module)
         if width not in (None, self.width):
             raise PatchError(
                 f"the patch is for another model: {self.target} reads rows of {width}, the hook needs {self.width}"
             )
-        _refuse_address_cache(self.target, module)
+        refuse_address_cache(self.target, module)
 
     def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
         """See `Hook.install`."""
-        call = _PromptTransform(self, strength, *_argument(self, module))
+        call = _PromptTransform(self, strength, *text_argument(self, module))
         return [module.register_forward_pre_hook(call, with_kwargs=True)]
 
 
-class _PromptTransform:
-    """A prompt transform as torch calls it; its tensors follow the text to another device."""
+class TextCall(ABC):
+    """A hook on what a module reads as torch calls it; its tensors follow the text to another device."""
 
-    def __init__(self, hook: PromptTransform, strength: float, argument: str, index: int) -> None:
-        self.target, self.width, self.parts, self.strength = hook.target, hook.width, dict(hook.parts), strength
+    def __init__(self, hook: Hook, strength: float, argument: str, index: int) -> None:
+        self.target, self.parts, self.strength = hook.target, dict(hook.parts), strength
         self.argument, self.index = argument, index
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        _refuse_address_cache(self.target, module)
+        refuse_address_cache(self.target, module)
         if self.argument in kwargs:
             return args, {**kwargs, self.argument: self._transform(kwargs[self.argument])}
         if len(args) <= self.index:
@@ -127,11 +127,29 @@ class _PromptTransform:
     def _transform(self, rows: Any) -> Any:
         if rows is None:  # a call without text
             return None
-        if not isinstance(rows, torch.Tensor) or rows.shape[-1] != self.width:
+        shape = self.wanted(rows) if isinstance(rows, torch.Tensor) else "[...]"
+        if shape:
             raise PatchError(
-                f"expected {self.argument} of {self.target} as a tensor [..., {self.width}], got {shape_or_type(rows)}"
+                f"expected {self.argument} of {self.target} as a tensor {shape}, got {shape_or_type(rows)}"
             )
         self.parts = on_device(self.parts, rows.device)
+        return self.changed(rows)
+
+    @abstractmethod
+    def wanted(self, rows: torch.Tensor) -> str:
+        """The shape of the text where it is another than that of these rows; "" where they fit."""
+
+    @abstractmethod
+    def changed(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the module reads in the place of these rows."""
+
+
+class _PromptTransform(TextCall):
+    def wanted(self, rows: torch.Tensor) -> str:
+        width = next(part.shape[1] for name, part in self.parts.items() if name != "B")
+        return "" if rows.shape[-1] == width else f"[..., {width}]"
+
+    def changed(self, rows: torch.Tensor) -> torch.Tensor:
         return transform_rows(rows, self.parts, self.strength)
 
 
@@ -171,7 +189,7 @@ def transform_rows(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], streng
     return (x + strength * shift).to(rows.dtype)
 
 
-def _argument(hook: Hook, module: nn.Module) -> tuple[str, int]:
+def text_argument(hook: Hook, module: nn.Module) -> tuple[str, int]:
     """Name and position of the argument that holds the text."""
     # Of the class: on the instance, offloading may have replaced `forward`.
     names = list(inspect.signature(type(module).forward).parameters)[1:]
@@ -190,7 +208,7 @@ def _text_width(denoiser: nn.Module) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def _refuse_address_cache(target: str, module: nn.Module) -> None:
+def refuse_address_cache(target: str, module: nn.Module) -> None:
     # This cache of diffusers knows a prompt by its address in memory, and what a hook makes of it is new in every call.
     if _KEYED_BY_ADDRESS in getattr(module.__dict__.get("_diffusers_hook"), "hooks", ()):
         raise PatchError(

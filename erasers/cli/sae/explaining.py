@@ -32,8 +32,11 @@ def explain(
         list[Path] | None, typer.Option("--sae", help="Autoencoder files. [dim]that of the embedded model[/dim]")
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of itd. Repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method. Repeatable.")
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="itd; or concept_lancet, which shows of what directions prompts consist.")
+    ] = "itd",
     features: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of the table.")] = 12,
     picture: Annotated[
         Path | None, typer.Option("--out", help="Heat map of features and prompts: .png, .jpg, .webp or .bmp.")
@@ -43,6 +46,13 @@ def explain(
 ) -> None:
     """Show which features of a sparse autoencoder fire for a concept, and in which prompts."""
     hardware.check()
+    if method == "concept_lancet":
+        if sae_file or picture:
+            raise ValueError("--sae and --out are for itd; leave them out with --method concept_lancet")
+        _decompose(concept, base, setting or [], features, hardware)
+        return
+    if method != "itd":
+        raise ValueError(f"expected --method itd or concept_lancet, got {method!r:.80}")
     if not picture:
         refuse_idle(context, ["--overwrite"], "for a picture; add --out FILE")
     if sae_file and any(text.partition("=")[0].strip() == "sae" for text in setting or []):
@@ -68,6 +78,22 @@ def explain(
         draw = partial(draw_explanation, shown[0], features=features)
         written_or_kept(in_format(draw, picture_format(picture)), picture, overwrite=overwrite)
         out.print(f"picture   {escape(str(picture))}")
+
+
+def _decompose(name: str, base: ModelOptions, settings: list[str], count: int, hardware: Hardware) -> None:
+    with err.status("reading"):
+        from erasers import worlds
+        from erasers.eraser import get_eraser, parse_options
+        from erasers.methods.concept_lancet.explaining import decompositions
+
+        (erased,) = build_concepts([name], world=worlds.find(base.model))
+        eraser = get_eraser("concept_lancet", **parse_options("concept_lancet", settings))
+        shown = decompositions(base.load(hardware), erased, eraser)  # type: ignore[arg-type]
+    table = Table("prompt", "read by", plain(name), "gate", "strongest other directions")
+    for row in shown:
+        others = ", ".join(f"{other} {value:.2f}" for other, value in row.others[: min(count, 3)])
+        table.add_row(plain(row.prompt) or '""', row.text, f"{row.own:.2f}", f"{row.gate:.2f}", plain(others))
+    out.print(table, soft_wrap=False)
 
 
 def _show(explanation: Explanation, count: int) -> None:
