@@ -127,8 +127,7 @@ class TextCall(ABC):
     def _transform(self, rows: Any) -> Any:
         if rows is None:  # a call without text
             return None
-        shape = self.wanted(rows) if isinstance(rows, torch.Tensor) else "[...]"
-        if shape:
+        if shape := self.wanted(rows):
             raise PatchError(
                 f"expected {self.argument} of {self.target} as a tensor {shape}, got {shape_or_type(rows)}"
             )
@@ -136,8 +135,8 @@ class TextCall(ABC):
         return self.changed(rows)
 
     @abstractmethod
-    def wanted(self, rows: torch.Tensor) -> str:
-        """The shape of the text where it is another than that of these rows; "" where they fit."""
+    def wanted(self, rows: Any) -> str:
+        """The shape of the text where these rows are something else; "" where they fit."""
 
     @abstractmethod
     def changed(self, rows: torch.Tensor) -> torch.Tensor:
@@ -145,9 +144,9 @@ class TextCall(ABC):
 
 
 class _PromptTransform(TextCall):
-    def wanted(self, rows: torch.Tensor) -> str:
+    def wanted(self, rows: Any) -> str:
         width = next(part.shape[1] for name, part in self.parts.items() if name != "B")
-        return "" if rows.shape[-1] == width else f"[..., {width}]"
+        return "" if isinstance(rows, torch.Tensor) and rows.shape[-1] == width else f"[..., {width}]"
 
     def changed(self, rows: torch.Tensor) -> torch.Tensor:
         return transform_rows(rows, self.parts, self.strength)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -160,11 +161,12 @@ class SparseConcepts(Hook):
 
 
 class _SparseConcepts(TextCall):
-    def wanted(self, rows: torch.Tensor) -> str:
+    def wanted(self, rows: Any) -> str:
         width = self.parts["atoms"].shape[1]
-        whole = rows.ndim == 3 and rows.shape[1] * rows.shape[2] == width
-        if rows.ndim in (2, 3) and (width <= rows.shape[-1] or whole):
-            return ""
+        if isinstance(rows, torch.Tensor) and rows.ndim in (2, 3):
+            whole = rows.ndim == 3 and rows.shape[1] * rows.shape[2] == width
+            if whole or width <= rows.shape[-1]:
+                return ""
         return f"[prompts, tokens, d] of {width} numbers a token or a prompt"
 
     def changed(self, rows: torch.Tensor) -> torch.Tensor:
