@@ -20,10 +20,13 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "worlds" no
 
 TENSORS = {
     "diffusion/adaptors/qwen_image.py",
+    "evaluation/probes/hand_off.py",
     "judges/q16.py",
     "patch/edits.py",
     "patch/feature_hooks.py",
     "patch/hooks.py",
+    "patch/joint_shift.py",
+    "patch/sparse.py",
     "sae/autoencoder.py",
     "sae/published.py",
     "training/foretelling.py",
