@@ -33,8 +33,8 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "itd", "eim", "few_shot", "esd", "safe", "concept_slider", "adv_unlearn", "doco"),
-    "robust_ablation",
+    *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "safe", "concept_slider"),
+    *("adv_unlearn", "doco", "robust_ablation"),
 )
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
 CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}

@@ -59,13 +59,13 @@ def test_guidance_goes_to_that_of_the_replacement_and_the_empty_prompt_is_held(f
 
     before, goal, still = said(named) - said(empty), said(other) - said(empty), said(empty)
     drift = {}
-    for keep in (0.0, 3.0):
-        own = {"rank": 0} if family == "sd1" else {"rank": 8, "lr": 5e-3}
+    for keep in (0.0, 10.0):
+        own = {"rank": 0} if family == "sd1" else {"rank": 8, "lr": 2e-3}
         patch = get_eraser("safe", **QUICK | own, train_method="x", keep=keep).fit(pipe, STAR, progress=False)
         with patch.applied(pipe):
             after, drift[keep] = said(named) - said(empty), float((said(empty) - still).norm())
         assert functional.mse_loss(after, goal) < 0.6 * functional.mse_loss(before, goal)
-    assert drift[3.0] < 0.8 * drift[0.0]
+    assert drift[10.0] < 0.8 * drift[0.0]
 
 
 def test_with_the_concept_for_its_replacement_there_is_nothing_to_learn(pipe, monkeypatch):
