@@ -115,7 +115,9 @@ def count(method: str, pipe: Any, card: str = "24GB") -> dict[str, Any]:
         edited = _edited(pipe)
     except UnsupportedPipeline as error:
         return {"refused": f"{str(error).partition(' (')[0]}, got {type(pipe).__name__}"}
-    return {"edited": edited, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
+    # Its hooks are on the ports, whose weights stay.
+    own = {} if method == "concept_lancet" else {"edited": edited}
+    return {**own, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
 
 
 def _fits(split: Split, largest: int) -> str:
