@@ -34,7 +34,13 @@ from erasers.sae.denoiser_block import find_denoiser_block
 from erasers.sae.rows import DenoiserRows
 from erasers.sae.training import SAETraining, _Run, train_sae
 
-OTHERS: dict[str, dict[str, Any]] = {"itd": SAES, "realera": {"beyond": 4, "mined": 2}, "rece": {}, "uce": {}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "concept_lancet": {"captions": 5, "everyday": False, "templates": ("{}", "a {}")},
+    "itd": SAES,
+    "realera": {"beyond": 4, "mined": 2},
+    "rece": {},
+    "uce": {},
+}
 ATTACKS: dict[str, dict[str, Any]] = {
     "cce": {"tokens": 2, "steps": 2, "batch": 2, "pictures": 2},
     "mma": {"k": 3, "steps": 2, "batch": 8, "top": 4, "encoder": "attacked"},
