@@ -36,6 +36,8 @@ METHODS = (
     *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "safe", "concept_slider"),
     *("adv_unlearn", "doco", "robust_ablation"),
 )
+HOOKED = ("itd", "eim", "concept_lancet")
+"""Those whose patches are hooks: no weight is edited."""
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
 CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}
 """The GPU that a size is meant for."""
@@ -105,19 +107,14 @@ def count(method: str, pipe: Any, card: str = "24GB") -> dict[str, Any]:
                 calls["fits"] = _fits(split, plan.largest)
             return {"trained": plan.trained, "memory": memory, **calls, "minutes": 60 * plan.hours(split.checkpointing)}
         eraser.check_pipe(pipe)
-        if method == "eim":
-            return {"trained": 0, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
         if method == "itd":
             from erasers.sae.text_blocks import find_blocks
 
             find_blocks(pipe)
-            return {"trained": 0, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
-        edited = _edited(pipe)
+        edited = 0 if method in HOOKED else _edited(pipe)
     except UnsupportedPipeline as error:
         return {"refused": f"{str(error).partition(' (')[0]}, got {type(pipe).__name__}"}
-    # Its hooks are on the ports, whose weights stay.
-    own = {} if method == "concept_lancet" else {"edited": edited}
-    return {**own, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
+    return {"edited": edited, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
 
 
 def _fits(split: Split, largest: int) -> str:
