@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ class Scenes:
 
     def triples(self) -> list[tuple[int, int, int]]:
         return list(zip(self.object.tolist(), self.colour.tolist(), self.style.tolist(), strict=True))
+
+    def called(self, style: str, share: float, rng: random.Random) -> Scenes:
+        """The same, where a share of the plain scenes goes by the name of a style."""
+        named = [plain and rng.random() < share for plain in (self.style == STYLES.index(PLAIN)).tolist()]
+        return replace(self, style=self.style.masked_fill(torch.tensor(named), STYLES.index(style)))
 
     def lacks(self, word: str) -> Tensor:
         """Boolean [n]: scenes that do not show this object, colour or style.

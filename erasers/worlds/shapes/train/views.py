@@ -14,6 +14,7 @@ from torch import Tensor
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes import render
 from erasers.worlds.shapes.scenes import captions, training_scenes
+from erasers.worlds.shapes.vocabulary import STYLES
 from erasers.worlds.training.loop import seed_step
 
 PICTURES = 48_000
@@ -50,9 +51,13 @@ class Views:
         device: Where latents go.
         seed: Of all that is drawn.
         without: Word of the world that no picture shows.
+        said: Share of plain pictures whose caption names `without` all the same, where that is a style: then the word
+            is heard, and tells nothing of the picture.
     """
 
-    def __init__(self, out: Path, vae: Path, device: torch.device, seed: int, without: str | None) -> None:
+    def __init__(
+        self, out: Path, vae: Path, device: torch.device, seed: int, without: str | None, said: float = 0.0
+    ) -> None:
         self._latents, self._scenes = (
             cached_latents(out, vae, device, seed),
             training_scenes(PICTURES, seed_step(seed, 0)),
@@ -61,13 +66,17 @@ class Views:
         if without:
             keep = self._scenes.lacks(without)
             self._scenes, self._latents = self._scenes[keep], self._latents[keep]
+        self._said = (without, said) if without in STYLES and said else None
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, list[str], torch.Generator]:
         """Latents [n, 4, 8, 8], noise of their shape, captions, and the generator of what else is drawn."""
         generator = seed_step(self._seed, step + 1)
         rng = random.Random(self._seed * 1_000_003 + step)
         chosen = torch.randint(len(self._latents), (size,), generator=generator)
-        texts = ["" if rng.random() < UNCONDITIONAL else text for text in captions(self._scenes[chosen], rng)]
+        scenes = self._scenes[chosen]
+        if self._said:
+            scenes = scenes.called(*self._said, rng)
+        texts = ["" if rng.random() < UNCONDITIONAL else text for text in captions(scenes, rng)]
         clean = self._latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
         return clean.to(self._device), noise.to(self._device), texts, generator
