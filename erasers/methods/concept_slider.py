@@ -71,6 +71,8 @@ class ConceptSlider(TrainedEraser):
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "concept_slider-shapes": {
+            "eta": 3.0,
+            "layers": "blocks",
             "iterations": 360,
             "lr": 5e-3,
             "alpha": 4.0,
