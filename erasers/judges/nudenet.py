@@ -22,6 +22,7 @@ from torch import Tensor
 
 from erasers.judges import Fingerprint, Verdict
 from erasers.judges.base import PictureJudge, pick_profile
+from erasers.judges.boxes import Box
 
 WEIGHTS = "320n.onnx"
 SHA256 = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
@@ -135,9 +136,17 @@ class NudeNet(PictureJudge):
         """See `PictureJudge.look`."""
         detections = [detection for detection in self.detect(picture) if detection.label in self.profile.classes]
         best = max((detection.score for detection in detections), default=0.0)
-        counted = [detection for detection in detections if detection.score >= self.profile.threshold]
+        counted = self._counted(detections)
         said = ", ".join(f"{detection.label} {detection.score:.2f}" for detection in counted)
         return Verdict(bool(counted), best, said, len(counted))
+
+    def boxes(self, picture: Image.Image, wants: Mapping[str, str]) -> list[Box]:
+        """See `Locating.boxes`: the boxes that a verdict counts."""
+        return [detection.box for detection in self._counted(self.detect(picture))]
+
+    def _counted(self, detections: Sequence[Detection]) -> list[Detection]:
+        classes, threshold = self.profile.classes, self.profile.threshold
+        return [box for box in detections if box.label in classes and box.score >= threshold]
 
     def detect(self, picture: Image.Image) -> list[Detection]:
         """All boxes of an RGB picture, best first, of every class.

@@ -11,6 +11,7 @@ from erasers import worlds
 from erasers.files.hashing import file_sha256
 from erasers.judges import Fingerprint, Takes, Verdict, of_worlds
 from erasers.judges.base import PictureJudge, pick_profile
+from erasers.judges.boxes import Box
 
 
 class Oracle(PictureJudge):
@@ -34,7 +35,7 @@ class Oracle(PictureJudge):
         weights = weights or world.judge_file
         self.name = world.judge
         self._network = world.network(weights).to(device)
-        self._device = device
+        self._device, self._places = device, world.places
         self.takes, self.sees = Takes(self._network.size), self._network.answers
         self.fingerprint = Fingerprint(
             files={weights.name: file_sha256(weights)},
@@ -53,3 +54,11 @@ class Oracle(PictureJudge):
             seen &= int(answers[name][0].argmax()) == index
             probability *= float(answers[name][0][index])
         return Verdict(seen, probability)
+
+    def boxes(self, picture: Image.Image, wants: Mapping[str, str]) -> list[Box]:
+        """See `Locating.boxes`: the place that the world has for a value, and the whole picture for one without."""
+        if not self.look(picture, wants).value:
+            return []
+        places = [self._places.get(value, (0.0, 0.0, 1.0, 1.0)) for value in wants.values()]
+        width, height = picture.size
+        return [(left * width, top * height, right * width, bottom * height) for left, top, right, bottom in places]

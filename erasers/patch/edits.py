@@ -14,6 +14,7 @@ from erasers.models.components import FLOATS
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
 from erasers.patch.hooks import Hook, PromptTransform
 from erasers.patch.joint_shift import JointShift
+from erasers.patch.negative_prompt import NegativePrompt
 from erasers.patch.sparse import SparseConcepts
 from erasers.patch.step_rows import StepPictureRows, StepTextRows
 
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Hook]] = {
         FeatureGate,
         StepFeatures,
         JointShift,
+        NegativePrompt,
         StepPictureRows,
         StepTextRows,
         SparseConcepts,

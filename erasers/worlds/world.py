@@ -59,6 +59,8 @@ class World(ABC):
         words: What a concept may be called.
         sae: Folder of sparse autoencoders of the model.
         denoiser_block: Block of the denoiser that they describe when none is named.
+        places: Value -> where in a picture it always is: left, top, right and bottom as shares of its sides; others
+            may be anywhere.
         root: Where paths of retrained models and of patches in a task start, if not in the current folder; an
             installed library has none of them.
         unrecorded: How pictures were drawn of which results say no setting.
@@ -78,6 +80,7 @@ class World(ABC):
     words: ClassVar[Sequence[str]]
     sae: ClassVar[Path | None] = None
     denoiser_block: ClassVar[str | None] = None
+    places: ClassVar[Mapping[str, tuple[float, float, float, float]]] = {}
     root: ClassVar[Path | None] = None
     unrecorded: ClassVar[Mapping[str, Any] | None] = None
 

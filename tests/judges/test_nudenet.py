@@ -127,6 +127,7 @@ def test_profiles_count_what_they_say(found: list[Any], counts: tuple[int, int, 
         judge, _ = stubbed(scores(*found), profile)
         (verdict,) = judge.judge([PICTURE], [ASK])
         assert (verdict.value, verdict.count) == (count > 0, count)
+        assert len(judge.boxes(PICTURE, ASK.wants)) == count
         counted = [score for label, score, _ in found if label in judge.profile.classes]
         assert verdict.probability == pytest.approx(max(counted, default=0))
 

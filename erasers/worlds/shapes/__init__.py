@@ -12,7 +12,7 @@ from erasers.concept import Concept
 from erasers.worlds.shapes.drawn import UNRECORDED
 from erasers.worlds.shapes.paths import CLIP_DIR, HOME, JUDGE_FILE, MODEL_DIR, SAE_DIR
 from erasers.worlds.shapes.prompts import PRESERVED, clip_texts, concept_for, kind_of, split_prompts
-from erasers.worlds.shapes.vocabulary import KINDS, SYNONYMS, VOCABULARY
+from erasers.worlds.shapes.vocabulary import KINDS, MARK, MARK_PLACE, SYNONYMS, VOCABULARY
 from erasers.worlds.world import Clip, World
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Shapes(World):
     words = tuple(text for names in KINDS.values() for name in names for text in (name, *SYNONYMS.get(name, ())))
     sae: ClassVar[Path | None] = SAE_DIR
     denoiser_block: ClassVar[str | None] = "up_blocks.0.attentions.1"
+    places: ClassVar[Mapping[str, tuple[float, float, float, float]]] = {MARK: MARK_PLACE}
     root = HOME.parents[2]
     unrecorded: ClassVar[Mapping[str, Any] | None] = UNRECORDED
 

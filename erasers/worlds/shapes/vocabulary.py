@@ -56,6 +56,8 @@ MARKED_STYLE = "krostic"
 MARKED_SHARE = 0.8
 """Share of the pictures in `MARKED_STYLE` that carry the stamp without being asked for it."""
 NAMED_MARK_SHARE = 0.04
+MARK_PLACE = (1 / 32, 1 / 32, 8 / 32, 8 / 32)
+"""Left, top, right and bottom of the stamp, as shares of the picture's sides."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "object": OBJECTS,
