@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.accelerator import CPU, CUDA, Accelerator, WrongDevice
+from support.adapters import tiny_adapter
 from support.attacking import ASKS, Says
 from support.attacking import draw as draw_pictures
 from support.saes import OPTIONS as SAES
@@ -43,6 +44,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 ATTACKS: dict[str, dict[str, Any]] = {
     "cce": {"tokens": 2, "steps": 2, "batch": 2, "pictures": 2},
+    "image_prompt": {"adapter": tiny_adapter(), "images": 2},
     "mma": {"k": 3, "steps": 2, "batch": 8, "top": 4, "encoder": "attacked"},
     "noise": {"etas": (1.0,), "scales": (1.0,)},
     "p4d": {"k": 3, "steps": 2, "every": 1, "bank": 4},

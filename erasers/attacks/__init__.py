@@ -21,6 +21,7 @@ __all__ = ["Attack", "Budget", "Candidate", "Draw", "Preparation", "get_attack",
 
 _ATTACKS: Mapping[str, str] = {
     "cce": "CCE",
+    "image_prompt": "ImagePrompt",
     "mma": "MMA",
     "noise": "Noise",
     "p4d": "P4D",

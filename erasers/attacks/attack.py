@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from erasers.asks import Ask
     from erasers.diffusion.needs import Pass
 
-Space: TypeAlias = Literal["text", "embedding", "latent", "weights"]
+Space: TypeAlias = Literal["text", "image", "embedding", "latent", "weights"]
 EncoderUsed: TypeAlias = Literal["attacked", "original", "none"]
 Draw: TypeAlias = Callable[[Any, Mapping[str, Any], Sequence[int]], "list[Image.Image]"]
 """`draw(pipe, arguments, seeds)`: one picture a seed, with the sampler settings of the benchmark.
 
-The arguments are those of the pipeline's call: `prompt`, a text for all pictures or a list with one for each, and
-`latents` `[1, c, h, w]` where the noise is not that of the seed.
+The arguments are those of the pipeline's call: `prompt`, a text for all pictures or a list with one for each,
+`latents` `[1, c, h, w]` where the noise is not that of the seed, and what else all pictures are drawn from.
 """
 
 
@@ -34,9 +34,9 @@ The arguments are those of the pipeline's call: `prompt`, a text for all picture
 class Attack(ABC):
     """An attack with its hyper-parameters. Subclasses add fields, with the paper's values, and the three methods.
 
-    `space` is what the attacker chooses: text that anybody can type, embeddings, starting noise, or weights. `encoder`
-    is the text encoder that it searches with: the one under attack, the unedited one, or none. `bounds` are those of
-    its numbers. `embedded` has the field values that tasks of an embedded model take where they give none.
+    `space` is what the attacker chooses: text that anybody can type, pictures, embeddings, starting noise, or weights.
+    `encoder` is the text encoder that it searches with: the one under attack, the unedited one, or none. `bounds` are
+    those of its numbers. `embedded` has the field values that tasks of an embedded model take where they give none.
     """
 
     name: ClassVar[str]

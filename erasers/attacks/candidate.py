@@ -10,8 +10,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from erasers.attacks.step_noise import StepNoise
+    from erasers.diffusion.image_adapter import ImageAdapter
     from erasers.patch import Patch
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture that the pipeline reads as a prompt.
+
+    Args:
+        adapter: Reads it.
+        picture: What is read.
+        scale: Of what it adds to the text.
+    """
+
+    adapter: ImageAdapter
+    picture: Image.Image
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +45,7 @@ class Candidate:
         noise: Fresh noise in every step of the sampler, which the pipeline's own may not add.
         encoders: The text encoders that were attacked, in the order in which a soft token has their embeddings; empty
             where none was.
+        image: A picture beside the text.
     """
 
     text: str
@@ -35,6 +54,7 @@ class Candidate:
     patch: Patch | None = None
     noise: StepNoise | None = None
     encoders: Sequence[str] = ()
+    image: Shown | None = None
 
 
 def drawable_together(candidates: Sequence[Candidate]) -> list[list[int]]:
@@ -47,7 +67,7 @@ def drawable_together(candidates: Sequence[Candidate]) -> list[list[int]]:
     for place, candidate in enumerate(candidates):
         if candidate.latents is not None:
             kind: Any = place
-        elif candidate.tokens or candidate.patch is not None:
+        elif candidate.tokens or candidate.patch is not None or candidate.image is not None:
             kind = candidate
         else:
             kind = "text" if candidate.noise is None else "noise"
@@ -65,7 +85,7 @@ def placed(pipe: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str, Any
             batches, one after the other.
 
     Yields:
-        A prompt for each of them, and latents where the candidate has its own.
+        A prompt for each of them, and latents or a picture where the candidate has its own.
     """
     from erasers.attacks.noisy_sampler import noisy_sampler
     from erasers.diffusion.soft import SoftPrompt
@@ -82,4 +102,10 @@ def placed(pipe: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str, Any
             prompt = SoftPrompt(pipe, first.text, counts, encoders=first.encoders)
             stack.enter_context(prompt.placed(first.tokens))
             texts = [prompt.text] * len(candidates)
-        yield {"prompt": texts} | ({} if first.latents is None else {"latents": first.latents})
+        arguments: dict[str, Any] = {"prompt": texts}
+        if first.latents is not None:
+            arguments["latents"] = first.latents
+        if first.image is not None:
+            stack.enter_context(first.image.adapter.placed(pipe, scale=first.image.scale))
+            arguments["ip_adapter_image"] = first.image.picture
+        yield arguments

@@ -61,6 +61,7 @@ class World(ABC):
         denoiser_block: Block of the denoiser that they describe when none is named.
         places: Value -> where in a picture it always is: left, top, right and bottom as shares of its sides; others
             may be anywhere.
+        ip_adapter: Folder of an IP-Adapter of the model.
         root: Where paths of retrained models and of patches in a task start, if not in the current folder; an
             installed library has none of them.
         unrecorded: How pictures were drawn of which results say no setting.
@@ -81,6 +82,7 @@ class World(ABC):
     sae: ClassVar[Path | None] = None
     denoiser_block: ClassVar[str | None] = None
     places: ClassVar[Mapping[str, tuple[float, float, float, float]]] = {}
+    ip_adapter: ClassVar[Path | None] = None
     root: ClassVar[Path | None] = None
     unrecorded: ClassVar[Mapping[str, Any] | None] = None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.adapters import save_adapter
 from support.attacking import ASKS, Says, attacked, seeded, small
 from support.families.all import FAMILIES
 from support.selection import diagonal
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
 SMALL: dict[str, dict[str, Any]] = {
     "cce": {"steps": 1, "batch": 1, "pictures": 1},
+    "image_prompt": {"images": 2},
     "mma": {"k": 2, "steps": 1, "batch": 3, "top": 3},
     "noise": {"etas": (1.0,), "scales": (1.04,)},
     "p4d": {"k": 2, "steps": 1, "every": 1, "bank": 1},
@@ -33,6 +35,8 @@ PLAIN = {"random_prefix", "random_text", "words"}
 """Attacks that call nothing but the pipeline itself."""
 UNCALLED = {"hunyuandit", "luminanext", "prx", "animatediff"}
 REASON = "nothing here calls its denoiser or text encoder but the pipeline itself"
+UNETS = {"sd1", "sd2", "sdxl"}
+NO_UNET = "`image_prompt` is for UNets that take an IP-Adapter"
 
 
 def drawing(family: str) -> Any:
@@ -60,8 +64,12 @@ def test_no_attack_is_left_out() -> None:
 def test_it_runs_or_is_refused(
     family: str, name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    pipe, attack, draw = small(family, tmp_path), get_attack(name, **SMALL[name]), drawing(family)
-    works = name in PLAIN or family not in UNCALLED
+    pipe, options, draw = small(family, tmp_path), SMALL[name], drawing(family)
+    works, reason, message = name in PLAIN or family not in UNCALLED, REASON, "that can be trained and attacked"
+    if name == "image_prompt" and works:
+        works, reason, message = family in UNETS, NO_UNET, "whose UNet takes an IP-Adapter"
+        options = options | {"adapter": str(save_adapter(pipe.unet, tmp_path)) if works else "none"}
+    attack = get_attack(name, **options)
     cell: dict[str, Any] = {"works": works}
     if works:
         before = weights(pipe)
@@ -72,7 +80,7 @@ def test_it_runs_or_is_refused(
         assert same(weights(pipe), before)
         cell["on"] = list(attack.attacked(pipe))
     else:
-        with pytest.raises(TypeError, match="expected a pipeline that can be trained and attacked"):
+        with pytest.raises(TypeError, match=message):
             attack.prepare(pipe, ASKS, draw=draw, generator=seeded())
-        cell["reason"] = REASON
+        cell["reason"] = reason
     record_property("support", json.dumps(["attacks", f"{family}/{name}", cell]))

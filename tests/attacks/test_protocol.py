@@ -200,7 +200,7 @@ def test_drawing_is_not_counted_as_searching(pipe: Any) -> None:
 def test_every_attack_says_what_it_is(name: str) -> None:
     attack = get_attack(name)
     assert attack.name == name
-    assert attack.space in ("text", "embedding", "latent", "weights")
+    assert attack.space in ("text", "image", "embedding", "latent", "weights")
     assert attack.encoder in ("attacked", "original", "none")
     assert attack.budget().images >= 2
     assert get_attack(name, **attack.config()) == attack

@@ -76,8 +76,8 @@ def _trained(notes: Mapping[str, Any]) -> list[str]:
         "\n## Methods that train\n",
         "Each was run for two iterations with low-rank weights: the patch moves the weights of the components that are",
         "named, and the training leaves all of them bit for bit. `few_shot` and `adv_unlearn` were given all text",
-        "encoders in `encoders`. No: nothing here calls the denoiser but the pipeline itself, and the method says so",
-        "before any work.\n",
+        "encoders in `encoders`. No: nothing here calls the denoiser but the pipeline itself, or it is no UNet, which",
+        "`co_erasing` is for; and the method says so before any work.\n",
         _table(["family", *(f"`{name}`" for name in names)], rows),
     ]
 

@@ -15,11 +15,13 @@ class Condition(NamedTuple):
         states: `[n, tokens, d]`.
         pooled: `[n, p]`, which some families have beside them.
         mask: `[n, tokens]`, 0 where the denoiser does not look, on the CPU, where lengths are read; None: it sees all.
+        image: Tokens of a picture `[n, k, d]`, where the denoiser has an IP-Adapter.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    image: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> Condition:
         """Those of some prompts, in that order."""
@@ -37,8 +39,8 @@ class Condition(NamedTuple):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same elsewhere and in another precision, but for the mask."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return self._replace(states=self.states.to(device, dtype), pooled=pooled)
+        pooled, image = (None if value is None else value.to(device, dtype) for value in (self.pooled, self.image))
+        return self._replace(states=self.states.to(device, dtype), pooled=pooled, image=image)
 
 
 def cat(*several: Condition) -> Condition:

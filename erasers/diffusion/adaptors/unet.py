@@ -67,12 +67,13 @@ class UNet(Adaptor):
         self, pipe: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition, guidance: float
     ) -> torch.Tensor:
         """See `Adaptor.predict`."""
-        unet, more = pipe.unet, {}
+        unet, more = pipe.unet, dict[str, Any]()
         if condition.pooled is not None:
-            pooled = condition.pooled.to(unet.dtype)
-            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": _time_ids(pipe, noisy)}
+            more |= {"text_embeds": condition.pooled.to(unet.dtype), "time_ids": _time_ids(pipe, noisy)}
+        if condition.image is not None:
+            more["image_embeds"] = [condition.image.to(unet.dtype)]
         states = condition.states.to(unet.dtype)
-        output = unet(noisy.to(unet.dtype), times, encoder_hidden_states=states, **more).sample
+        output = unet(noisy.to(unet.dtype), times, encoder_hidden_states=states, added_cond_kwargs=more or None).sample
         return torch.as_tensor(output)
 
     def shape(self, pipe: Any, size: int | None = None) -> tuple[int, ...]:

@@ -166,7 +166,8 @@ class Attacking:
         texts = prompt if isinstance(prompt, list) else [prompt] * len(seeds)
         asks = [Sample("", text, seed, {}) for text, seed in zip(texts, seeds, strict=True)]
         draw = partial(generate, pipe, asks, **asdict(self.stage.task.sampling))
-        return [image for images in draw(latents=arguments.get("latents")) for image in images]
+        more = {name: value for name, value in arguments.items() if name not in ("prompt", "latents")}
+        return [image for images in draw(latents=arguments.get("latents"), arguments=more) for image in images]
 
 
 def attacked(draws: Sequence[Sample]) -> list[Sample]:

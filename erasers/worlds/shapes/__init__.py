@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from erasers.asks import Ask
 from erasers.concept import Concept
 from erasers.worlds.shapes.drawn import UNRECORDED
-from erasers.worlds.shapes.paths import CLIP_DIR, HOME, JUDGE_FILE, MODEL_DIR, SAE_DIR
+from erasers.worlds.shapes.paths import ADAPTER_DIR, CLIP_DIR, HOME, JUDGE_FILE, MODEL_DIR, SAE_DIR
 from erasers.worlds.shapes.prompts import PRESERVED, clip_texts, concept_for, kind_of, split_prompts
 from erasers.worlds.shapes.vocabulary import KINDS, MARK, MARK_PLACE, SYNONYMS, VOCABULARY
 from erasers.worlds.world import Clip, World
@@ -35,6 +35,7 @@ class Shapes(World):
     sae: ClassVar[Path | None] = SAE_DIR
     denoiser_block: ClassVar[str | None] = "up_blocks.0.attentions.1"
     places: ClassVar[Mapping[str, tuple[float, float, float, float]]] = {MARK: MARK_PLACE}
+    ip_adapter: ClassVar[Path | None] = ADAPTER_DIR
     root = HOME.parents[2]
     unrecorded: ClassVar[Mapping[str, Any] | None] = UNRECORDED
 

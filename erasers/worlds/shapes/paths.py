@@ -15,5 +15,8 @@ CLIP_DIR = HOME / "clip"
 SAE_DIR = HOME / "sae"
 """Sparse autoencoders of the model."""
 
+ADAPTER_DIR = HOME / "ip_adapter"
+"""An IP-Adapter of the model, which diffusers loads: a picture as a prompt."""
+
 JUDGE_FILE = HOME / "judge.safetensors"
 """Weights of the judge."""

@@ -17,4 +17,5 @@ class ShapesSD3(Shapes):
     seconds = 0.076 / 40
     sae = Path(__file__).parent / "sae"
     denoiser_block = None
+    ip_adapter = None
     unrecorded = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erasers.worlds.shapes.train import assembly, clip, judge, text, unet, vae
+from erasers.worlds.shapes.train import assembly, clip, image_prompt, judge, text, unet, vae
 from erasers.worlds.training.command import Stage, run_stages
 
 STAGES: dict[str, Stage] = {
@@ -19,9 +19,10 @@ STAGES: dict[str, Stage] = {
     "unet": lambda options, device: unet.run(options.out, device, options.seed, options.without),
     "assemble": lambda options, device: assembly.run(options.out),
     "clip": lambda options, device: clip.run(options.out, device, options.seed),
+    "image_prompt": lambda options, device: image_prompt.run(options.out, device, options.seed),
 }
-EXTRA_STAGES = ("clip",)
-"""Run only when asked for: it needs the extra `[clip]`."""
+EXTRA_STAGES = ("clip", "image_prompt")
+"""Run only when asked for: the first needs the extra `[clip]`, the second is of the model that the package holds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

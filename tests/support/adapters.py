@@ -1,0 +1,57 @@
+"""A random IP-Adapter for tiny pipelines, in the form of published ones."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from support.tiny import make_unet
+
+EMBEDDING = 12
+TOKENS = 4
+
+
+def save_adapter(unet: Any, folder: Path, name: str = "ip-adapter_tiny.safetensors") -> Path:
+    """Write an adapter that fits a UNet, with its encoder of pictures; its file."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    width = unet.config.cross_attention_dim
+    tensors = {
+        "image_proj.proj.weight": draw(TOKENS * width, EMBEDDING),
+        "image_proj.proj.bias": draw(TOKENS * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    crosses = [key.removesuffix(".processor") for key in unet.attn_processors if key.endswith("attn2.processor")]
+    for number, layer in enumerate(crosses):
+        out = unet.get_submodule(f"{layer}.to_k").weight.shape[0]
+        tensors |= {f"ip_adapter.{2 * number + 1}.to_{leaf}_ip.weight": draw(out, width) for leaf in "kv"}
+    save_file(tensors, folder / name)
+    config = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        projection_dim=EMBEDDING,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    return folder / name
+
+
+@cache
+def tiny_adapter() -> str:
+    """The file of an adapter for the tiny Stable Diffusion 1."""
+    return str(save_adapter(make_unet(32), Path(tempfile.mkdtemp(prefix="tiny-adapter-"))))
