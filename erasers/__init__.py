@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from erasers.models.model_pipeline import ModelPipeline
     from erasers.patch import Patch, PatchError
     from erasers.patch.forms import load_lora
-    from erasers.pipeline import ErasedPipeline, load_pipeline
+    from erasers.pipeline import ErasedPipeline, load_model, load_pipeline
 
     __version__: str
 
@@ -33,6 +33,7 @@ _HOME = {
     "get_eraser": "eraser",
     "list_erasers": "eraser",
     "load_lora": "patch.forms",
+    "load_model": "pipeline",
     "load_pipeline": "pipeline",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "get_eraser",
     "list_erasers",
     "load_lora",
+    "load_model",
     "load_pipeline",
 ]
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from erasers import worlds
 from erasers.files.hub import reason
-from erasers.files.reading import at_home
+from erasers.files.reading import at_home, read_json
 from erasers.folders import write as folders
 from erasers.folders.record import COMPONENT, RECORD, check_folder, read_hooks, recorded
 from erasers.models import loading, single_file
 from erasers.models.loading import VARIANT, ModelNotFound
+from erasers.models.model_pipeline import ModelPipeline
 from erasers.patch import Patch, PatchError
 from erasers.patch.find import find_patch
 
@@ -78,6 +79,46 @@ def load_pipeline(
         # diffusers, transformers, safetensors and the Hub client raise a dozen unrelated types here.
         raise ModelNotFound(_explain(model, error)) from error
     return pipe if device is None else pipe.to(device)
+
+
+def load_model(model: str | Path) -> ModelPipeline:
+    """Load a model of transformers with its processor, in float32 on the CPU: an embedded one, or a folder.
+
+    Only safetensors are read and no code of the model is run.
+
+    Args:
+        model: A name of `worlds.MODELS`, or a folder that `save_pretrained` of a model and of its processor wrote.
+
+    Raises:
+        ModelNotFound: No such model, or files that cannot be read.
+    """
+    import transformers
+
+    folder = worlds.MODELS.get(str(model)) or at_home(str(model))
+    if not (folder / "config.json").is_file():
+        known = " or ".join(map(repr, worlds.MODELS))
+        raise ModelNotFound(f"no model of transformers in {str(model)!r}; expected a folder or {known}")
+    try:
+        with folders.quiet():
+            loading.refuse_code_and_pickles(folder.parent, [folder.name])
+            name = str(*read_json(folder / "config.json")["architectures"])
+            loaded = loading.load_component(getattr(transformers, name), folder, torch.float32, None)
+            _read_generation(loaded, folder / "generation_config.json")
+            safe = {"local_files_only": True, "trust_remote_code": False}
+            processor = transformers.AutoProcessor.from_pretrained(str(folder), **safe)
+    except ModelNotFound:
+        raise
+    except Exception as error:
+        # transformers, tokenizers and safetensors raise many unrelated types here.
+        absent = "it names files that are not in its folder"
+        raise ModelNotFound(f"cannot load {str(model)!r}: {reason(error, unknown=absent, offline=absent)}") from error
+    return ModelPipeline(loaded.eval(), processor)
+
+
+def _read_generation(model: Any, file: Path) -> None:
+    """Give a model what its `generate` asks for, which transformers saves but does not load."""
+    if file.is_file() and (further := read_json(file).get("generation_kwargs")):
+        model.generation_config.generation_kwargs = further
 
 
 class ErasedPipeline:

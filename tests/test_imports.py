@@ -61,6 +61,7 @@ def test_methods_are_registered() -> None:
         "judges/calibration.json",
         "worlds/shapes/judge.safetensors",
         "worlds/shapes/model/model_index.json",
+        "worlds/shapes_llava/model/config.json",
     ],
 )
 def test_data_is_in_the_package(path: str) -> None:

@@ -23,12 +23,12 @@ def test_ear_is_measured_by_split(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_model(janus.build(), janus.processor(), tmp_path / "model")
     arguments = ["ear", "--model", str(tmp_path / "model"), "--samples", "1", "--out", str(tmp_path / "ear.json")]
-    MODELS.main([*arguments, "--set", "pairs=1", "--set", "threshold=0", "--set", "rank=2"])
+    MODELS.main([*arguments, "--rows", "ear", "--set", "pairs=1", "--set", "threshold=0", "--set", "rank=2"])
     result = json.loads((tmp_path / "ear.json").read_text())
-    splits = {"explicit", "synonym", "neighbour", "unrelated"}
-    assert result["before"].keys() == result["after"].keys() == splits
-    assert result["config"]["rank"] == 2
-    assert result["bytes"] > 0
+    splits, row = {"explicit", "synonym", "neighbour", "unrelated"}, result["rows"]["ear"]
+    assert result["unedited"].keys() == row["shares"].keys() == splits
+    assert row["config"]["rank"] == 2
+    assert row["bytes"] > 0
 
 
 @pytest.mark.full
@@ -41,6 +41,8 @@ def test_sauce_is_measured_by_object(tmp_path: Path, monkeypatch: pytest.MonkeyP
     arguments = ["sauce", "--model", str(tmp_path / "model"), "--samples", "1", "--out", str(tmp_path / "sauce.json")]
     # An untrained model has no feature for an object: any that fires in one picture has to do.
     MODELS.main([*arguments, "--concept", "circle", "--set", "often=0", "--set", "quiet=0.99"])
-    objects = json.loads((tmp_path / "sauce.json").read_text())["objects"]
-    assert list(objects) == list(OBJECTS[:2])
-    assert all(0 <= row["before"] <= 1 and 0 <= row["same"] <= 1 and row["n"] == 1 for row in objects.values())
+    result = json.loads((tmp_path / "sauce.json").read_text())["rows"]["sauce"]
+    assert result["text alone, bit for bit"]
+    assert list(result["objects"]) == list(OBJECTS[:2])
+    for row in result["objects"].values():
+        assert all(0 <= row[what]["value"] <= 1 and row[what]["n"] == 1 for what in ("before", "after", "same"))

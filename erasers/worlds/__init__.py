@@ -5,11 +5,11 @@
     worlds.list()  # ["shapes", "shapes-sd3"]
     star = worlds.get("shapes").concept("star")
 
-Neither imports torch.
+Neither imports torch. `worlds.MODELS` has small models of transformers of the same pictures.
 """
 
-from erasers.worlds.table import DEFAULT, find, get
+from erasers.worlds.table import DEFAULT, MODELS, find, get
 from erasers.worlds.table import list_worlds as list
 from erasers.worlds.world import Clip, World
 
-__all__ = ["DEFAULT", "Clip", "World", "find", "get", "list"]
+__all__ = ["DEFAULT", "MODELS", "Clip", "World", "find", "get", "list"]

@@ -21,6 +21,10 @@ _TABLE = {
 DEFAULT = next(iter(_TABLE))
 """The world that stands where none is named."""
 
+MODELS = {"shapes-llava": Path(__file__).parent / "shapes_llava" / "model"}
+"""Name -> folder of the models of transformers in the package, which are no pipelines: they draw or see pictures of the
+default world, and `erasers.load_model` loads them."""
+
 
 def list_worlds() -> list[str]:
     """Names of the worlds, those of the package first."""

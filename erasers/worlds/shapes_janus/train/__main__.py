@@ -15,6 +15,7 @@ from erasers.worlds.training.command import Stage, run_stages
 
 STAGES: dict[str, Stage] = {
     "book": lambda options, device: book.run(options.out, device, options.seed),
+    "decoder": lambda options, device: book.run_decoder(options.out, device, options.seed),
     "language": lambda options, device: language.run(options.out, device, options.seed, options.without),
     "assemble": lambda options, device: assembly.run(options.out),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration, JanusVQVAE
 
 from erasers.worlds.shapes_janus.train.model import processor, that_draws
 from erasers.worlds.training.saving import save_model
@@ -15,4 +15,6 @@ def run(out: Path) -> None:
     folders = {out / "language": out / "model"}
     folders |= {folder: out / "reference" / folder.name for folder in sorted(out.glob("language-without-*"))}
     for folder, target in folders.items():
-        save_model(that_draws(JanusForConditionalGeneration.from_pretrained(folder)), processor(), target)
+        model = that_draws(JanusForConditionalGeneration.from_pretrained(folder))
+        model.model.vqmodel = JanusVQVAE.from_pretrained(out / "decoder")
+        save_model(model, processor(), target)

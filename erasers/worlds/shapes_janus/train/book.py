@@ -1,4 +1,9 @@
-"""Stage 1: the book of picture tokens, with the encoder and the decoder around it (VQGAN without its discriminator)."""
+"""Stage 1: the book of picture tokens: first both halves around it, then the decoder alone behind the frozen encoder.
+
+The book is not learned: its entries are all vectors of signs, of length 1, so that a token is `BITS` yes-or-no answers
+about its place in the picture (binary spherical quantization, arXiv 2406.07548). None of them can fall out of use, and
+Janus, which takes the entry nearest to a direction, reads the signs of that direction.
+"""
 
 from __future__ import annotations
 
@@ -9,83 +14,84 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusVQVAE
 
-from erasers.worlds.shapes.train import vae
-from erasers.worlds.shapes_janus.train.model import BOOK, build
+from erasers.worlds.shapes import render
+from erasers.worlds.shapes.train.vae import reconstruction_loss
+from erasers.worlds.shapes_janus.train.model import BITS, SIDE, build
+from erasers.worlds.shapes_janus.train.plain import plain_scenes
 from erasers.worlds.training.loop import Recipe, seed_step, train
 
-RECIPE = Recipe(steps=5000, lr=1e-3, weight_decay=1e-4, flat=0.5, ema=0.995)
-IDLE = 100
-"""Steps without use after which an entry is replaced, in the first half of the training."""
-COMMITMENT = 0.25
+JOINT = Recipe(steps=2000, lr=2e-3, weight_decay=1e-4, flat=0.4, ema=0.99, save_every=100)
+DECODER = Recipe(steps=1500, lr=2e-3, weight_decay=1e-4, flat=0.2, ema=0.99, save_every=100)
+BATCH = 8
+SIGNED = 300
+"""Steps until all numbers are signs; before, a growing share of them is. Signs from the start teach next to nothing."""
+
+
+def entries() -> Tensor:
+    """All vectors of signs, each of length 1, [2^b, b]."""
+    bits = torch.arange(2**BITS)[:, None] >> torch.arange(BITS) & 1
+    return F.normalize(2.0 * bits - 1, dim=-1)
 
 
 class Book(nn.Module):
-    """The autoencoder, and how long each of its entries was not used.
-
-    Janus decodes from entries of length 1 and takes the nearest entry for a token, so both sides are kept at length 1
-    here: then the nearest is the one of the largest product, whatever the length of what the encoder gives.
-    """
-
-    idle: Tensor
+    """The autoencoder; it decodes from signs, and learns as if they were the directions that they are the signs of."""
 
     def __init__(self, vq: JanusVQVAE) -> None:
         super().__init__()
         self.vq = vq
-        self.register_buffer("idle", torch.zeros(BOOK))
+        for module in vq.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+        vq.quantize.embedding.requires_grad_(False).weight.data.copy_(entries())
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Directions [n, 8, 8, d] of pictures [n, 3, 32, 32]."""
-        return F.normalize(self.vq.quant_conv(self.vq.encoder(pictures)).movedim(1, -1), dim=-1)
+        """Directions [n, b, side, side] of pictures [n, 3, 32, 32]."""
+        return F.normalize(self.vq.quant_conv(self.vq.encoder(pictures)), dim=1)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decoded pictures, how far directions are from their entries, and tokens [n, 8, 8]."""
+    def forward(self, pictures: Tensor, signed: Tensor) -> Tensor:
+        """Decoded pictures; of the directions those numbers that are `signed`, [n, b, side, side], are signs."""
         directions = self.encode(pictures)
-        entries = F.normalize(self.vq.quantize.embedding.weight, dim=-1)
-        tokens = (directions @ entries.T).argmax(dim=-1)
-        own = entries[tokens]
-        distance = F.mse_loss(own, directions.detach()) + COMMITMENT * F.mse_loss(directions, own.detach())
-        passed = directions + (own - directions).detach()
-        return self.vq.decoder(self.vq.post_quant_conv(passed.movedim(-1, 1))), distance, tokens
+        signs = torch.where(directions > 0, 1.0, -1.0) / BITS**0.5
+        passed = torch.where(signed, directions + (signs - directions).detach(), directions)
+        decoded: Tensor = self.vq.decoder(self.vq.post_quant_conv(passed))
+        return decoded
 
-    @torch.no_grad()
-    def count(self, tokens: Tensor) -> None:
-        """Remember which entries were used."""
-        self.idle += 1
-        self.idle[tokens.unique()] = 0
 
-    @torch.no_grad()
-    def revive(self, pictures: Tensor, generator: torch.Generator) -> None:
-        """Put directions of pictures in the place of entries that nothing used for long."""
-        dead = (self.idle > IDLE).nonzero().flatten()
-        if len(dead):
-            rows = self.encode(pictures).flatten(0, 2)
-            chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
-            self.vq.quantize.embedding.weight[dead] = rows[chosen]
-            self.idle[dead] = 0
-
-    @torch.no_grad()
-    def settle(self) -> JanusVQVAE:
-        """The autoencoder with entries of length 1, as Janus reads them."""
-        weight = self.vq.quantize.embedding.weight
-        weight.copy_(F.normalize(weight, dim=-1))
-        return self.vq.eval()
+def drawn(seed: int, step: int, device: torch.device) -> Tensor:
+    """Fresh pictures [n, 3, 32, 32] that depend on the step alone."""
+    generator = seed_step(seed, step)
+    return render.render(plain_scenes(BATCH, generator), generator).to(device)
 
 
 def run(out: Path, device: torch.device, seed: int) -> None:
-    """Train the book and write `out/book` (float32, averaged)."""
+    """Train both halves and write `out/book` (float32, averaged): what tokens pictures have is settled with it."""
     torch.manual_seed(seed)
     book = Book(build().model.vqmodel).to(device)
 
     def loss_step(step: int) -> dict[str, Tensor]:
-        pictures = vae.pictures(seed, step, device)
-        if step < RECIPE.steps // 2:
-            book.revive(pictures, seed_step(seed + 1, step))
-        decoded, distance, tokens = book(pictures)
-        book.count(tokens)
-        reconstruction = vae.reconstruction_loss(decoded, pictures)
+        pictures = drawn(seed, step, device)
+        signed = torch.rand(len(pictures), BITS, SIDE, SIDE, generator=seed_step(seed + 1, step)) < step / SIGNED
+        decoded = book(pictures, signed.to(device))
         psnr = 10 * torch.log10(4 / F.mse_loss(decoded.detach(), pictures))
-        used = (book.idle <= IDLE).float().mean()
-        return {"loss": reconstruction + distance, "distance": distance, "psnr": psnr, "used": used}
+        return {"loss": reconstruction_loss(decoded, pictures), "psnr": psnr}
 
-    train("book", book, loss_step, RECIPE, out)
-    book.settle().save_pretrained(out / "book")
+    train("book", book, loss_step, JOINT, out)
+    book.vq.eval().save_pretrained(out / "book")
+
+
+def run_decoder(out: Path, device: torch.device, seed: int) -> None:
+    """Train the decoder of `out/book` on and write `out/decoder`: the whole autoencoder (float32, averaged)."""
+    vq = JanusVQVAE.from_pretrained(out / "book").to(device)
+    vq.requires_grad_(False)
+    decoder = nn.ModuleList([vq.post_quant_conv, vq.decoder]).requires_grad_(True)
+
+    def loss_step(step: int) -> dict[str, Tensor]:
+        pictures = drawn(seed + 2, step, device)
+        with torch.no_grad():
+            tokens = vq.encode(pictures).image_tokens.view(len(pictures), -1)
+        decoded = vq.decode(tokens)
+        psnr = 10 * torch.log10(4 / F.mse_loss(decoded.detach(), pictures))
+        return {"loss": reconstruction_loss(decoded, pictures), "psnr": psnr}
+
+    train("decoder", decoder, loss_step, DECODER, out)
+    vq.eval().save_pretrained(out / "decoder")

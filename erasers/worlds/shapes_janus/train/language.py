@@ -14,27 +14,29 @@ from transformers import JanusVQVAE
 
 from erasers.files.atomic import write_atomically
 from erasers.worlds.shapes import render
-from erasers.worlds.shapes.scenes import captions, training_scenes
+from erasers.worlds.shapes.scenes import captions
 from erasers.worlds.shapes.train import views
-from erasers.worlds.shapes.train.words import LENGTH, build_tokenizer
+from erasers.worlds.shapes.train.words import build_tokenizer
 from erasers.worlds.shapes_janus.train.model import build
+from erasers.worlds.shapes_janus.train.plain import plain_scenes
 from erasers.worlds.training.loop import Recipe, seed_step, train
 
-RECIPE = Recipe(steps=8000, lr=1e-3, warmup=200, flat=0.4, ema=0.999)
-BATCH = 32
+RECIPE = Recipe(steps=4000, lr=2e-3, warmup=200, flat=0.3, ema=0.998, save_every=250)
+BATCH = 16
+PICTURES = 24_000
 
 
 @torch.no_grad()
 def cached_tokens(out: Path, device: torch.device, seed: int) -> Tensor:
     """Tokens [n, 64] of the training pictures in `out/tokens.safetensors`, made when missing.
 
-    Scene k is the k-th of `training_scenes(PICTURES, seed)`, whatever is left out later.
+    Scene k is the k-th of `plain_scenes(PICTURES, seed)`, whatever is left out later.
     """
     file = out / "tokens.safetensors"
     if not file.exists():
         book = JanusVQVAE.from_pretrained(out / "book").to(device).eval()
         generator = seed_step(seed, 0)
-        pictures = render.render(training_scenes(views.PICTURES, generator), generator)
+        pictures = render.render(plain_scenes(PICTURES, generator), generator)
         parts = [book.encode(part.to(device)).image_tokens.view(len(part), -1).cpu() for part in pictures.split(500)]
         write_atomically(file, lambda path: save_file({"tokens": torch.cat(parts).short()}, path))
     return load_file(file)["tokens"].long()
@@ -53,7 +55,7 @@ class Views:
     def __init__(self, out: Path, device: torch.device, seed: int, without: str | None) -> None:
         self._tokens, self._scenes = (
             cached_tokens(out, device, seed),
-            training_scenes(views.PICTURES, seed_step(seed, 0)),
+            plain_scenes(PICTURES, seed_step(seed, 0)),
         )
         self._device, self._seed, self._tokenizer = device, seed, build_tokenizer()
         if without:
@@ -61,7 +63,7 @@ class Views:
             self._scenes, self._tokens = self._scenes[keep], self._tokens[keep]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids and mask of captions, each [n, 24], and tokens of their pictures [n, 64].
+        """Ids and mask of captions, each [n, L], and tokens of their pictures [n, 64].
 
         In a tenth of the captions words are padding that counts, which is what Janus guides away from.
         """
@@ -74,9 +76,9 @@ class Views:
 
 
 def asked(tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask [n, 24] of prompts with the token that starts a picture behind them."""
+    """Ids and mask [n, L] of prompts with the token that starts a picture behind them."""
     texts = [f"{text}{tokenizer.boi_token}" for text in texts]
-    inputs = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt")
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
     return inputs["input_ids"], inputs["attention_mask"]
 
 
@@ -87,7 +89,7 @@ def wordless(tokenizer: Any, ids: Tensor) -> Tensor:
 
 
 def logits(model: Any, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-    """Of each token given the prompt and the tokens before, [n, 64, 512]."""
+    """Of each token given the prompt and the tokens before, [n, 64, 256]."""
     before = model.prepare_embeddings_for_image_generation(tokens[:, :-1])
     states = torch.cat([model.get_input_embeddings()(ids), before], dim=1)
     mask = torch.cat([mask, mask.new_ones(before.shape[:2])], dim=1)
@@ -103,6 +105,7 @@ def run(out: Path, device: torch.device, seed: int, without: str | None = None) 
     batches = Views(out, device, seed, without)
     model = build()
     model.model.vqmodel = JanusVQVAE.from_pretrained(out / "book")
+    model.model.generation_embeddings.weight.data.copy_(model.model.vqmodel.quantize.embedding.weight)
     for untrained in (model.model.vqmodel, model.model.vision_model, model.model.aligner):
         untrained.requires_grad_(False)
     model.to(device)

@@ -19,20 +19,22 @@ from erasers.worlds.shapes.train.words import LENGTH, build_tokenizer
 SIDE = 8
 """A picture of 32 x 32 pixels is 8 x 8 tokens."""
 TOKENS = SIDE * SIDE
-BOOK = 512
+BITS = 8
+"""Of a token."""
+BOOK = 2**BITS
 """Different tokens of a picture."""
-WIDTH = 192
+WIDTH = 128
 
 
 def build() -> JanusForConditionalGeneration:
-    """About three million parameters, most of them in six layers of a Llama; the part that sees pictures is a stub."""
+    """Not two million parameters, half of them in four layers of a Llama; the part that sees pictures is a stub."""
     tokenizer = build_tokenizer()
     text = LlamaConfig(
         hidden_size=WIDTH,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         vocab_size=len(tokenizer),
         max_position_embeddings=2 * (LENGTH + TOKENS),
         pad_token_id=tokenizer.pad_token_id,
@@ -50,12 +52,12 @@ def build() -> JanusForConditionalGeneration:
         num_image_tokens=TOKENS,
     )
     book = JanusVQVAEConfig(
-        embed_dim=8,
+        embed_dim=BITS,
         num_embeddings=BOOK,
         latent_channels=32,
-        base_channels=32,
-        channel_multiplier=[1, 1, 2],
-        num_res_blocks=1,
+        base_channels=64,
+        channel_multiplier=[1, 1, 1],
+        num_res_blocks=0,
         projection_dim=WIDTH,
         image_token_embed_dim=WIDTH,
     )

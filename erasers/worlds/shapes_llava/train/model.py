@@ -15,9 +15,9 @@ from transformers import (
 
 from erasers.worlds.shapes.train.words import build_tokenizer
 
-PATCH = 4
+PATCH = 8
 PLACES = (32 // PATCH) ** 2
-"""A picture of 32 x 32 pixels is 64 places, which the language model reads as tokens."""
+"""A picture of 32 x 32 pixels is 16 places, which the language model reads as tokens."""
 WIDTH = 128
 
 

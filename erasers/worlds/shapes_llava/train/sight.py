@@ -15,7 +15,7 @@ from erasers.worlds.shapes.vocabulary import BACKGROUNDS, COLOURS, OBJECTS, STYL
 from erasers.worlds.shapes_llava.train.model import PLACES, build
 from erasers.worlds.training.loop import Recipe, seed_step, train
 
-RECIPE = Recipe(steps=6000, lr=1e-3, warmup=200, flat=0.4, ema=0.999)
+RECIPE = Recipe(steps=3000, lr=1e-3, warmup=200, flat=0.25, ema=0.998)
 BATCH = 32
 QUESTION = "a picture of"
 TEXT_ONLY = 4
