@@ -34,7 +34,7 @@ RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
     *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "safe", "concept_slider"),
-    *("adv_unlearn", "doco", "robust_ablation"),
+    *("geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
 )
 HOOKED = ("itd", "eim", "concept_lancet")
 """Those whose patches are hooks: no weight is edited."""
@@ -71,6 +71,7 @@ REDUCED: Mapping[str, Mapping[str, Any]] = {
     "safe": {"iterations": 1, "steps": 2, "train_method": "x"},
     "concept_slider": {"iterations": 1, "steps": 2},
     "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},
+    "geom_erasing": {"iterations": 1, "steps": 1, "pictures": 2, "batch": 1, "train_method": "x"},
     "doco": {"iterations": 2, "warm_up": 1, "steps": 1, "pictures": 1, "batch": 1},
     "adv_unlearn": {"iterations": 1, "warm_up": 0, "attack_steps": 1, "steps": 1, "pictures": 1, "kept": 1},
     "robust_ablation": {

@@ -34,7 +34,7 @@ are those from before (`python benchmarks/reversal.py`). - is not measured."""
 
 ORDER = (
     *("uce", "rece", "realera", "few_shot", "esd", "safe", "concept_slider", "adv_unlearn", "doco", "robust_ablation"),
-    *("itd", "eim"),
+    *("geom_erasing", "itd", "eim"),
 )
 """Of the rows; methods that are not named here come behind them."""
 Facts = Mapping[str, Mapping[str, Any]]

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    trained = [name for name in list_erasers() if eraser_class(name).trains]
+    trained = [name for name in list_erasers() if eraser_class(name).trains and eraser_class(name).everywhere]
     parser.add_argument("--task", default="shapes-smoke", help="whose model, cases and folder they are")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=trained)
     parser.add_argument("--cases", type=lambda text: text.split(","), default=None)

@@ -237,7 +237,8 @@ class TrainedEraser(Eraser, ABC):
             own_draws(generator)
             training = own.prepare(pipe, concepts, generator, partial(bar, console))
             edited = {name.partition(".")[0] for name in training.student.names}
-            warn_of_missed_encoders(pipe, edited, "name it in encoders to train it, too")
+            if edited:
+                warn_of_missed_encoders(pipe, edited, "name it in encoders to train it, too")
             same_start(training.student.parameters)
             config, base = _known_before(self.config()), training.student.fingerprints()
             identity |= {"method": self.name, "config": config, "base": base}

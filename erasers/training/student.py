@@ -39,6 +39,7 @@ class Student:
             rank added, A random and B zero, and the others are left alone.
         generator: Draws A.
         alpha: What is added is alpha / rank B A; None: B A.
+        beside: What else is trained, and is no weight of the pipeline; with it there may be no weights.
 
     Raises:
         ValueError: Nothing to train, or weights that are quantised, wrapped or offloaded.
@@ -52,13 +53,14 @@ class Student:
         rank: int = 0,
         generator: torch.Generator,
         alpha: float | None = None,
+        beside: Sequence[nn.Parameter] = (),
     ) -> None:
         self._slots = {name: _slot(pipe, name) for name in names}
         if rank:
             self._slots = {name: slot for name, slot in self._slots.items() if _is_linear(slot[0], name)}
-        if not self._slots:
+        if not self._slots and not beside:
             raise ValueError(f"expected weights to train in {type(pipe).__name__}, got none by these names")
-        self._pipe, self.rank, self.scale = pipe, rank, LossScale(pipe)
+        self._pipe, self.rank, self.scale, self._beside = pipe, rank, LossScale(pipe), list(beside)
         self._share = 1.0 if alpha is None else alpha / rank
         self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._slots.items()}
         self._trained = {
@@ -75,7 +77,7 @@ class Student:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer steps."""
-        return [tensor for parts in self._trained.values() for tensor in parts]
+        return [tensor for parts in self._trained.values() for tensor in parts] + self._beside
 
     @contextmanager
     def placed(self, strength: float = 1.0) -> Iterator[None]:
@@ -110,7 +112,7 @@ class Student:
             f"{name}/{number}": tensor.data
             for name, parts in self._trained.items()
             for number, tensor in enumerate(parts)
-        }
+        } | {f"beside/{number}": tensor.data for number, tensor in enumerate(self._beside)}
 
     def patch(self, eraser: Eraser, concepts: Sequence[Concept]) -> Patch:
         """What was trained, rounded to float16, in which checkpoints are shipped; weights that did not move are left.

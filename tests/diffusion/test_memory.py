@@ -32,6 +32,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "doco": {"batch": 5},
     "esd": {"batch": 5},
     "few_shot": {"batch": 4, "pictures": 4},
+    "geom_erasing": {"batch": 5},
     "robust_ablation": {"batch": 2, "kept_batch": 3},
     "safe": {"batch": 3},
 }

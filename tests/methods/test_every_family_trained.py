@@ -14,6 +14,7 @@ from support.tiny import same, weights
 from support.trained import METHODS, STAR, family_pipe
 
 from erasers import get_eraser
+from erasers.eraser import eraser_class
 from erasers.models.feeding import feeds_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
@@ -40,7 +41,8 @@ QUICK = {
 
 
 def test_no_method_is_left_out() -> None:
-    assert set(SMALL) == set(METHODS)
+    # A method for few families says itself which: its own tests ask it.
+    assert set(SMALL) == {name for name in METHODS if eraser_class(name).everywhere}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "doco": {"warm_up": 1, "batch": 2, "pictures": 4, "kept": 2, "steps": 2, "width": 8},
     "esd": {"steps": 2, "pictures": 2, "refresh": 2},
     "few_shot": {"steps": 2, "pictures": 2, "kept": 4, "max_drift": 10.0},
+    "geom_erasing": {"steps": 2, "pictures": 4, "batch": 2, "grid": 2},
     "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
     "safe": {"steps": 2, "pictures": 2, "refresh": 2},
 }
