@@ -5,7 +5,9 @@
 
 `benchmarks/reference/<denoiser>-without-<concept>` shares text encoders and autoencoder with the embedded model, as a
 Stable Diffusion retrained on filtered pictures shares its frozen CLIP. They are from the training of the world, such as
-`python -m erasers.worlds.shapes.train --stage unet --without <concept>`.
+`python -m erasers.worlds.shapes.train --stage unet --without <concept>`. That of `shapes-sd3` without a style hears the
+style's words as words that tell nothing of a picture (`SAID` of its training), for its pooled text would be of a kind
+that the denoiser never met.
 """
 
 from __future__ import annotations
