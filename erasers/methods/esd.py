@@ -17,22 +17,9 @@ from erasers.diffusion.denoiser import predict
 from erasers.diffusion.latent_bank import LatentBank
 from erasers.options import known
 from erasers.training.student import Student
-from erasers.training.ways import Heard, WayEraser
+from erasers.training.ways import SMALL, Heard, WayEraser
 
-_SMALL: Mapping[str, Any] = {
-    "iterations": 200,
-    "lr": 3e-4,
-    "rank": 0,
-    "guidance": 3.0,
-    "steps": 20,
-    "batch": 8,
-    "pictures": 4,
-    "refresh": 50,
-    "templates": "auto",
-    # Latents of the student soon wander off, and take what is kept with them.
-    "train_method": "x",
-    "drawn_by": "frozen",
-}
+_SMALL: Mapping[str, Any] = {**SMALL, "refresh": 50}
 
 
 @dataclass(frozen=True, kw_only=True)

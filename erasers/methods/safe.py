@@ -20,7 +20,7 @@ from erasers.diffusion.latent_bank import LatentBank
 from erasers.options import known, require_above
 from erasers.training.foretelling import Demand
 from erasers.training.student import Student
-from erasers.training.ways import Heard, WayEraser
+from erasers.training.ways import SMALL, Heard, WayEraser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +48,7 @@ class SAFE(WayEraser):
     paper: ClassVar[str] = "[SAFE](https://arxiv.org/abs/2312.12807), reconstructed"
     family: ClassVar[str] = "trained, denoiser"
     keeps: ClassVar[bool] = False
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "safe-shapes": {
-            "iterations": 200,
-            "lr": 3e-4,
-            "rank": 0,
-            "guidance": 3.0,
-            "steps": 20,
-            "batch": 8,
-            "pictures": 4,
-            "templates": "auto",
-            "train_method": "x",
-            "drawn_by": "frozen",
-        },
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"safe-shapes": SMALL}
     strengths: ClassVar[str] = "a replacement of your choice"
     limits: ClassVar[str] = "nothing but the empty prompt is held"
 

@@ -27,6 +27,20 @@ from erasers.training.suiting import Kind, at_most, kind_of, own_guidance
 
 Method = Literal["auto", "x", "x-strict", "u", "all"]
 _PAPER = {"iterations": 1000, "lr": 1e-5, "rank": 0, "size": None, "steps": 50, "guidance": 3.0}
+SMALL: Mapping[str, Any] = {
+    "iterations": 200,
+    "lr": 3e-4,
+    "rank": 0,
+    "guidance": 3.0,
+    "steps": 20,
+    "batch": 8,
+    "pictures": 4,
+    "templates": "auto",
+    # Latents of the student soon wander off, and take what is kept with them.
+    "train_method": "x",
+    "drawn_by": "frozen",
+}
+"""What suits embedded models."""
 
 
 class Heard(NamedTuple):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from erasers.cli.console import err, out, plain
 from erasers.cli.groups import with_groups
-from erasers.cli.measure.drawing import Retrained, Steps, settings_of, states_of, world_of
+from erasers.cli.measure.drawing import Drawn, world_of
 from erasers.cli.measure.results import Patches, Results, named_patches
 from erasers.cli.model import Hardware, ModelOptions
 
@@ -21,15 +21,13 @@ def blindspots(
     context: typer.Context,
     patches: Patches,
     base: ModelOptions,
-    retrained: Retrained = None,
+    drawn: Drawn,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Pictures of each concept of the world.")] = 8,
-    steps: Steps = None,
     results: Results,
     hardware: Hardware,
 ) -> None:
     """Hold pictures of all concepts against those by the unedited model, with the same prompts and noise."""
-    hardware.check()
-    results.check(context, {"PATCH": patches, "--model": base.model, "--retrained": retrained})
+    drawn.check(context, results, hardware, patches, base.model)
     with err.status("reading"):
         from erasers.evaluation.probes import blindspots as probe
         from erasers.progress import progress
@@ -38,11 +36,11 @@ def blindspots(
         named = [str(entry.get("name")) for patch in rows.values() for entry in patch.meta["concepts"]]
         erased = list(dict.fromkeys(world.concept(name).name for name in named))
         pipe = base.load(hardware)
-        states = states_of(pipe, rows, retrained, (probe.UNEDITED, probe.RETRAINED))
+        states = drawn.states(pipe, rows, (probe.UNEDITED, probe.RETRAINED))
         asks = probe.asked(world, erased, samples)
         total = (len(states) + 1) * sum(map(len, asks.values()))
     with progress(err, "drawing", total) as advance:
-        settings = settings_of(world, steps)
+        settings = drawn.settings(world)
         looked = probe.blindspots(pipe, states, world, erased, settings, samples=samples, advance=advance)
     measured = {"model": base.model, **looked}
     _show(measured)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from erasers.cli.console import err, out, plain
 from erasers.cli.groups import with_groups
-from erasers.cli.measure.drawing import Retrained, Steps, concept_of, settings_of, states_of, world_of
+from erasers.cli.measure.drawing import Drawn, concept_of, world_of
 from erasers.cli.measure.results import Patches, Results, named_patches
 from erasers.cli.model import Hardware, ModelOptions
 from erasers.cli.options import finite
@@ -35,7 +35,7 @@ def capability(
     concept: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What is looked for. [dim]what they erase[/dim]")
     ] = None,
-    retrained: Retrained = None,
+    drawn: Drawn,
     samples: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures of each point of the grid.")] = 10,
     strengths: Annotated[
         str, typer.Option(metavar="LIST", help="What the direction is multiplied with, with commas between.")
@@ -44,13 +44,11 @@ def capability(
         list[str] | None,
         typer.Option(help="Where it is added: text, attention, middle. Repeatable. [dim]all that there are[/dim]"),
     ] = None,
-    steps: Steps = None,
     results: Results,
     hardware: Hardware,
 ) -> None:
     """Add the unedited model's direction of a concept to what edited ones compute, where no prompt names it."""
-    hardware.check()
-    results.check(context, {"PATCH": patches, "--model": base.model, "--retrained": retrained})
+    drawn.check(context, results, hardware, patches, base.model)
     multiplied = _numbers(strengths)
     with err.status("reading"):
         from erasers.evaluation.probes import capability as probe
@@ -62,10 +60,10 @@ def capability(
         wants = world.split_prompts(erased.name, 1)["explicit"][0].wants
         grid = probe.Grid(erased, wants, samples, multiplied, tuple(site or ()))
         pipe, judge = base.load(hardware), get_judge(world.judge)
-        states = states_of(pipe, rows, retrained, (probe.UNEDITED, probe.RETRAINED))
+        states = drawn.states(pipe, rows, (probe.UNEDITED, probe.RETRAINED))
         total = grid.pictures(len(probe.chosen_sites(pipe, grid.sites))) * len(states)
     with progress(err, "drawing", total) as advance:
-        looked = probe.capability(pipe, states, grid, judge, settings_of(world, steps), advance)
+        looked = probe.capability(pipe, states, grid, judge, drawn.settings(world), advance)
     measured = {"model": base.model, **looked}
     _show(measured)
     results.write(measured, probe.draw_capability)
