@@ -19,6 +19,7 @@ from erasers.diffusion.supported import check_clip_skip
 from erasers.eraser import Eraser
 from erasers.files.reading import at_home
 from erasers.methods.itd.denoiser_features import Measuring, step_parts
+from erasers.methods.itd.dictionaries import Dictionary, dictionary_of
 from erasers.models.calls import default_of, tokens_a_prompt
 from erasers.models.components import find_parameter
 from erasers.models.feeding import warn_of_missed_encoders
@@ -64,6 +65,13 @@ class ItD(Eraser):
     the sign of the error, which stays what it is, in telling the time step by its value instead of counting calls, and
     in a threshold for active features in place of the k largest.
 
+    Other features need no training: `dictionary` makes them of the prompts. `snmf` are the factors of a
+    semi-nonnegative factorisation (Shafran et al., arXiv 2506.10920), `codebook` the codes of a vector quantisation
+    (Tamkin et al., arXiv 2310.17230), and `means` is the baseline, one direction for each name: mean(with) -
+    mean(without). They differ from the papers in what they describe, rows of the block that is edited: `snmf` has no
+    sparse factors, which say something of neurons alone, and starts from a codebook, not at random; a model is not
+    trained to go through its `codebook`.
+
     Args:
         sae: Files of autoencoders, one for each text encoder of CLIP or T5, or of blocks of the denoiser (`erase sae
             train` makes them); "auto" is the one in the package, for the text encoder of an embedded model.
@@ -76,6 +84,8 @@ class ItD(Eraser):
         margin: Where the threshold lies between the strongest kept prompt (0) and the weakest with the concept (1).
         templates: Patterns with one `{}` for the concept; "auto": those of its kind.
         aliases: Erase the concept's aliases, too.
+        dictionary: Whose features: `sae`, or one that is made of the prompts, for text encoders alone.
+        size: Features of `snmf` and `codebook`.
         features: Of a denoiser: how many of each concept are turned down at each step.
         pictures: Of a denoiser: at most so many are drawn of each concept, and of kept prompts.
         steps: Of the sampler that draws them.
@@ -91,6 +101,9 @@ class ItD(Eraser):
     family: ClassVar[str] = "runtime hook, text encoder or denoiser"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "itd-shapes": {"scale": -2.0, "steps": 20, "guidance": 4.0},
+        "itd-snmf": {"dictionary": "snmf", "quiet": 0.5},
+        "itd-codebook": {"dictionary": "codebook"},
+        "itd-means": {"dictionary": "means"},
         "itd-nudity": {"top": 128, "scale": -8.0},
         "itd-style": {"top": 256, "scale": -8.0},
         "itd-identity": {"top": 128, "scale": -8.0},
@@ -106,6 +119,8 @@ class ItD(Eraser):
     margin: float = 0.5
     templates: Templates = "auto"
     aliases: bool = True
+    dictionary: Dictionary = "sae"
+    size: int = 32
     features: int = 3
     pictures: int = 80
     steps: int = 50
@@ -117,9 +132,11 @@ class ItD(Eraser):
         super().__post_init__()
         if not abs(self.scale) < float("inf"):
             raise ValueError(f"expected a finite scale, got {self.scale}")
-        require_least(self, top=1, features=1, pictures=1, steps=1, clip_skip=0, max_sequence_length=1)
+        require_least(self, top=1, size=1, features=1, pictures=1, steps=1, clip_skip=0, max_sequence_length=1)
         if self.guidance != "auto" and not abs(self.guidance) < float("inf"):
             raise ValueError(f"expected a finite guidance, got {self.guidance}")
+        if self.dictionary != "sae" and self.sae != "auto":
+            raise ValueError(f"expected no sae with dictionary {self.dictionary}, which is made of prompts, got one")
         for name in ("quiet", "often", "margin"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
@@ -134,7 +151,7 @@ class ItD(Eraser):
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; on text encoders nothing is random, and it takes seconds."""
-        described = read_saes(pipe, self.sae)
+        described = self.described(pipe, concepts, generator)
         warn_of_missed_encoders(pipe, {block.name for block, _, _ in described}, "give an autoencoder of it, too")
         tensors: dict[str, torch.Tensor] = {}
         base: dict[str, str] = {}
@@ -147,11 +164,23 @@ class ItD(Eraser):
                 hook, parts = f"{block.target}/{FeatureGate.kind}", self.parts(block, sae, concepts)
             tensors |= {f"hook/{hook}/{part}": tensor for part, tensor in parts.items()}
             base |= block.fingerprints()
-            digests[block.target] = digest
+            digests |= {block.target: digest} if digest else {}
         weights = {name: find_parameter(pipe, name, linear=False, edit=False) for name in base}
         dtype, readers = next(iter(weights.values())).dtype, text_readers(pipe)
         meta = patch_meta(self.name, self.config(), concepts, base, dtype, weights=weights, readers=readers)
-        return Patch(tensors, meta | {"sae": digests})
+        return Patch(tensors, meta | ({"sae": digests} if digests else {}))
+
+    def described(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator) -> list[Described]:
+        """The blocks that are edited, each with its features; raises as `read_saes` and `dictionary_of`."""
+        if self.dictionary == "sae":
+            return read_saes(pipe, self.sae)
+        return [Described(block, self._made(block, concepts, generator)) for block in find_blocks(pipe)]
+
+    def _made(self, block: Block, concepts: Sequence[Concept], generator: torch.Generator) -> SAE:
+        near, others = kept_prompts(concepts, self.templates)
+        named, kept = [prompts for _, prompts in self.asked(concepts)], [*near, *others]
+        rows = [block.counted(block.outputs(prompts)).flatten(0, 1) for prompts in [*named, kept]]
+        return dictionary_of(self.dictionary, rows[:-1], rows[-1], self.size, generator)
 
     def parts(self, block: Block, sae: SAE, concepts: Sequence[Concept]) -> dict[str, torch.Tensor]:
         """The parts of the hook of one block."""
@@ -159,13 +188,12 @@ class ItD(Eraser):
         kept = activity(sae, block, [*near, *others])
         gates: dict[int, float] = {}
         floors: dict[int, float] = {}
-        for concept, prompts in self.asked(concepts):
+        for place, (name, prompts) in enumerate(self.asked(concepts)):
             asked = activity(sae, block, prompts)
-            chosen = select(asked.active, kept.active, self.top, self.quiet, self.often)
+            chosen = self._chosen(place, asked, kept)
             if not len(chosen):
                 raise ValueError(
-                    f"expected features of {block.target} that fire for {concept!r} alone, got none; train the "
-                    "autoencoder on prompts with it, or on more features (erase sae train --features)"
+                    f"expected features of {block.target} that fire for {name!r} alone, got none; {self._advice()}"
                 )
             gate = thresholds(asked.strength[:, chosen], kept.strength[:, chosen], self.margin)
             floor = floors_of(sae, asked.active[:, chosen])
@@ -173,6 +201,18 @@ class ItD(Eraser):
                 gates[number] = min(gates.get(number, float("inf")), max(value, least))
                 floors[number] = min(floors.get(number, float("inf")), least)
         return gate_parts(sae, gates, floors, self.scale) | ({} if block.first else {"first": torch.zeros(1)})
+
+    def _chosen(self, place: int, asked: Activity, kept: Activity) -> torch.Tensor:
+        """Numbers of the features of a name, by its place among all."""
+        if self.dictionary == "means":
+            return torch.tensor([place])
+        return select(asked.active, kept.active, self.top, self.quiet, self.often)
+
+    def _advice(self) -> str:
+        """What to do where no feature fires for a name alone."""
+        if self.dictionary == "sae":
+            return "train the autoencoder on prompts with it, or on more features (erase sae train --features)"
+        return f"take another size than {self.size}, or more quiet than {self.quiet:g}, or a trained autoencoder"
 
     def step_parts(
         self, block: DenoiserBlock, sae: SAE, concepts: Sequence[Concept], generator: torch.Generator, progress: bool
@@ -299,21 +339,35 @@ def gate_parts(
     }
 
 
-def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[tuple[Block | DenoiserBlock, SAE, str]]:
-    """Autoencoders of a pipeline: the block that each describes, itself, sha256 of its file.
+class Described(NamedTuple):
+    """A block and its features.
+
+    Args:
+        block: Of a text encoder or of a denoiser.
+        sae: The features.
+        digest: sha256 of the file that they are from; "" where they are made of prompts.
+    """
+
+    block: Block | DenoiserBlock
+    sae: SAE
+    digest: str = ""
+
+
+def read_saes(pipe: Any, given: tuple[str, ...] | Literal["auto"]) -> list[Described]:
+    """Autoencoders of a pipeline, each with the block that it describes.
 
     Raises:
         UnsupportedPipeline: The message lists the supported ones.
         FileNotFoundError: No such file.
         ValueError: An autoencoder of another model, or none.
     """
-    saes: dict[str, tuple[Block | DenoiserBlock, SAE, str]] = {}
+    saes: dict[str, Described] = {}
     for path in _shipped(pipe) if given == "auto" else [at_home(path) for path in given]:
         sae, meta = load_sae(path)
         block = _block_of(pipe, meta["target"])
         if block.fingerprints() != meta["base"]:
             raise ValueError(f"expected an autoencoder of this model in {path.name}, got one of other weights")
-        saes[block.target] = block, sae, hashlib.sha256(path.read_bytes()).hexdigest()
+        saes[block.target] = Described(block, sae, hashlib.sha256(path.read_bytes()).hexdigest())
     if not saes:
         name = readable_encoders(pipe)[0]
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 
 from erasers.concept import Concept
 from erasers.files.atomic import write_atomically
-from erasers.methods.itd.eraser import ItD, read_saes
+from erasers.methods.itd.eraser import ItD
 from erasers.sae.autoencoder import SAE
 from erasers.sae.text_blocks import Block
 from erasers.text.contexts import kept_prompts
@@ -70,7 +70,7 @@ def explanations(pipe: Any, concept: Concept, eraser: ItD) -> list[Explanation]:
     """One explanation for each text encoder of a pipeline; raises as `ItD.fit` does, and for a denoiser."""
     (concept,) = eraser.prepared(pipe, [concept])
     explained = []
-    for block, sae, _ in read_saes(pipe, eraser.sae):
+    for block, sae, _ in eraser.described(pipe, [concept], torch.Generator().manual_seed(0)):
         if not isinstance(block, Block):
             raise ValueError(f"expected autoencoders of text encoders, got one of {block.target}, which reads no words")
         explained.append(_explain(block, sae, concept, eraser))
