@@ -33,8 +33,8 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "safe", "concept_slider"),
-    *("geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
+    *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "safe"),
+    *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
 )
 HOOKED = ("itd", "eim", "concept_lancet")
 """Those whose patches are hooks: no weight is edited."""

@@ -33,8 +33,8 @@ are those from before (`python benchmarks/reversal.py`). - is not measured."""
 
 
 ORDER = (
-    *("uce", "rece", "realera", "few_shot", "esd", "safe", "concept_slider", "adv_unlearn", "doco", "robust_ablation"),
-    *("geom_erasing", "itd", "eim"),
+    *("uce", "rece", "realera", "few_shot", "esd", "safe", "co_erasing", "concept_slider"),
+    *("adv_unlearn", "doco", "robust_ablation", "geom_erasing", "itd", "eim"),
 )
 """Of the rows; methods that are not named here come behind them."""
 Facts = Mapping[str, Mapping[str, Any]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.adapters import fitting, tiny_adapter
 from support.selection import cases, diagonal
 from support.tiny import FAMILIES, draw, make_pipe, same, weights
 from support.trained import NOW, killed_after
@@ -32,9 +33,11 @@ FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
 POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}
 DOMAINS = {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8}
 ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
+PICTURED = {"adapter": tiny_adapter(), "images": 2, "pictures": 2, "refresh": 2}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
     "safe": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"rank": 2, "train_method": "x", "drawn_by": "frozen"}],
+    "co_erasing": [FEW | PICTURED, FEW | PICTURED | {"rank": 2, "drawn_by": "frozen", "refine": False}],
     "concept_slider": [FEW | {"rank": 2, "refresh": 2}, FEW | {"layers": "cross", "both_signs": False, "batch": 2}],
     "few_shot": [
         FEW | {"pictures": 2, "kept": 4, "max_drift": 1e3},
@@ -150,7 +153,7 @@ def test_fit_apply_remove(pipes, family, eraser):
             eraser.fit(pipe, STAR)
         return
     before, picture = weights(pipe), draw(pipe)
-    patch = eraser.fit(pipe, STAR)
+    patch = fitting(eraser, family).fit(pipe, STAR)
     assert same(before, weights(pipe))
     patch.apply(pipe)
     after = weights(pipe)

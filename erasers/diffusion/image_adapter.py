@@ -135,7 +135,7 @@ def check_adaptable(pipe: Any) -> None:
     """
     if adaptor_of(pipe).denoiser != "UNet2DConditionModel" or not hasattr(pipe, "load_ip_adapter"):
         raise UnsupportedPipeline(
-            "expected a Stable Diffusion 1, 2 or XL pipeline, whose UNet takes an IP-Adapter, got "
+            "expected a Stable Diffusion 1, 2 or XL pipeline (whose UNet takes an IP-Adapter), got "
             f"{type(pipe).__name__}"
         )
     if module_of(pipe, "unet").encoder_hid_proj is not None:

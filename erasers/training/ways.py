@@ -125,6 +125,30 @@ class WayEraser(TrainedEraser):
             student: What is trained.
         """
 
+    def beside(
+        self, pipe: Any, concepts: Sequence[Concept], heard: Heard, generator: torch.Generator, stage: Stage
+    ) -> Any:
+        """What `learn` takes beside latents, made once."""
+        return None
+
+    def learn(
+        self, pipe: Any, heard: Heard, latents: LatentBank, student: Student, beside: Any, number: int
+    ) -> Mapping[str, float]:
+        """Derive the loss of an iteration, whose losses are returned; arguments as for `loss`.
+
+        Args:
+            pipe: The pipeline.
+            heard: See `loss`.
+            latents: See `loss`.
+            student: See `loss`.
+            beside: As `beside` gives it.
+            number: Of the iteration.
+        """
+        loss = self.loss(pipe, heard, latents, student)
+        with student.placed():
+            student.backward(loss)
+        return loss.shown
+
     def check_pipe(self, pipe: Any) -> None:
         """See `TrainedEraser.check_pipe`."""
         check_drawable(pipe)
@@ -180,11 +204,12 @@ class WayEraser(TrainedEraser):
         heard = self.hear(pipe, concepts)
         with stage("drawing what is unlearned", len(self.turn(len(prompts), 0))) as advance:
             bank = self._draw(pipe, heard, 0, generator, advance)
+        beside = self.beside(pipe, concepts, heard, generator, stage)
         names = denoiser_names(pipe, self.method_for(pipe, concepts))
         student = Student(pipe, names, rank=known(self.rank), generator=generator)
         adam = torch.optim.Adam(student.parameters, lr=known(self.lr))
 
-        def step(number: int) -> dict[str, float]:
+        def step(number: int) -> Mapping[str, float]:
             by_student = self.drawn_by == "student" and number >= self.refresh
             if self.draws_anew and number and number % self.refresh == 0:
                 with student.placed() if by_student else nullcontext():
@@ -192,11 +217,9 @@ class WayEraser(TrainedEraser):
             latents = bank.draw(self.batch, generator)
             if by_student or heard.asked is not heard.drawn:
                 latents = ask_again(pipe, latents, heard.asked, heard.empty)
-            loss = self.loss(pipe, heard, latents, student)
-            with student.placed():
-                student.backward(loss)
+            shown = self.learn(pipe, heard, latents, student, beside, number)
             adam.step()
-            return loss.shown
+            return shown
 
         return Training(student, step, {"adam": adam}, bank.tensors() if self.draws_anew else {})
 

@@ -28,6 +28,7 @@ from erasers.training.recomputing import checkpointed
 
 BATCHES: dict[str, dict[str, Any]] = {
     "adv_unlearn": {"batch": 2, "retain_batch": 3, "clean": True, "attack_batch": 3},
+    "co_erasing": {"batch": 5},
     "concept_slider": {"batch": 5},
     "doco": {"batch": 5},
     "esd": {"batch": 5},

@@ -25,7 +25,10 @@ from erasers.sae.text_blocks import readable_encoders
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 STAR = Concept("star", anchor="circle")
-TRAINED = ("esd", "safe", "concept_slider", "doco", "few_shot", "geom_erasing", "adv_unlearn", "robust_ablation")
+TRAINED = (
+    *("esd", "safe", "co_erasing", "concept_slider", "doco", "few_shot", "geom_erasing", "adv_unlearn"),
+    "robust_ablation",
+)
 BRIEF: dict[str, Any] = {"iterations": 1, "steps": 2}
 
 

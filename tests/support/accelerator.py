@@ -136,7 +136,8 @@ class _Python(_Placed, TorchFunctionMode):
         if name in ("to", "cpu", "cuda") and isinstance(args[0], torch.Tensor):
             return self._moved(name, args, more)
         device = more.get("device")
-        if device is None or torch.device(device).type not in (CPU.type, CUDA.type):
+        # That of modules says where they go, and moves nothing.
+        if device is None or name == "_parse_to" or torch.device(device).type not in (CPU.type, CUDA.type):
             return function(*args, **more)
         there = torch.device(device).type == CUDA.type
         if there and more.get("generator") is not None:

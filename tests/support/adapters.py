@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from support.tiny import make_unet
+from support.tiny import make_pipe, make_unet
 
 EMBEDDING = 12
 TOKENS = 4
@@ -52,6 +53,13 @@ def save_adapter(unet: Any, folder: Path, name: str = "ip-adapter_tiny.safetenso
 
 
 @cache
-def tiny_adapter() -> str:
-    """The file of an adapter for the tiny Stable Diffusion 1."""
-    return str(save_adapter(make_unet(32), Path(tempfile.mkdtemp(prefix="tiny-adapter-"))))
+def tiny_adapter(family: str = "sd1") -> str:
+    """The file of an adapter for a tiny Stable Diffusion."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-adapter-"))
+    unet = make_unet(32) if family == "sd1" else make_pipe(family, folder).unet
+    return str(save_adapter(unet, folder))
+
+
+def fitting(eraser: Any, family: str) -> Any:
+    """The same method; if it has an adapter, with one for that tiny Stable Diffusion."""
+    return replace(eraser, adapter=tiny_adapter(family)) if hasattr(eraser, "adapter") else eraser

@@ -18,11 +18,13 @@ from erasers.diffusion.denoiser import predict
 from erasers.files.checkpoint import CheckpointFile
 from erasers.training.loop import TrainedEraser
 from erasers.training.student import Student
+from support.adapters import tiny_adapter
 from support.families.all import FAMILIES
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 METHODS: dict[str, dict[str, Any]] = {
     "adv_unlearn": {"steps": 2, "pictures": 2, "kept": 4, "attack_steps": 2, "attack_lr": 1e-2, "warm_up": 1},
+    "co_erasing": {"adapter": tiny_adapter(), "images": 2, "steps": 2, "pictures": 2, "refresh": 2},
     "concept_slider": {"steps": 2, "batch": 2, "refresh": 2},
     "doco": {"warm_up": 1, "batch": 2, "pictures": 4, "kept": 2, "steps": 2, "width": 8},
     "esd": {"steps": 2, "pictures": 2, "refresh": 2},
