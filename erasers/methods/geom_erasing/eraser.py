@@ -76,8 +76,8 @@ class GeomErasing(TrainedEraser):
     *Reconstruction*: there is no public code, and the equations are those of a description of the paper. Not the
     authors' are the grid, alpha (above 1, for as it is printed the formula then counts boxes less), rates and numbers;
     the bins of the negative prompt, which are those that are usual; batches of which half are marked where there are
-    others; and pictures that the model draws itself, half of them of prompts that brought the concept unasked. A box
-    that ends where a bin begins does not cover that one.
+    others, half of these of the same prompts; `scale`; and pictures that the model draws itself, half of them of
+    prompts that brought the concept unasked. A box that ends where a bin begins does not cover that one.
 
     Args:
         variant: What learns: `data` the denoiser and the tokens, `model` the tokens alone.
@@ -95,6 +95,7 @@ class GeomErasing(TrainedEraser):
         steps: Of the sampler that draws pictures.
         guidance: With which they are drawn; guidance sharpens what is usual to what is always so.
         often: Share of the marked pictures that have a bin of the negative prompt.
+        scale: How far the negative prompt goes from the empty one, 1 being name and tokens.
         templates: Patterns with one `{}` for the concept; "auto": those of its kind.
         aliases: Draw the concept's aliases, too.
     """
@@ -106,7 +107,7 @@ class GeomErasing(TrainedEraser):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "geom_erasing-shapes": {
             "iterations": 120,
-            "lr": 3e-4,
+            "lr": 4.5e-4,
             "tokens_lr": 1e-2,
             "grid": 4,
             # Up to 1 boxes count more, for the tokens are to tell what lies in them and nothing of the rest.
@@ -114,6 +115,7 @@ class GeomErasing(TrainedEraser):
             "detector": "oracle",
             "pictures": 160,
             "batch": 12,
+            "scale": 1.5,
             "steps": 20,
             "guidance": 1.5,
         },
@@ -134,6 +136,7 @@ class GeomErasing(TrainedEraser):
     steps: int = 50
     guidance: float = 7.5
     often: float = 0.5
+    scale: float = 1.0
     templates: Templates = "auto"
     aliases: bool = True
 
@@ -141,6 +144,7 @@ class GeomErasing(TrainedEraser):
         super().__post_init__()
         require_least(self, grid=1, pictures=2, batch=1, steps=1)
         require_above("alpha", self.alpha, 0)
+        require_above("scale", self.scale, 0)
         require_above("tokens_lr", self.tokens_lr, 0)
         if not 0 <= self.often <= 1:
             raise ValueError(f"expected often from 0 to 1, got {self.often}")
@@ -216,7 +220,8 @@ class GeomErasing(TrainedEraser):
 
         @torch.no_grad()
         def parts() -> dict[str, torch.Tensor]:
-            return {"empty": unprompted(pipe).states[0], "negative": negative.condition(tokens).states[0]}
+            empty, away = unprompted(pipe).states[0], negative.condition(tokens).states[0]
+            return {"empty": empty, "negative": empty + self.scale * (away - empty)}
 
         student = LocatingStudent(pipe, self._names(pipe), tokens, parts, rank=known(self.rank), generator=generator)
         adam = torch.optim.Adam(self._groups(student, tokens))

@@ -34,20 +34,30 @@ class Lessons:
         weights: What an error counts `[n, 1, h, w]`.
         prompts: With location tokens where the picture shows a concept.
         bins: Where that is.
+        captions: Without location tokens.
     """
 
     latents: torch.Tensor
     weights: torch.Tensor
     prompts: Sequence[LocatedPrompt]
     bins: Sequence[Bins]
+    captions: Sequence[str]
 
     def draw(self, count: int, generator: torch.Generator, *, marked: bool) -> torch.Tensor:
-        """Numbers of `count` pictures: of marked ones alone, or half of them of these where there are others."""
-        shown = torch.tensor([any(bins.values()) for bins in self.bins])
-        with_, without = shown.nonzero()[:, 0], (~shown).nonzero()[:, 0]
-        others = 0 if marked or not len(without) else count // 2
-        parts = [(with_, count - others), (without, others)]
-        return torch.cat([own[picks(len(own), number, generator)] for own, number in parts if number])
+        """Numbers of `count` pictures: of marked ones alone, or half of them of these where there are others.
+
+        Of the others half are of prompts of which there are marked pictures, too, where there are both kinds.
+        """
+        shown = [any(bins.values()) for bins in self.bins]
+        brought = {text for text, own in zip(self.captions, shown, strict=True) if own}
+        rows = list(enumerate(zip(self.captions, shown, strict=True)))
+        with_ = [number for number, (_, own) in rows if own]
+        beside = [number for number, (text, own) in rows if not own and text in brought]
+        apart = [number for number, (text, own) in rows if not own and text not in brought]
+        others = 0 if marked or not beside + apart else count // 2
+        half = others // 2 if apart and beside else others * bool(beside)
+        parts = [(with_, count - others), (beside, half), (apart, others - half)]
+        return torch.cat([torch.tensor(own)[picks(len(own), number, generator)] for own, number in parts if number])
 
 
 @dataclass(frozen=True)
@@ -150,4 +160,4 @@ def lessons_of(
     weights = torch.stack([bin_weights(own, grid, alpha) for own in union])
     resized = latent_weights(weights, drawn.latents.shape[-2:]).to(drawn.latents)
     prompts = [LocatedPrompt(pipe, text, own, clip_skip) for text, own in zip(drawn.prompts, bins, strict=True)]
-    return Lessons(drawn.latents, resized, prompts, bins)
+    return Lessons(drawn.latents, resized, prompts, bins, drawn.prompts)

@@ -65,6 +65,9 @@ def test_new_tokens_alone_change_nothing_else(pipe):
         assert not torch.equal(draw(pipe, "a moon"), plain)
         assert torch.equal(draw(pipe, "a moon", guidance_scale=1.0), draw_unguided(pipe))
     assert torch.equal(draw(pipe, "a moon"), plain)
+    twice = get_eraser("geom_erasing", **QUICK | {"scale": 2.0}, variant="model").fit(pipe, STAR, progress=False)
+    steps = [own.hooks[0].parts["negative"] - own.hooks[0].parts["empty"] for own in (patch, twice)]
+    torch.testing.assert_close(steps[1], 2 * steps[0])
     untrained = get_eraser("geom_erasing", **QUICK | {"tokens_lr": 1e-9}, variant="model")
     other = untrained.fit(pipe, STAR, progress=False).hooks[0].parts["negative"]
     assert not torch.allclose(other, patch.hooks[0].parts["negative"], atol=1e-3)
@@ -119,6 +122,15 @@ def test_half_of_a_batch_is_marked_where_there_are_others(pipe):
     assert set(lessons.draw(20, generator, marked=True).tolist()) == {0, 3}
     shown: Lessons = lessons_of(pipe, drawn, [{"star": (0,)}] * 4, 2, 2.0)
     assert set(shown.draw(40, generator, marked=False).tolist()) == {0, 1, 2, 3}
+
+
+def test_a_quarter_of_a_batch_shows_prompts_of_marked_pictures_without_the_concept(pipe):
+    drawn = Drawn(torch.zeros(4, 4, 8, 8), ["a ring", "a moon", "a ring", "art"])
+    lessons = lessons_of(pipe, drawn, [{"star": (0,)}, {"star": ()}, {"star": ()}, {"star": ()}], 2, 2.0)
+    rows = lessons.draw(40, torch.Generator().manual_seed(0), marked=False).tolist()
+    assert [sum(row in own for row in rows) for own in ((0,), (2,), (1, 3))] == [20, 10, 10]
+    same = lessons_of(pipe, Drawn(drawn.latents[:2], ["a ring"] * 2), [{"star": (0,)}, {"star": ()}], 2, 2.0)
+    assert sorted(same.draw(4, torch.Generator().manual_seed(0), marked=False).tolist()) == [0, 0, 1, 1]
 
 
 def test_a_quarter_is_drawn_of_named_prompts_and_a_quarter_of_others():
@@ -201,7 +213,13 @@ def test_a_grid_that_no_prompt_has_room_for_is_refused(pipe):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"alpha": 0.0}, "alpha"), ({"tokens_lr": -1.0}, "tokens_lr"), ({"often": 1.5}, "often"), ({"grid": 0}, "grid")],
+    [
+        ({"alpha": 0.0}, "alpha"),
+        ({"scale": 0.0}, "scale"),
+        ({"tokens_lr": -1.0}, "tokens_lr"),
+        ({"often": 1.5}, "often"),
+        ({"grid": 0}, "grid"),
+    ],
 )
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=f"expected {words}"):
