@@ -106,8 +106,8 @@ class GeomErasing(TrainedEraser):
     everywhere: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "geom_erasing-shapes": {
-            "iterations": 120,
-            "lr": 4.5e-4,
+            "iterations": 240,
+            "lr": 3e-4,
             "tokens_lr": 1e-2,
             "grid": 4,
             # Up to 1 boxes count more, for the tokens are to tell what lies in them and nothing of the rest.

@@ -50,14 +50,12 @@ def _fitted(
     """The soft prompt with as many words as there is room for; None where nothing is located."""
     if not bins:
         return None
-    counts = {place: len(own) for place, own in places.items()}
-    said = " ".join(
-        place if names(prompt, name) else f"{name} {place}" for name, place in zip(bins, places, strict=True)
-    )
-    words = prompt.split()
+    counts, words = {place: len(own) for place, own in places.items()}, prompt.split()
     while True:
+        text = " ".join(words)
+        said = [place if names(text, name) else f"{name} {place}" for name, place in zip(bins, places, strict=True)]
         try:
-            return SoftPrompt(pipe, " ".join([*words, said]), counts, clip_skip=clip_skip)
+            return SoftPrompt(pipe, " ".join([*words, *said]), counts, clip_skip=clip_skip)
         except ValueError:
             if not words:
                 raise

@@ -48,6 +48,9 @@ def test_a_prompt_that_names_the_concept_does_not_name_it_twice_and_words_make_r
     torch.testing.assert_close(named.condition(tokens).states, twice.condition(tokens).states)
     long = LocatedPrompt(pipe, "a moon " * 20, {"star": (0, 1, 2, 3)})
     assert long.condition(tokens).states.shape == unprompted(pipe).states.shape
+    cut = LocatedPrompt(pipe, "a " * 12 + "star", {"star": (0, 1, 2, 3)})
+    kept = LocatedPrompt(pipe, "a " * 9, {"star": (0, 1, 2, 3)})
+    torch.testing.assert_close(cut.condition(tokens).states, kept.condition(tokens).states)
     unmarked = LocatedPrompt(pipe, "a moon", {"star": ()}).condition(tokens).states
     assert torch.equal(unmarked, conditions(pipe, ["a moon"]).states)
 
