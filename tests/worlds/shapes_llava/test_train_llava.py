@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shorten(monkeypatch, (sight, "RECIPE"))
+    shorten(monkeypatch, (sight, "RECIPE"), (sight, "PLACES_RECIPE"))
     monkeypatch.setattr(sight, "BATCH", 6)
     return tmp_path
 
@@ -66,6 +67,24 @@ def test_the_model_is_trained_on_what_its_processor_makes(out: Path) -> None:
     kept = given["attention_mask"][0].bool()
     assert torch.equal(inputs["input_ids"][0], given["input_ids"][0][kept][:-1])
     torch.testing.assert_close(inputs["pixel_values"], given["pixel_values"][:1], atol=0.01, rtol=0)
+
+
+def test_every_place_is_to_say_the_object_of_its_own_picture() -> None:
+    said = torch.zeros(2, 3, 10)
+    said[0, :, 4] = said[1, :2, 7] = 50.0
+    loss, right = sight.place_loss(said, torch.tensor([4, 7]))
+    assert right.item() == pytest.approx(5 / 6)
+    assert loss.item() == pytest.approx(math.log(10) / 6, abs=1e-4)
+
+
+def test_the_second_part_trains_the_tower_and_leaves_nothing_behind(out: Path) -> None:
+    torch.manual_seed(0)
+    llava = model.build()
+    names, before = [*llava.state_dict()], llava.model.vision_tower.embeddings.patch_embedding.weight.detach().clone()
+    sight.learn_places(llava, "places", out, 0, None)
+    assert [*llava.state_dict()] == names
+    assert not llava.model.multi_modal_projector._forward_hooks
+    assert not torch.equal(llava.model.vision_tower.embeddings.patch_embedding.weight, before)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
