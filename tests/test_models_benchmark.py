@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import REPOSITORY
 from support.scripts import benchmark
 
 from erasers.sae.training import SAETraining
@@ -46,3 +47,22 @@ def test_sauce_is_measured_by_object(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(result["objects"]) == list(OBJECTS[:2])
     for row in result["objects"].values():
         assert all(0 <= row[what]["value"] <= 1 and row[what]["n"] == 1 for what in ("before", "after", "same"))
+
+
+def test_the_page_has_the_figures_of_sauce() -> None:
+    """Stars are named less often, by more than chance; all else is answered as before."""
+    result = json.loads((REPOSITORY / "benchmarks/results/shapes-llava-sauce.json").read_text())["rows"]["sauce"]
+    objects = result["objects"]
+    star = objects.pop("star")
+    assert star["after"]["high"] < star["before"]["low"]
+    assert result["text alone, bit for bit"]
+    assert all(row["same"]["value"] == 1 for row in objects.values())
+    page = " ".join((REPOSITORY / "docs/transformers.md").read_text().split())
+    before, after = (
+        "{value:.0f} % {when} ({of}{low:.0f}-{high:.0f})".format(
+            when=when, of=of, **{name: 100 * star[when][name] for name in ("value", "low", "high")}
+        )
+        for when, of in (("before", "95 % interval "), ("after", ""))
+    )
+    count = sum(row["same"]["n"] for row in objects.values())
+    assert f"Of {star['before']['n']} new stars it names {before} and {after}; all {count} pictures" in page

@@ -38,13 +38,13 @@ def test_answers_say_what_is_in_a_picture() -> None:
     """As the card says, and so do a few given anew."""
     said = measured("shapes-llava")["answers"]
     assert said["seen"]["object"]["low"] >= 0.85
-    assert min(said["seen"][what]["low"] for what in ("colour", "style", "background", "stamp")) >= 0.95
+    assert min(said["seen"][what]["low"] for what in ("colour", "style", "background", "stamp")) >= 0.9
     generator = torch.Generator().manual_seed(7)
     scenes = training_scenes(20, generator)
     texts = MODELS.answers(erasers.load_model("shapes-llava"), MODELS.pictured(scenes, generator))
     right = CARDS.right(texts, scenes)
     assert right["object"].value >= 0.8
-    assert min(right[what].value for what in ("colour", "style", "background", "stamp")) >= 0.9
+    assert min(right[what].value for what in ("colour", "style", "background", "stamp")) >= 0.85
 
 
 def test_an_answer_is_right_where_it_says_what_is_there_and_nothing_else() -> None:
