@@ -39,6 +39,10 @@ def test_sauce_is_measured_by_object(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(MODELS, "PICTURES", 40)
     monkeypatch.setattr(MODELS, "SAE", SAETraining(features=256, k=4, steps=10, prompts=8, auxiliary=0, warmup=1))
     monkeypatch.setattr(MODELS, "OBJECTS", OBJECTS[:2])
+    # It names nothing either: half of the pictures are said to show a circle.
+    monkeypatch.setattr(
+        MODELS, "answers", lambda _, pictures: [("a circle", "a thing")[k % 2] for k in range(len(pictures))]
+    )
     arguments = ["sauce", "--model", str(tmp_path / "model"), "--samples", "1", "--out", str(tmp_path / "sauce.json")]
     # An untrained model has no feature for an object: any that fires in one picture has to do.
     MODELS.main([*arguments, "--concept", "circle", "--set", "often=0", "--set", "quiet=0.99"])
