@@ -45,7 +45,7 @@ QUICK = {
 
 def test_no_method_is_left_out() -> None:
     # A method for few families says itself which: its own tests ask it.
-    assert set(SMALL) == {name for name in METHODS if eraser_class(name).everywhere}
+    assert not [name for name in METHODS if eraser_class(name).everywhere and name not in SMALL]
 
 
 @pytest.mark.parametrize(
