@@ -18,7 +18,7 @@ CONTENT = tiny_task(
     sampling={"steps": 2, "guidance": 4, "batch": 2},
     references={"star": "somewhere"},
 )
-SHAPES = [f"shapes-{name}" for name in ("every", "multi", "quick", "sd3-standard", "smoke", "standard")]
+SHAPES = [f"shapes-{name}" for name in ("every", "image-prompt", "multi", "quick", "sd3-standard", "smoke", "standard")]
 
 
 def test_the_package_has_its_tasks() -> None:
