@@ -45,8 +45,8 @@ SHOWN = 4
 """Pictures of a split on the sheet."""
 SHOWN_ANSWERS = 9
 MODELS = {"ear": "shapes-janus", "sauce": "shapes-llava"}
-SMALL = {"window": 4}
-"""A picture of this Janus has 16 tokens, where published windows are of up to a hundred."""
+SMALL = {"window": 8, "lr": 3e-5}
+"""A picture of this Janus has 64 tokens, where published windows are of 12 to 100 out of 576."""
 SPREAD = {"scale": -5.0, "features": 64, "quiet": 0.8, "often": 0.1, "margin": 0.0}
 """No feature of this LLaVA fires in most pictures of an object: many are turned down that fire in some."""
 ROWS: dict[str, dict[str, dict[str, Any]]] = {"ear": {"ear": SMALL, "ear-official": SMALL}, "sauce": {"sauce": SPREAD}}

@@ -70,3 +70,23 @@ def test_the_page_has_the_figures_of_sauce() -> None:
     )
     count = sum(row["same"]["n"] for row in objects.values())
     assert f"Of {star['before']['n']} new stars it names {before} and {after}; all {count} pictures" in page
+
+
+def test_the_page_has_the_figures_of_ear() -> None:
+    """Stars go, by more than chance, where tokens are learned with all before them; of the rest no more than chance."""
+    result = json.loads((REPOSITORY / "benchmarks/results/shapes-janus-ear.json").read_text())
+    shares = {name: row["shares"] for name, row in result["rows"].items()}
+    for split in ("explicit", "synonym"):
+        assert shares["ear"][split]["high"] < min(
+            result["unedited"][split]["low"], shares["ear-official"][split]["low"]
+        )
+    for split in ("neighbour", "unrelated"):
+        assert shares["ear"][split]["high"] > result["unedited"][split]["low"]
+    page = (REPOSITORY / "docs/transformers.md").read_text()
+    for name, row in {"unedited": result["unedited"], **shares}.items():
+        cells = " | ".join("{value:.0f} ({low:.0f}-{high:.0f})".format(**percent(share)) for share in row.values())
+        assert f"{name}` | {cells} |" in page or f"| {name} | {cells} |" in page
+
+
+def percent(share: dict[str, float]) -> dict[str, float]:
+    return {name: 100 * share[name] for name in ("value", "low", "high")}

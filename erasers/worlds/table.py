@@ -21,7 +21,7 @@ _TABLE = {
 DEFAULT = next(iter(_TABLE))
 """The world that stands where none is named."""
 
-MODELS = {"shapes-llava": Path(__file__).parent / "shapes_llava" / "model"}
+MODELS = {name: Path(__file__).parent / name.replace("-", "_") / "model" for name in ("shapes-janus", "shapes-llava")}
 """Name -> folder of the models of transformers in the package, which are no pipelines: they draw or see pictures of the
 default world, and `erasers.load_model` loads them."""
 

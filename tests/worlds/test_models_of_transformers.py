@@ -56,7 +56,26 @@ def test_an_answer_is_right_where_it_says_what_is_there_and_nothing_else() -> No
     assert wrong["style"].value == 0.5 + 0.5 * (not scenes.style[0])
 
 
+def test_pictures_show_what_was_asked_for() -> None:
+    """As the card says, and so do a few given anew."""
+    card = measured("shapes-janus")["generator"]
+    assert card["seen"]["object"]["low"] >= 0.65
+    assert min(card["seen"][what]["low"] for what in ("colour", "style")) >= 0.94
+    pipe, judge = erasers.load_model("shapes-janus"), worlds.get("shapes").network()
+    texts = [f"a {colour} {thing}" for thing in ("circle", "ring", "square") for colour in ("red", "blue", "green")]
+    shown = judge.read(MODELS.drawn(pipe, texts, 7))
+    asked = {"colour": [text.split()[1] for text in texts], "object": [text.split()[2] for text in texts]}
+    right = {
+        what: [
+            judge.answers[what][k] == word for k, word in zip(shown[what].argmax(dim=1).tolist(), words, strict=True)
+        ]
+        for what, words in asked.items()
+    }
+    assert sum(right["colour"]) >= 8
+    assert sum(right["object"]) >= 5
+
+
 @pytest.mark.parametrize("name", ["nowhere", str(REPOSITORY / "docs")])
 def test_a_model_that_is_not_there_is_told_with_those_that_are(name: str) -> None:
-    with pytest.raises(erasers.ModelNotFound, match="expected a folder or 'shapes-llava'"):
+    with pytest.raises(erasers.ModelNotFound, match="expected a folder or 'shapes-janus' or 'shapes-llava'"):
         erasers.load_model(name)
