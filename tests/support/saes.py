@@ -52,3 +52,12 @@ def by_hand(block: Block) -> SAE:
     sae.decoder.data = torch.nn.functional.normalize((wanted - mean)[kept], dim=1).float()
     sae.threshold.fill_(0.2)
     return sae
+
+
+def embed(pipe: Any, *prompts: str) -> torch.Tensor:
+    """What the pipeline makes of prompts, [n, L, d]."""
+    with torch.no_grad():
+        states: torch.Tensor = pipe.encode_prompt(
+            prompt=list(prompts), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
+    return states

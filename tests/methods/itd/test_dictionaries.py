@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.saes import embed
 from support.tiny import same, weights
 from torch.nn import functional
 
@@ -21,13 +22,6 @@ MADE = ("itd-snmf", "itd-codebook", "itd-means")
 WORLD = worlds.get("shapes")
 STAR = replace(WORLD.concept("star"), preserve=WORLD.concept("star").preserve[:80])
 KEPT = (*STAR.preserve[:12], "a circle", "")
-
-
-def embed(pipe: Any, *prompts: str) -> torch.Tensor:
-    with torch.no_grad():
-        return pipe.encode_prompt(
-            prompt=list(prompts), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
 
 
 @pytest.fixture(scope="module")

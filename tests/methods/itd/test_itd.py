@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.saes import OPTIONS, save_saes
+from support.saes import OPTIONS, embed, save_saes
 from support.tiny import draw, same, weights
 
 from erasers import Concept, ErasedPipeline, Patch, get_eraser, load_pipeline, worlds
@@ -31,13 +31,6 @@ QUICK = SAETraining(features=64, k=4, steps=50, prompts=12, lr=1e-2, warmup=5, d
 
 def rows(block: Any, prompts: Any = PROMPTS, size: int = QUICK.prompts) -> TextRows:
     return TextRows(block, prompts, size, 0)
-
-
-def embed(pipe: Any, *prompts: str) -> torch.Tensor:
-    with torch.no_grad():
-        return pipe.encode_prompt(
-            prompt=list(prompts), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
 
 
 @pytest.fixture(scope="module")
