@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -48,7 +50,12 @@ def save_adapter(unet: Any, folder: Path, name: str = "ip-adapter_tiny.safetenso
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+        encoder = CLIPVisionModelWithProjection(config)
+    # Not by `save_pretrained`, which writes nothing in any process of a group but the first.
+    (folder / "image_encoder").mkdir(exist_ok=True)
+    encoder.config.architectures = [type(encoder).__name__]
+    encoder.config.to_json_file(folder / "image_encoder" / "config.json")
+    save_file(encoder.state_dict(), folder / "image_encoder" / "model.safetensors", {"format": "pt"})
     return folder / name
 
 
@@ -56,6 +63,7 @@ def save_adapter(unet: Any, folder: Path, name: str = "ip-adapter_tiny.safetenso
 def tiny_adapter(family: str = "sd1") -> str:
     """The file of an adapter for a tiny Stable Diffusion."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-adapter-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     unet = make_unet(32) if family == "sd1" else make_pipe(family, folder).unet
     return str(save_adapter(unet, folder))
 
