@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from erasers.cli.console import out
+from erasers.eraser import Stack
 
 if TYPE_CHECKING:
     from erasers.concept import Concept
@@ -25,6 +26,10 @@ def show_cost(eraser: Eraser, pipe: Any, concepts: Sequence[Concept], device: st
         device: Where it would be trained.
         memory: Bytes that there are; what the device has where None.
     """
+    if isinstance(eraser, Stack):
+        for member in eraser.members:
+            show_cost(member, pipe, concepts, device, memory)
+        return
     if not eraser.trains:
         out.print(f"{eraser.name} trains nothing")
         return

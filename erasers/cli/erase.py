@@ -44,7 +44,8 @@ def erase(
         list[str] | None, typer.Option(metavar="TEXT", help="What goes. Repeat for several in one solve.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="A method or one of its presets; see [cyan]erase methods[/cyan].")
+        str,
+        typer.Option(help="A method, a preset, or several on top of each other (a+b); see [cyan]erase methods[/cyan]."),
     ] = "rece",
     recipe: RecipeFile = None,
     base: ModelOptions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ import typer
 from erasers.cli.options import SEED, Memory
 from erasers.cli.words import suggest
 from erasers.concept import Concept, preset_options
-from erasers.eraser import eraser_class, get_eraser, list_erasers, options_for, parse_options, preset_for
+from erasers.eraser import get_eraser, list_erasers, option_names, options_for, parse_options, preset_for
 
 if TYPE_CHECKING:
     from erasers.eraser import Eraser
@@ -54,11 +54,16 @@ class Fitting:
 
 
 def check_method(method: str) -> None:
-    """Refuse a method that is not registered, without loading one.
+    """Refuse a method that is not registered, without loading one; in a stack, all are looked at.
 
     Raises:
         ValueError: Lists the methods and the nearest one.
     """
+    for member in method.split("+"):
+        _check_member(member)
+
+
+def _check_member(method: str) -> None:
     known, name = list_erasers(), method.partition("-")[0]
     if name in list_erasers("models"):
         raise ValueError(
@@ -77,7 +82,7 @@ def build_eraser(
     """The eraser with the options of `--set` over those its paper gives for the concepts, or that suit the model.
 
     Args:
-        method: A method or preset.
+        method: A method, a preset or a stack.
         settings: As given.
         concepts: What is erased.
         model: As for `load_pipeline`; an embedded one has settings of its own.
@@ -89,8 +94,7 @@ def build_eraser(
         ValueError: Unknown method or option, or a bad value.
     """
     check_method(method)
-    cls = eraser_class(method)
-    known = [field.name for field in fields(cls)]
+    known = option_names(method)
     for setting in settings:
         key = setting.partition("=")[0].strip()
         if "=" in setting and key not in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -51,10 +51,12 @@ class Edit:
     Args:
         form: `transform`, `lowrank` or `dense`.
         parts: A and B, or T, or (under None) the new value.
+        first: A transform of the same weight, which comes before a low-rank addition.
     """
 
     form: str
     parts: Mapping[str | None, torch.Tensor]
+    first: Edit | None = None
 
     def shape(self) -> tuple[int | None, ...]:
         """Shape that the weight must have; None where any size will do."""
@@ -68,16 +70,20 @@ class Edit:
         """The edited weight, a new tensor of the same dtype on the same device; computed in float32 or float64."""
         if strength == 0:
             return weight.clone()
-        old, parts = self._as(weight)
+        return self._new(_wide(weight), strength).to(weight.dtype)
+
+    def _new(self, old: torch.Tensor, strength: float) -> torch.Tensor:
+        """The same of a weight in float32 or float64."""
+        parts = self._as(old)
+        if self.first is not None:
+            old = self.first._new(old, strength)
         if self.form == "dense":
-            new = parts[None].clone() if strength == 1 else torch.lerp(old, parts[None], strength)
-        elif "T" in parts:
+            return parts[None].clone() if strength == 1 else torch.lerp(old, parts[None], strength)
+        if "T" in parts:
             shift = parts["T"] - torch.eye(old.shape[1], dtype=old.dtype, device=old.device)
-            new = torch.addmm(old, old, shift, alpha=strength)
-        else:
-            left = old @ parts["B"] if self.form == "transform" else parts["B"]
-            new = torch.addmm(old, left, parts["A"], alpha=strength)
-        return new.to(weight.dtype)
+            return torch.addmm(old, old, shift, alpha=strength)
+        left = old @ parts["B"] if self.form == "transform" else parts["B"]
+        return torch.addmm(old, left, parts["A"], alpha=strength)
 
     def factors(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(down `[r, d]`, up `[out, r]`) with W_new = W + up down.
@@ -87,7 +93,11 @@ class Edit:
         """
         if self.form == "dense":
             raise PatchError("expected low-rank edits to write as a LoRA, got a dense one; save the patch instead")
-        old, parts = self._as(weight)
+        old = _wide(weight)
+        parts = self._as(old)
+        if self.first is not None:
+            down, up = self.first.factors(weight)
+            return torch.cat([down.to(old), parts["A"]]), torch.cat([up.to(old), parts["B"]], dim=1)
         if "T" in parts:
             left, right = self._split
             return right, old.double().cpu() @ left
@@ -101,10 +111,12 @@ class Edit:
         keep = max(1, int((values > values.max() * torch.finfo(transform.dtype).eps).sum()))
         return left[:, :keep] * values[:keep], right[:keep]
 
-    def _as(self, weight: torch.Tensor) -> tuple[torch.Tensor, dict[str | None, torch.Tensor]]:
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        parts = {name: part.to(weight.device, dtype) for name, part in self.parts.items()}
-        return weight.detach().to(dtype), parts
+    def _as(self, weight: torch.Tensor) -> dict[str | None, torch.Tensor]:
+        return {name: part.to(weight.device, weight.dtype) for name, part in self.parts.items()}
+
+
+def _wide(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
 
 def parse(tensors: Mapping[str, torch.Tensor], groups: Mapping[str, list[str]]) -> tuple[dict[str, Edit], list[Hook]]:
@@ -139,13 +151,18 @@ def _edits(
     weights: Mapping[tuple[str, str], dict[str | None, torch.Tensor]], groups: Mapping[str, list[str]]
 ) -> dict[str, Edit]:
     edits: dict[str, Edit] = {}
-    for (form, target), parts in weights.items():
+    # Transforms come first.
+    for (form, target), parts in sorted(weights.items(), key=lambda item: item[0], reverse=True):
         _check_parts(f"{form}/{target}", form, parts)
         edit = Edit(form, parts)
         for parameter in _parameters(form, target, groups):
-            if parameter in edits:
+            first = edits.get(parameter)
+            if first and (first.form, form) != ("transform", "lowrank"):
                 raise PatchError(f"expected one edit for each parameter, got two for {parameter}")
-            edits[parameter] = edit
+            if first and first.shape()[1] != edit.shape()[1]:
+                widths = f"{first.shape()[1]} and {edit.shape()[1]}"
+                raise PatchError(f"expected both edits of {parameter} of one width, got {widths}")
+            edits[parameter] = replace(edit, first=first) if first else edit
     return edits
 
 

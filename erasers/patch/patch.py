@@ -4,7 +4,7 @@ Tensors of a patch, by name (`W` is a weight `[out, d]`, edits act from the righ
 
     transform/<group>/A [r, d], /B [d, r]     W_new = W (I + B A) for every port of the group
     transform/<group>/T [d, d]                W_new = W T, where A and B would not be smaller
-    lowrank/<component>.<module>/A [r, d], /B [out, r]      W_new = W + B A
+    lowrank/<component>.<module>/A [r, d], /B [out, r]      W_new = W + B A, after a transform of the same weight
     dense/<component>.<parameter>             the new value itself
     hook/<component>[.<module>]/<kind>/<part> what runs during generation; the kinds are those of `hooks.py`
 

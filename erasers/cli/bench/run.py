@@ -28,7 +28,10 @@ def run(
     task: TaskName,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method or preset with its defaults. Repeatable. [dim]all methods, unless --patch[/dim]"),
+        typer.Option(
+            help="A method, a preset or a stack (a+b) with its defaults. Repeatable. "
+            "[dim]all methods, unless --patch[/dim]"
+        ),
     ] = None,
     patch: Annotated[list[Path] | None, typer.Option(help="A patch file for one of the cases. Repeatable.")] = None,
     folder: Out = RESULTS,

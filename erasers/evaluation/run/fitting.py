@@ -10,7 +10,7 @@ import torch
 
 from erasers.concept import Concept, as_concepts
 from erasers.diffusion.counting import Calls
-from erasers.eraser import Eraser
+from erasers.eraser import Eraser, Stack, members_of
 from erasers.evaluation.run.stage import Stage
 from erasers.evaluation.run.states import Row, kept_patch
 from erasers.patch import Patch
@@ -45,10 +45,13 @@ class Fitting:
         costs: dict[str, Calls] = {}
         for row, case in self._jobs():
             concepts = as_concepts(self.stage.task.concepts(case))
-            if isinstance(row.eraser, TrainedEraser) and self.stage.scene(row, case) is None:
-                kept = self._kept(row, row.eraser, case, concepts)
-                calls = Calls() if kept else row.eraser.cost(self.stage.pipe, concepts)
-                costs[row.name] = costs.get(row.name, Calls()) + calls
+            if row.eraser is None or not row.eraser.trains or self.stage.scene(row, case) is not None:
+                continue
+            for number, eraser in enumerate(members_of(row.eraser)):
+                if isinstance(eraser, TrainedEraser):
+                    kept = number == 0 and self._kept(row, eraser, case, concepts)
+                    calls = Calls() if kept else eraser.cost(self.stage.pipe, concepts)
+                    costs[row.name] = costs.get(row.name, Calls()) + calls
         return costs
 
     def _jobs(self) -> list[tuple[Row, str]]:
@@ -59,15 +62,20 @@ class Fitting:
         if row.eraser is None:
             return
         concepts, started = as_concepts(stage.task.concepts(case)), time.perf_counter()
-        if kept := self._kept(row, row.eraser, case, concepts):
+        more: dict[str, Any] = {"memory": stage.memory} if row.eraser.trains else {}
+        kept = self._kept(row, members_of(row.eraser)[0], case, concepts)
+        if kept:
             kept.base_weights(stage.pipe)
+        if kept and not isinstance(row.eraser, Stack):
             stage.store.add_patch(stage.patch_key(row, case), kept, None)
             return
-        more: dict[str, Any] = {"memory": stage.memory} if row.eraser.trains else {}
+        more |= {"first": kept} if kept else {}
         patch = row.eraser.fit(stage.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False, **more)
-        stage.store.add_patch(stage.patch_key(row, case), patch, round(time.perf_counter() - started, 4))
+        # How long the patch that the task brings along took, it does not say.
+        seconds = None if kept else round(time.perf_counter() - started, 4)
+        stage.store.add_patch(stage.patch_key(row, case), patch, seconds)
 
     def _kept(self, row: Row, eraser: Eraser, case: str, concepts: Sequence[Concept]) -> Patch | None:
-        """The patch that the task brings along."""
-        task = self.stage.task
-        return kept_patch(task.places(task.patches), row.method, eraser, case, concepts)
+        """The patch of a method, in a stack the first one, that the task brings along."""
+        task, method = self.stage.task, (row.method or "").partition("+")[0]
+        return kept_patch(task.places(task.patches), method, eraser, case, concepts)

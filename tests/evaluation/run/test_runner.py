@@ -172,6 +172,33 @@ def test_patches_that_a_folder_has_are_not_fitted_again(
     assert fitted == ["esd"]
 
 
+def test_a_stack_is_fitted_on_the_patch_that_a_folder_has_of_its_first_method(
+    start: Callable[..., Run], shapes: Any, tmp_path: Path
+) -> None:
+    options = {"iterations": 1, "steps": 1, "pictures": 1, "lr": 1e-2, "rank": 2}
+    first = get_eraser("esd", **options).fit(shapes, list(TASK.concepts("star")), progress=False)
+    (tmp_path / "patches").mkdir()
+    first.save(tmp_path / "patches" / "esd-star.safetensors")
+    stack = get_eraser("esd+uce", **{f"esd.{key}": value for key, value in options.items()})
+    row = Row("esd+uce", "method", "esd+uce", eraser=stack)
+
+    def fitted(folder: str, patches: str) -> Any:
+        task = replace(TASK, cases=(("star",),), references={}, patches=str(tmp_path / patches))
+        run = start(tmp_path / folder, task, [row])
+        counts = run.fitting.costs()
+        run.fitting.work()
+        (scene,) = [scene for scene in run.stage.scenes if scene.row.name == "esd+uce"]
+        return counts["esd+uce"], scene.patch
+
+    calls, kept = fitted("out", "patches")
+    assert calls.denoiser == 0
+    assert kept["edit_seconds"] is None
+    calls, anew = fitted("other", "nowhere")
+    assert calls.denoiser > 0
+    assert anew["edit_seconds"] > 0
+    assert kept["digest"] == anew["digest"]
+
+
 def test_pictures_are_those_of_plain_calls_in_each_state(finished: Path, shapes: Any) -> None:
     def drawn(row: str, case: str = "star") -> list[bytes]:
         found = {(s["text"], s["seed"]): s["image"] for s in samples(finished, row, case)}
