@@ -33,7 +33,7 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "safe"),
+    *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
 )
 HOOKED = ("itd", "eim", "concept_lancet")
@@ -68,6 +68,7 @@ _COLUMNS = (
 )
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
+    "ablation": {"iterations": 1, "steps": 1, "pictures": 1, "kept": 1, "batch": 1},
     "safe": {"iterations": 1, "steps": 2, "train_method": "x"},
     "concept_slider": {"iterations": 1, "steps": 2},
     "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},

@@ -36,6 +36,10 @@ ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
 PICTURED = {"adapter": tiny_adapter(), "images": 2, "pictures": 2, "refresh": 2}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
+    "ablation": [
+        FEW | {"pictures": 2, "kept": 2, "batch": 2},
+        FEW | {"pictures": 2, "kept": 2, "rank": 2, "form": "noise", "prior": "frozen", "train_method": "all"},
+    ],
     "safe": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"rank": 2, "train_method": "x", "drawn_by": "frozen"}],
     "co_erasing": [FEW | PICTURED, FEW | PICTURED | {"rank": 2, "drawn_by": "frozen", "refine": False}],
     "concept_slider": [FEW | {"rank": 2, "refresh": 2}, FEW | {"layers": "cross", "both_signs": False, "batch": 2}],

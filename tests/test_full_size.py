@@ -59,7 +59,16 @@ def test_every_trained_method_fits_the_card_that_a_size_is_meant_for(script: Mod
     """On SDXL it is 24 GB, on FLUX.1-dev 80 GB; what is there was counted, see the test above."""
     trained = [method for method in script.METHODS if eraser_class(method).trains]
     everywhere = {method for method in trained if eraser_class(method).everywhere}
-    assert {"esd", "safe", "concept_slider", "few_shot", "adv_unlearn", "doco", "robust_ablation"} == everywhere
+    assert {
+        "ablation",
+        "esd",
+        "safe",
+        "concept_slider",
+        "few_shot",
+        "adv_unlearn",
+        "doco",
+        "robust_ablation",
+    } == everywhere
     assert script.CARDS[size] == {"sdxl": "24GB", "flux": "80GB"}[size]
     for method in trained:
         assert "needs" not in rows(script.SIZES[size])[method]

@@ -27,6 +27,7 @@ from erasers.training.loop import TrainedEraser
 from erasers.training.recomputing import checkpointed
 
 BATCHES: dict[str, dict[str, Any]] = {
+    "ablation": {"batch": 3},
     "adv_unlearn": {"batch": 2, "retain_batch": 3, "clean": True, "attack_batch": 3},
     "co_erasing": {"batch": 5},
     "concept_slider": {"batch": 5},

@@ -20,8 +20,10 @@ from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.noise import clean, noise_again
 from erasers.methods.doco import eraser as doco
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
-from erasers.methods.doco.eraser import Contest, Scenes, corrected, start_token_held
+from erasers.methods.doco.eraser import Contest, corrected
 from erasers.training.layers import denoiser_layers
+from erasers.training.scenes import Scenes, pairs_of
+from erasers.training.start_token import start_token_held
 from erasers.training.student import Student, names_of
 
 STAR = Concept("star", anchor="circle", preserve=["moon", "a red circle"], neighbours=["ring"])
@@ -214,22 +216,22 @@ def test_the_prior_of_the_frozen_model_is_against_drift_alone(pipe):
 
 
 def test_captions_take_the_place_of_templates(pipe):
-    eraser = get_eraser("doco", captions=("{} of art", "two {}"))
-    pairs, prompts = eraser._pairs([Concept("star", aliases=["moon"], anchor="circle")], seeded())
+    captions = ("{} of art", "two {}")
+    pairs, prompts = pairs_of([Concept("star", aliases=["moon"], anchor="circle")], captions, 9, seeded())
     assert set(pairs) == {
         ("star of art", "circle of art"),
         ("two star", "two circle"),
         ("moon of art", "circle of art"),
         ("two moon", "two circle"),
     }
-    assert len(prompts) == eraser.pictures
-    empty, _ = eraser._pairs([Concept("star", anchor="")], seeded())
+    assert len(prompts) == 9
+    empty, _ = pairs_of([Concept("star", anchor="")], captions, 9, seeded())
     assert set(empty) == {("star of art", "of art"), ("two star", "two")}
-    assert any("picture" in text for text, _ in get_eraser("doco")._pairs([STAR], seeded())[0])
+    assert any("picture" in text for text, _ in pairs_of([STAR], "auto", 9, seeded())[0])
 
 
 def test_pictures_are_the_same_number_for_each_concept():
-    pairs, prompts = get_eraser("doco", pictures=7)._pairs([STAR, Concept("art", kind="style")], seeded())
+    pairs, prompts = pairs_of([STAR, Concept("art", kind="style")], "auto", 7, seeded())
     first = [index for index, (text, _) in enumerate(pairs) if "star" in text]
     assert sum(int(number) in first for number in prompts) == 7
     assert len(prompts) == 14

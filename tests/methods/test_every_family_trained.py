@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 UNCALLED = {"hunyuandit", "luminanext", "prx", "animatediff"}
 UNETS = {"sd1", "sd2", "sdxl"}
 SMALL: dict[str, dict[str, Any]] = {
+    "ablation": METHODS["ablation"] | {"templates": ("a {}",), "pictures": 2},
     "adv_unlearn": METHODS["adv_unlearn"] | {"pictures": 1, "kept": 2, "attack_steps": 1, "warm_up": 0},
     "co_erasing": METHODS["co_erasing"],
     "concept_slider": METHODS["concept_slider"] | {"both_signs": False},
@@ -34,6 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     | {"templates": ("a {}",), "pictures": 2, "kept": 2, "bank": 1, "tokens": (1,), "relearn_lr": 1e-2},
 }
 QUICK = {
+    ("ablation", "lumina2"),
     ("esd", "zimage"),
     ("doco", "wan"),
     ("robust_ablation", "auraflow"),

@@ -23,6 +23,7 @@ from support.families.all import FAMILIES
 
 STAR = Concept("star", anchor="circle", preserve=["a moon", "a red circle", "blue art"], neighbours=["ring"])
 METHODS: dict[str, dict[str, Any]] = {
+    "ablation": {"steps": 2, "pictures": 4, "kept": 2, "batch": 2},
     "adv_unlearn": {"steps": 2, "pictures": 2, "kept": 4, "attack_steps": 2, "attack_lr": 1e-2, "warm_up": 1},
     "co_erasing": {"adapter": tiny_adapter(), "images": 2, "steps": 2, "pictures": 2, "refresh": 2},
     "concept_slider": {"steps": 2, "batch": 2, "refresh": 2},

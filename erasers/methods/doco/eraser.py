@@ -3,34 +3,35 @@ Gradient", AAAI 2025, arXiv 2405.15304."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from erasers.concept import Concept, Concepts, as_concepts
 from erasers.diffusion.adaptors.condition import Condition, cat
-from erasers.diffusion.adaptors.table import denoiser_of, denoisers_of
+from erasers.diffusion.adaptors.table import denoiser_of
 from erasers.diffusion.batches import Summands, mean_in_parts
-from erasers.diffusion.conditions import conditions, unprompted
+from erasers.diffusion.conditions import conditions
 from erasers.diffusion.counting import Calls
 from erasers.diffusion.denoiser import predict
 from erasers.diffusion.draws import picks
-from erasers.diffusion.latent_bank import Way, calls_a_step, draw_pictures
+from erasers.diffusion.latent_bank import Way, calls_a_step
 from erasers.diffusion.latents import latent_shape
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import clean, noise_again
 from erasers.diffusion.supported import check_drawable
 from erasers.methods.doco.discriminator import Discriminator, fooling_loss, telling_loss
 from erasers.options import Auto, known, require_above, require_least
-from erasers.text.contexts import contexts, kept_prompts, shuffled
+from erasers.text.prompts import Templates
 from erasers.training.foretelling import Demand
-from erasers.training.layers import crosses, denoiser_layers, denoiser_names
+from erasers.training.layers import denoiser_names
 from erasers.training.loop import Stage, TrainedEraser, Training
+from erasers.training.scenes import Drawing, Scenes, kept_of, pairs_of
+from erasers.training.start_token import start_token_held, starts_alike
 from erasers.training.student import Student
 from erasers.training.suiting import Kind, at_most, own_guidance
 
@@ -150,11 +151,15 @@ class DoCo(TrainedEraser):
         """See `TrainedEraser.check_pipe`."""
         check_drawable(pipe)
 
+    @property
+    def _templates(self) -> Templates:
+        return self.captions or "auto"
+
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`."""
         prepared = self.prepared(pipe, concepts)
-        asked = sum(min(self.pictures, len(self._contexts(concept))) for concept in prepared)
-        texts = 2 * asked + len(self._kept(prepared, torch.Generator())) + 1
+        pairs, _ = pairs_of(prepared, self._templates, self.pictures, torch.Generator(), aliases=self.aliases)
+        texts = 2 * len(pairs) + len(kept_of(prepared, self._templates, self.kept, torch.Generator())) + 1
         drawn = self.pictures * len(prepared) + self.kept
         learns = self.iterations - self.warm_up
         seen = self.iterations + self.warm_up + (learns if self.prior == "frozen" else 0)
@@ -172,17 +177,16 @@ class DoCo(TrainedEraser):
 
     def prepare(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, stage: Stage) -> Training:
         """See `TrainedEraser.prepare`."""
-        pairs, prompts = self._pairs(concepts, generator)
+        pairs, prompts = pairs_of(concepts, self._templates, self.pictures, generator, aliases=self.aliases)
         asked, anchors = (conditions(pipe, [pair[side] for pair in pairs], self.clip_skip) for side in (0, 1))
-        kept, empty = self._kept(concepts, generator), unprompted(pipe)
+        kept = kept_of(concepts, self._templates, self.kept, generator)
         way = Way(self.steps, known(self.guidance), size=known(self.size))
         with stage("drawing pictures to learn from", len(prompts) + self.kept) as advance:
-            drawn = draw_pictures(pipe, anchors.rows(prompts), empty, way, generator, advance)
-            bad = good = Scenes(drawn, prompts, anchors)
+            draw = Drawing(pipe, way, generator, advance)
+            bad = good = draw(anchors, prompts)
             if kept:
-                held, turns = conditions(pipe, kept, self.clip_skip), torch.arange(self.kept) % len(kept)
-                more = draw_pictures(pipe, held.rows(turns), empty, way, generator, advance)
-                good = Scenes(torch.cat([drawn, more]), torch.cat([prompts, turns + len(pairs)]), cat(anchors, held))
+                held = conditions(pipe, kept, self.clip_skip)
+                good = bad.beside(draw(held, torch.arange(self.kept) % len(kept)))
         student = Student(pipe, denoiser_names(pipe, "x-strict"), rank=known(self.rank), generator=generator)
         judge = Discriminator(latent_shape(pipe, way.size), self.width, generator).to(denoiser_of(pipe).device)
         contest = Contest(self, pipe, student, judge, bad, good, asked, generator)
@@ -190,41 +194,6 @@ class DoCo(TrainedEraser):
         return Training(
             student, contest.step, optimizers, {name: weight.data for name, weight in judge.named_parameters()}
         )
-
-    def _contexts(self, concept: Concept) -> list[tuple[str, str]]:
-        return contexts(concept, self.captions or "auto", aliases=self.aliases)
-
-    def _pairs(
-        self, concepts: Sequence[Concept], generator: torch.Generator
-    ) -> tuple[list[tuple[str, str]], torch.Tensor]:
-        """(Prompt, the same with the anchor) of all concepts, and the number of the pair of each picture `[n]`."""
-        pairs: list[tuple[str, str]] = []
-        numbers = []
-        for concept in concepts:
-            chosen = shuffled(self._contexts(concept), self.pictures, generator)
-            numbers.append(torch.arange(self.pictures) % len(chosen) + len(pairs))
-            pairs += chosen
-        return pairs, torch.cat(numbers)
-
-    def _kept(self, concepts: Sequence[Concept], generator: torch.Generator) -> list[str]:
-        """At most one kept prompt for each picture, up to half of them about neighbours and anchors."""
-        near, others = kept_prompts(concepts, self.captions or "auto")
-        chosen = shuffled(near, max(self.kept // 2, self.kept - len(others)), generator)
-        return chosen + shuffled(others, self.kept - len(chosen), generator)
-
-
-class Scenes(NamedTuple):
-    """Pictures and what they show.
-
-    Args:
-        pictures: x_0 `[n, c, h, w]`.
-        prompts: Number of the prompt of each `[n]`.
-        conditions: Of the prompts.
-    """
-
-    pictures: torch.Tensor
-    prompts: torch.Tensor
-    conditions: Condition
 
 
 class Contest:
@@ -359,26 +328,3 @@ def corrected(g_a: torch.Tensor, g_b: torch.Tensor, scale: float = 1.0, *, publi
         return g_a
     length = g_a.norm() if published else 1.0
     return g_a - scale * inner / (length * g_b.square().sum()) * g_b
-
-
-def starts_alike(condition: Condition) -> bool:
-    """Whether all prompts start with the same state, that of a token before them."""
-    return bool((condition.states[:, 0] == condition.states[:1, 0]).all())
-
-
-@contextmanager
-def start_token_held(pipe: Any) -> Iterator[None]:
-    """Inside, no gradient passes through the text's keys and values of the first token, where they have layers."""
-
-    def held(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
-
-    apart = crosses(pipe)
-    wanted = denoiser_layers("x-strict", crosses=apart)
-    with ExitStack() as handles:
-        for denoiser in denoisers_of(pipe).values():
-            for path, module in denoiser.named_modules():
-                plain = path.removesuffix(".base_layer")
-                if wanted(module, plain) and (apart or plain.endswith(("add_k_proj", "add_v_proj"))):
-                    handles.callback(module.register_forward_hook(held).remove)
-        yield
