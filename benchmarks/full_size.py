@@ -35,8 +35,12 @@ CONCEPT = "van gogh"
 METHODS = (
     *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
+    *("semantic_surgery",),
 )
-HOOKED = ("itd", "eim", "concept_lancet")
+HOOKED = (
+    *("itd", "eim", "concept_lancet"),
+    *("semantic_surgery",),
+)
 """Those whose patches are hooks: no weight is edited."""
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
 CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}

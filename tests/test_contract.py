@@ -65,7 +65,7 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
 TABLE = CLOSED | TRAINED
 STABLE = {"geom_erasing"}
 """Methods for Stable Diffusion 1 and 2 alone."""
-APART = {"itd", "eim", "concept_lancet"}
+APART = {"semantic_surgery", "itd", "eim", "concept_lancet"}
 """Their patches have hooks and no weights, and eim is for one family: their own tests have the same checks."""
 
 

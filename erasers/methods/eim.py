@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from erasers.closed_form.ports import port_hashes
+from erasers.closed_form.hooked import hook_patch
 from erasers.concept import Concept
 from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.sd3 import SD3
@@ -20,11 +20,8 @@ from erasers.diffusion.supported import check_clip_skip, check_readable
 from erasers.eraser import Eraser
 from erasers.models.calls import tokens_a_prompt
 from erasers.models.families import UnsupportedPipeline
-from erasers.models.ports import port_groups
-from erasers.models.readers import text_readers
 from erasers.options import require_least
 from erasers.patch import Patch
-from erasers.patch.build import patch_meta
 from erasers.patch.joint_shift import JointShift
 from erasers.text.contexts import contexts, kept_prompts
 from erasers.text.prompts import Templates, require_templates
@@ -91,13 +88,8 @@ class EIM(Eraser):
         """See `Eraser.fit`; nothing is random."""
         with tokens_a_prompt(pipe, self.max_sequence_length):
             parts = self.parts(pipe, concepts)
-        groups = port_groups(pipe, ("text", "pooled"))
-        base = port_hashes(pipe, groups)
-        weights = {port.parameter: port.module.weight for group in groups for port in group.ports}
-        dtype = next(iter(weights.values())).dtype
-        meta = patch_meta(self.name, self.config(), concepts, base, dtype, weights=weights, readers=text_readers(pipe))
-        (target,) = {group.ports[0].parameter.partition(".")[0] for group in groups}
-        return Patch({f"hook/{target}/{JointShift.kind}/{part}": value for part, value in parts.items()}, meta)
+        hooks = {(adaptor_of(pipe).components[0], JointShift.kind): parts}
+        return hook_patch(self.name, self.config(), pipe, concepts, hooks)
 
     def parts(self, pipe: Any, concepts: Sequence[Concept]) -> dict[str, torch.Tensor]:
         """The parts of the hook, with a step for each concept."""

@@ -94,7 +94,7 @@ class PromptTransform(Hook):
     def check(self, module: nn.Module) -> None:
         """See `Hook.check`."""
         text_argument(self, module)
-        width = getattr(module, "in_features", None) if self.path else _text_width(module)
+        width = getattr(module, "in_features", None) if self.path else text_width(module)
         if width not in (None, self.width):
             raise PatchError(
                 f"the patch is for another model: {self.target} reads rows of {width}, the hook needs {self.width}"
@@ -200,7 +200,7 @@ def text_argument(hook: Hook, module: nn.Module) -> tuple[str, int]:
     return name, names.index(name)
 
 
-def _text_width(denoiser: nn.Module) -> int | None:
+def text_width(denoiser: nn.Module) -> int | None:
     """Width of `encoder_hidden_states`, where the configuration tells."""
     config = getattr(denoiser, "config", None)
     width = next((value for value in (getattr(config, name, None) for name in _WIDTHS) if value is not None), None)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +11,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from erasers.files.tensors import PatchError
-from erasers.patch.hooks import Hook, on_device, precise, shape_or_type
+from erasers.patch.denoiser_text import Text, WholeTextCall, check_whole_text
+from erasers.patch.hooks import Hook, precise
 
-_STATES, _POOLED = "encoder_hidden_states", "pooled_projections"
 _SHIFT, _GATE = {"states", "pooled"}, {"probe", "gate"}
 
 
@@ -44,48 +42,18 @@ class JointShift(Hook):
 
     def check(self, module: nn.Module) -> None:
         """See `Hook.check`."""
-        names, config = _arguments(module), getattr(module, "config", {})
-        if not {_STATES, _POOLED} <= set(names):
-            raise PatchError(
-                f"expected {self.target} as a denoiser that reads {_STATES} and {_POOLED}, got {type(module).__name__}"
-            )
-        own = self.parts["states"].shape[-1], self.parts["pooled"].shape[-1]
-        read = config.get("joint_attention_dim", own[0]), config.get("pooled_projection_dim", own[1])
-        if own != read:
-            raise PatchError(
-                f"the patch is for another model: {self.target} reads rows of {read[0]} and a pooled vector of "
-                f"{read[1]}, the hook needs {own[0]} and {own[1]}"
-            )
+        check_whole_text(self, module, self.parts["states"].shape[-1], self.parts["pooled"].shape[-1])
 
     def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
         """See `Hook.install`."""
-        return [module.register_forward_pre_hook(_JointShift(self, strength, _arguments(module)), with_kwargs=True)]
-
-
-class _JointShift:
-    """A joint shift as torch calls it; its tensors follow the text to another device."""
-
-    def __init__(self, hook: JointShift, strength: float, names: list[str]) -> None:
-        self.target, self.parts, self.strength, self.names = hook.target, dict(hook.parts), strength, names
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        states, pooled = given.get(_STATES), given.get(_POOLED)
         widths = self.parts["states"].shape[-1], self.parts["pooled"].shape[-1]
-        for value, name, width, dims in ((states, _STATES, widths[0], 3), (pooled, _POOLED, widths[1], 2)):
-            if not isinstance(value, torch.Tensor) or value.shape[-1] != width or value.dim() != dims:
-                shape = "[n, T, " if dims == 3 else "[n, "
-                raise PatchError(f"expected {name} of {self.target} as {shape}{width}], got {shape_or_type(value)}")
-        self.parts = on_device(self.parts, given[_STATES].device)
-        given[_STATES], given[_POOLED] = shifted(given[_STATES], given[_POOLED], self.parts, self.strength)
-        return (), given
+        call = _JointShift(self, strength, module, *widths)
+        return [module.register_forward_pre_hook(call, with_kwargs=True)]
 
 
-def _arguments(module: nn.Module) -> list[str]:
-    # Of the class: on the instance, offloading may have replaced `forward`.
-    return list(inspect.signature(type(module).forward).parameters)[1:]
+class _JointShift(WholeTextCall):
+    def changed(self, text: Text) -> Text:
+        return Text(*shifted(text.states, text.pooled, self.parts, self.strength))  # type: ignore[arg-type]
 
 
 def shifted(
