@@ -33,7 +33,8 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
+    *("uce", "rece", "realera", "dp"),
+    *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
     *("semantic_surgery",),
 )

@@ -33,7 +33,8 @@ are those from before (`python benchmarks/reversal.py`). - is not measured."""
 
 
 ORDER = (
-    *("uce", "rece", "realera", "few_shot", "esd", "ablation", "safe", "co_erasing", "concept_slider"),
+    *("uce", "rece", "realera", "dp"),
+    *("few_shot", "esd", "ablation", "safe", "co_erasing", "concept_slider"),
     *("adv_unlearn", "doco", "robust_ablation", "geom_erasing", "itd", "eim"),
     *("semantic_surgery",),
 )

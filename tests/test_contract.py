@@ -28,6 +28,7 @@ CLOSED: dict[str, list[dict[str, Any]]] = {
     "uce": [{}, {"rows": "tail", "templates": "auto"}, {"solver": "oblique", "rank": 2, "ridge": 0.01}],
     "rece": [{}, {"rows": "tail", "anchor_policy": "current"}],
     "realera": [NEAR, NEAR | {"mined": 0, "beyond": 0}],
+    "dp": [{}, {"target": "projection", "joint": False}],
 }
 FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
 POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}

@@ -98,6 +98,42 @@ def adversarial_rows(gram: torch.Tensor, transform: torch.Tensor, rows: torch.Te
     return torch.cholesky_solve(right, _cholesky(pulled @ transform, reg)).T.contiguous()
 
 
+def double_projection(
+    erase: torch.Tensor, anchor: torch.Tensor, held: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The edit that maps `erase` onto `anchor` and moves nothing in the span of `held` (Double Projections, CVPR 2026).
+
+    With N = I - V V' and X = C N, the erased rows without what is held of them: M = (C* - C)' pinv(X)' and T = I + M.
+    Rows of X are orthogonal to V, so that M V = 0, and M C' = (C* - C)' while they are linearly independent. This is
+    the limit of `ridge_edit` for preserve_scale to infinity and a ridge to 0, in which that one loses its digits.
+
+    Args:
+        erase: C `[n, d]`.
+        anchor: C* `[n, d]`.
+        held: V `[d, k]` with orthonormal columns, k may be 0.
+
+    Returns:
+        A = pinv(X)' `[n, d]` and B = (C* - C)' `[d, n]` in float64, T = I + B A.
+
+    Raises:
+        ValueError: Rows that do not fit each other.
+    """
+    _check_rows(erase, anchor, held.T, 1.0)
+    erase, anchor, held = erase.double(), anchor.double(), held.double()
+    free = _without(_without(erase, held), held)  # twice: the first leaves a rest as large as rounding
+    a: torch.Tensor = torch.linalg.pinv(free, rtol=1e-10).T.contiguous()
+    return _without(a, held), (anchor - erase).T.contiguous()
+
+
+def free_share(rows: torch.Tensor, held: torch.Tensor) -> float:
+    """The least share of the length of a row `[n, d]` that is outside of the span of `held` `[d, k]`."""
+    return float((_without(rows.double(), held).norm(dim=1) / rows.double().norm(dim=1)).min())
+
+
+def _without(rows: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    return rows - (rows @ held) @ held.T
+
+
 def oblique_edit(directions: torch.Tensor, preserve: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The projection that removes `directions` and moves `preserve` least.
 
@@ -136,6 +172,11 @@ def leading_directions(rows: torch.Tensor, rank: int) -> torch.Tensor:
     found = int((values > values.max() * 1e-10).sum()) if values.numel() and values.max() > 0 else 0
     directions: torch.Tensor = right[: min(rank, found)].T.contiguous()
     return directions
+
+
+def norm_of(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest singular value of T - I = B A, from factors of the size of its rank."""
+    return float(torch.linalg.matrix_norm(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T, ord=2))
 
 
 def transform_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

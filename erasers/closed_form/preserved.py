@@ -21,6 +21,7 @@ from erasers.text.states import Encoded, Rows
 
 # Below this, encoding the texts takes less time than hashing the text encoder for the key.
 _FEWEST_CACHED = 32
+_MOST_ROWS = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ class Preserved:
             return closed_form.ridge_edit(erase, anchor, self.few, **scales)
         return closed_form.ridge_edit_gram(erase, anchor, torch.as_tensor(self.many), **scales)
 
+    def spectrum(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Singular values of the rows, descending and above 0 `[r]`, and the right singular vectors `[d, r]`.
+
+        Squares lose half of the digits: of a Gram matrix, a value below 1e-7 of the largest counts as 0.
+        """
+        if self.few is not None:
+            _, values, right = torch.linalg.svd(self.few.double(), full_matrices=False)
+            directions, least = right.T, 1e-13
+        else:
+            squares, vectors = torch.linalg.eigh(torch.as_tensor(self.many).double())
+            values, directions, least = squares.clamp(min=0).sqrt().flip(0), vectors.flip(1), 1e-7
+        rank = int((values > least * values.max()).sum()) if len(values) else 0
+        return values[:rank], directions[:, :rank].contiguous()
+
     def covariance(self) -> torch.Tensor:
         """P'P / m `[d, d]`, zeros when nothing is preserved."""
         total = closed_form.gram(self.few) if self.few is not None else self.many
@@ -55,7 +70,13 @@ class Preserved:
 
 
 def preserved_rows(
-    reader: Reader, groups: Sequence[Group], texts: Sequence[Prompt], widths: Sequence[int], *, cache: bool
+    reader: Reader,
+    groups: Sequence[Group],
+    texts: Sequence[Prompt],
+    widths: Sequence[int],
+    *,
+    cache: bool,
+    most: float = _MOST_ROWS,
 ) -> list[Preserved]:
     """What must not move in each group of ports: the rows of the preserved texts, and what stands for missing tokens.
 
@@ -69,12 +90,13 @@ def preserved_rows(
         texts: Distinct texts, maybe none.
         widths: d of each group.
         cache: Use the disk cache.
+        most: Up to this share of d rows are kept themselves.
     """
     if not texts:
         return [Preserved(torch.zeros(0, width, dtype=torch.float64), None, 0, 0) for width in widths]
 
     def encode() -> dict[str, torch.Tensor]:
-        return _accumulate(reader, groups, texts, widths)
+        return _accumulate(reader, groups, texts, widths, most)
 
     modules = [encoder for _, _, encoder in text_parts(reader.pipe)] + [
         step for group in groups for step in group.through
@@ -83,10 +105,12 @@ def preserved_rows(
     if not cache or not known or len(texts) < _FEWEST_CACHED:
         totals = encode()
     else:
-        skip = reader.clip_skip
+        skip, own = reader.clip_skip, () if most == _MOST_ROWS else (most,)
         ways = [[group.name, *(module_hash(module) for module in group.through)] for group in groups]
         totals = cached(
-            "preserve", (_encoders_key(reader.pipe), tuple(texts), reader.policy, reader.max_length, ways, skip), encode
+            "preserve",
+            (_encoders_key(reader.pipe), tuple(texts), reader.policy, reader.max_length, ways, skip, *own),
+            encode,
         )
     return [
         Preserved(totals.get(f"{i}/rows"), totals.get(f"{i}/gram"), int(totals[f"{i}/count"]), len(texts))
@@ -95,11 +119,12 @@ def preserved_rows(
 
 
 def _accumulate(
-    reader: Reader, groups: Sequence[Group], texts: Sequence[Prompt], widths: Sequence[int]
+    reader: Reader, groups: Sequence[Group], texts: Sequence[Prompt], widths: Sequence[int], most: float
 ) -> dict[str, torch.Tensor]:
-    """Preserved rows of each group while they are fewer than d / 2, else their Gram matrix, in bounded memory."""
+    """Preserved rows of each group, or their Gram matrix where they are more than a share `most` of d, in chunks."""
     chunk = 4096 if reader.policy == "last" else 128
-    totals = [_Total(width, group.ports[0].module.weight.device) for width, group in zip(widths, groups, strict=True)]
+    devices = [group.ports[0].module.weight.device for group in groups]
+    totals = [_Total(width, int(most * width), device) for width, device in zip(widths, devices, strict=True)]
     for start in range(0, len(texts), chunk):
         encoded = reader.encode(texts[start : start + chunk]).values()
         for group, total in zip(groups, totals, strict=True):
@@ -116,24 +141,24 @@ def states_for(group: Group, encoded: Encoded, policy: Rows) -> torch.Tensor:
 
 
 class _Total:
-    """Rows `[m, d]` while they are few, then their Gram matrix `[d, d]`; summed in float64 where the ports are."""
+    """Rows `[m, d]` while they are at most `most`, then their Gram matrix `[d, d]`; in float64 where the ports are."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int, most: int, device: torch.device) -> None:
         # One sort of accelerator has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
         self.rows: list[torch.Tensor] = []
         self.gram = torch.zeros(width, width, dtype=torch.float64, device=self.device)
-        self.count = 0
+        self.count, self.most = 0, most
 
     def add(self, rows: torch.Tensor) -> None:
         self.rows.append(rows.to(self.device, torch.float64))
         self.count += len(rows)
-        if 2 * self.count > len(self.gram):
+        if self.count > self.most:
             self.gram += closed_form.gram(torch.cat(self.rows))
             self.rows = []
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        many = 2 * self.count > len(self.gram)
+        many = self.count > self.most
         tensors = {"gram": self.gram} if many else {"rows": torch.cat(self.rows)}
         return {"count": torch.tensor(self.count), **{name: tensor.cpu() for name, tensor in tensors.items()}}
 

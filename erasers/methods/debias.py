@@ -14,7 +14,8 @@ from PIL import Image
 from erasers.closed_form.ports import port_hashes
 from erasers.concept import Concept, Concepts
 from erasers.judges import Judge
-from erasers.methods.uce import UCE, Task
+from erasers.methods.text_maps import Task
+from erasers.methods.uce import UCE
 from erasers.models.ports import port_groups
 from erasers.models.readers import text_readers
 from erasers.options import require_above, require_least

@@ -14,7 +14,8 @@ from erasers.closed_form.pairs import stack_pairs
 from erasers.closed_form.preserved import Preserved, states_for
 from erasers.concept import Concept, names
 from erasers.diffusion.tokens import decode, whole_words
-from erasers.methods.uce import UCE, Task
+from erasers.methods.text_maps import Task
+from erasers.methods.uce import UCE
 from erasers.models.ports import Group
 from erasers.options import require_above, require_least
 from erasers.text.encoding import Reader, text_parts

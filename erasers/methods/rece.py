@@ -12,7 +12,8 @@ from erasers.closed_form.algebra import adversarial_rows, compose, compress, tra
 from erasers.closed_form.pairs import stack_pairs
 from erasers.closed_form.ports import port_gram
 from erasers.concept import Concept, preset_options
-from erasers.methods.uce import BARE, UCE, Task
+from erasers.methods.text_maps import BARE, Task
+from erasers.methods.uce import UCE
 from erasers.options import require_above, require_least
 from erasers.patch import Patch
 from erasers.text.prompts import Prompt, Templates, require_templates

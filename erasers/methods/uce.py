@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from erasers.closed_form.algebra import leading_directions, oblique_edit_gram
-from erasers.closed_form.pairs import check_rows, stack_pairs
-from erasers.closed_form.ports import port_hashes
-from erasers.closed_form.preserved import Preserved, preserved_rows
-from erasers.concept import Concept, names
-from erasers.eraser import Eraser
-from erasers.models.feeding import warn_of_missed_ports
-from erasers.models.ports import KINDS, Group, Kind, find_family, port_groups
-from erasers.models.readers import text_readers
+from erasers.closed_form.preserved import Preserved
+from erasers.methods.text_maps import BARE, Task, TextMaps
 from erasers.options import require_above, require_least
-from erasers.patch import Patch
-from erasers.patch.build import transform_patch
-from erasers.text.encoding import Reader
-from erasers.text.prompts import Prompt, Templates, fill, require_templates, templates_for, whole
-from erasers.text.states import Encoded, Rows
-
-BARE = ("{}",)
-
-# The published code keeps its model intact up to about ten concepts with a hundred preserved ones.
-_MANY_ERASED = 10
-_FEW_PRESERVED = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class UCE(Eraser):
+class UCE(TextMaps):
     """Map the token embeddings of a concept onto those of its anchor, in closed form.
 
     Differs from the official code: one float64 factorisation serves all layers, aliases are erased too, and the
@@ -41,29 +23,12 @@ class UCE(Eraser):
     captions of ordinary pictures, and little else changes. `uce-v1` is the paper-era code and `uce-v2` the release of
     April 2025, which give different models.
 
-    Args:
-        rows: Erased rows of each prompt: the last subject token, it and all that follow, or all.
-        preserve_rows: Preserved rows of each preserved prompt.
-        templates: Patterns with one `{}` for the concept and its anchor; "auto" takes those of the concept's kind.
-        preserve_templates: The same for preserved concepts.
-        aliases: Erase the concept's aliases too.
-        neighbours: Preserve the concept's neighbours too; `preserve` always counts.
-        preserve_empty: Preserve the empty prompt.
-        empty_anchor: What an empty anchor becomes in a template: the empty prompt (`bare`), or the template without the
-            concept and the `[...]` around it (`template`).
+    Args: those of `TextMaps`, and
         solver: `ridge` is UCE; `oblique` projects the concept's directions out (`algebra.oblique_edit`).
         rank: Directions that `oblique` removes.
         ridge: Weight of staying near the original weights, above 0.
         erase_scale: Weight of the erased rows, above 0.
         preserve_scale: Weight of the preserved rows; "auto" is max(0.1, 1 / number of preserved prompts).
-        ports: Which ports are edited. `text` reads each token of the prompt unmixed: cross-attention keys and values,
-            or the embedder before joint attention. `pooled` reads one vector a prompt beside them (SDXL, SD3, FLUX.1,
-            Lumina-Next). `joint` are the keys and values that joint blocks have for text: a heuristic, since they read
-            states that earlier blocks have mixed. "auto" is `text`, and `pooled` where there is no cross-attention.
-        max_sequence_length: Tokens that a prompt is padded to, where pictures are drawn with another number than the
-            pipeline's default (256 for FLUX.1 schnell); CLIP encoders take no such number.
-        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
-        cache: Keep encoded preserve sets (and Gram matrices) on disk.
     """
 
     name: ClassVar[str] = "uce"
@@ -100,67 +65,19 @@ class UCE(Eraser):
     strengths: ClassVar[str] = "under a second, many concepts, every family"
     limits: ClassVar[str] = "the denoiser can still draw it"
 
-    rows: Rows = "last"
-    preserve_rows: Rows = "all"
-    templates: Templates = BARE
-    preserve_templates: Templates = BARE
-    aliases: bool = True
-    neighbours: bool = True
-    preserve_empty: bool = True
-    empty_anchor: Literal["bare", "template"] = "template"
     solver: Literal["ridge", "oblique"] = "ridge"
     rank: int = 4
     ridge: float = 0.5
     erase_scale: float = 1.0
     preserve_scale: float | Literal["auto"] = "auto"
-    ports: tuple[Kind, ...] | Literal["auto"] = "auto"
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
-    cache: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ports:
-            raise ValueError(f"expected ports as auto or some of {', '.join(KINDS)}, got none")
-        require_least(self, max_sequence_length=1, clip_skip=0, rank=1)
+        require_least(self, rank=1)
         for field in ("ridge", "erase_scale"):
             require_above(field, getattr(self, field), 0)
         if self.preserve_scale != "auto":
             require_above("preserve_scale", self.preserve_scale, 0, equal=True)
-        for field in ("templates", "preserve_templates"):
-            require_templates(field, getattr(self, field))
-
-    def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
-        """Solve for all concepts at once; nothing is random and nothing takes long enough to show progress."""
-        groups = port_groups(pipe, self.ports)
-        if unedited := find_family(pipe)[0].unedited:
-            warnings.warn(f"text also enters {unedited}, which stays unedited; look at the pictures", stacklevel=3)
-        if self.ports != "auto":
-            warn_of_missed_ports(pipe, self.ports)
-        hashes = port_hashes(pipe, groups)
-        tasks = self.gather(pipe, concepts, groups, generator)
-        edits = [(task.group, *self.edit(task, hashes)) for task in tasks]
-        return transform_patch(self.name, self.config(), concepts, edits, hashes, text_readers(pipe))
-
-    def gather(
-        self, pipe: Any, concepts: Sequence[Concept], groups: Sequence[Group], generator: torch.Generator | None = None
-    ) -> list[Task]:
-        """Encode every prompt once; what each group of ports reads of them. UCE itself draws nothing."""
-        pooled = any(group.kind == "pooled" for group in groups)
-        reader = Reader(pipe, self.rows_to_encode(), pooled, self.max_sequence_length, self.clip_skip)
-        encoded = reader.encode(prompt for pair in self.pairs_to_encode(concepts) for prompt in pair)
-        pairs = self.prompt_pairs(concepts, self.templates)
-        rows = [stack_pairs(group, encoded, pairs, self.rows) for group in groups]
-        for group, (erase, anchor) in zip(groups, rows, strict=True):
-            check_rows(group, erase, anchor)
-        kept = self.preserved_prompts(concepts)
-        keeper = replace(reader, policy=self.preserve_rows)
-        widths = [erase.shape[1] for erase, _ in rows]
-        preserved = preserved_rows(keeper, groups, kept, widths, cache=self.cache)
-        return [
-            Task(group, concepts, encoded, erase, anchor, preserve)
-            for group, (erase, anchor), preserve in zip(groups, rows, preserved, strict=True)
-        ]
 
     def edit(self, task: Task, hashes: Mapping[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
         """A `[r, d]` and B `[d, r]` of the edit of one group of ports; `hashes` are the fingerprints of its weights."""
@@ -184,63 +101,3 @@ class UCE(Eraser):
     def preserve_weight(self, preserve: Preserved) -> float:
         """`preserve_scale`, with "auto" worked out."""
         return max(0.1, 1 / max(1, preserve.texts)) if self.preserve_scale == "auto" else float(self.preserve_scale)
-
-    def rows_to_encode(self) -> Rows:
-        """The policy that encodes enough for all that this method reads."""
-        return self.rows
-
-    def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[Prompt, Prompt]]:
-        """Every (erased prompt, anchor prompt) that this method reads."""
-        return self.prompt_pairs(concepts, self.templates)
-
-    def prompt_pairs(self, concepts: Sequence[Concept], templates: Templates) -> list[tuple[Prompt, Prompt]]:
-        """(erased prompt, anchor prompt) for every name, alias and template."""
-        pairs = []
-        for concept in concepts:
-            bare = not concept.anchor.strip() and self.empty_anchor == "bare"
-            for term in concept.terms(aliases=self.aliases):
-                for template in templates_for(concept, templates):
-                    pairs.append((fill(template, term), whole("") if bare else fill(template, concept.anchor)))
-        return list(dict.fromkeys(pairs))
-
-    def preserved_prompts(self, concepts: Sequence[Concept]) -> list[Prompt]:
-        """Every preserved prompt once, without those that name another of the erased concepts."""
-        erased = {term.lower() for concept in concepts for term in concept.terms(aliases=self.aliases)}
-        prompts = [whole("")] if self.preserve_empty else []
-        for concept in concepts:
-            others = erased - {term.lower() for term in concept.terms(aliases=self.aliases)}
-            kept = (*concept.preserve, *(concept.neighbours if self.neighbours else ()))
-            kept = tuple(text for text in kept if not any(names(text, other) for other in others))
-            for template in templates_for(concept, self.preserve_templates):
-                prompts += [fill(template, text) for text in kept]
-        prompts = list(dict.fromkeys(prompts))
-        count = sum(len(concept.terms(aliases=False)) for concept in concepts)
-        if count > _MANY_ERASED and len(prompts) <= _FEW_PRESERVED:
-            warnings.warn(
-                f"erasing {count} concepts while preserving {len(prompts)} prompts: pictures are known to collapse "
-                f"beyond {_MANY_ERASED} concepts with {_FEW_PRESERVED} preserved; preserve more, or erase fewer",
-                UserWarning,
-                stacklevel=5,
-            )
-        return prompts
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that was read from the pipeline for one group of ports.
-
-    Args:
-        group: The ports.
-        concepts: What is erased.
-        encoded: States of every erased and anchor prompt.
-        erase: C `[n, d]`.
-        anchor: G `[n, d]`.
-        preserve: P.
-    """
-
-    group: Group
-    concepts: Sequence[Concept]
-    encoded: Mapping[Prompt, Encoded]
-    erase: torch.Tensor
-    anchor: torch.Tensor
-    preserve: Preserved

@@ -90,6 +90,45 @@ def test_oblique_edit_projects():
     torch.testing.assert_close(nothing, orthogonal, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 0), (1, 3), (3, 5), (4, 8)])
+def test_double_projection_reaches_the_anchor_and_moves_nothing_preserved(n, m):
+    erase, anchor, preserve = rows(n, 1), rows(n, 2), rows(m, 3)
+    _, held = Preserved(preserve, None, m, m).spectrum()
+    a, b = cf.double_projection(erase, anchor, held)
+    transform = cf.transform_of(a, b)
+    assert (preserve @ transform.T - preserve).abs().sum() <= 1e-10
+    torch.testing.assert_close(erase @ transform.T, anchor, rtol=1e-10, atol=1e-10)
+    assert torch.linalg.matrix_rank(b @ a) == n
+    torch.testing.assert_close(cf.norm_of(a, b), float(torch.linalg.matrix_norm(b @ a, ord=2)))
+    # The limit of UCE, as far as its solve in float64 goes.
+    limit = cf.transform_of(*cf.ridge_edit(erase, anchor, preserve, ridge=1e-6, preserve_scale=1e3))
+    assert (transform - limit).norm() < 2e-3 * (transform - torch.eye(D, dtype=torch.float64)).norm()
+
+
+def test_double_projection_of_rows_given_twice_is_that_of_one():
+    erase, anchor, held = rows(1, 1), rows(1, 2), cf.leading_directions(rows(3, 3), 3)
+    one, two = (cf.transform_of(*cf.double_projection(erase.repeat(k, 1), anchor.repeat(k, 1), held)) for k in (1, 2))
+    torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+
+
+def test_spectrum_of_rows_and_of_their_gram():
+    preserve = torch.cat([rows(4, 3), 2 * rows(4, 3)[:1]])
+    few, many = (Preserved(*held, 5, 5).spectrum() for held in ((preserve, None), (None, cf.gram(preserve))))
+    assert few[0].shape == many[0].shape == (4,)
+    torch.testing.assert_close(few[0], many[0])
+    torch.testing.assert_close(few[1] @ few[1].T, many[1] @ many[1].T)
+    assert Preserved(rows(0, 3), None, 0, 0).spectrum()[1].shape == (D, 0)
+
+
+def test_free_share_is_what_is_outside():
+    held = torch.eye(D, dtype=torch.float64)[:, :2]
+    inside, half = torch.zeros(2, D, dtype=torch.float64)
+    inside[0], half[0], half[5] = 3.0, 4.0, 3.0
+    assert cf.free_share(inside[None], held) == 0
+    assert cf.free_share(half[None], held) == pytest.approx(0.6)
+    assert cf.free_share(torch.stack([half, inside]), held) == 0
+
+
 def test_leading_directions_skip_null_ones():
     assert cf.leading_directions(rows(2, 1), 9).shape == (D, 2)
     assert cf.leading_directions(torch.zeros(2, D), 3).shape == (D, 0)
