@@ -35,6 +35,7 @@ CONCEPT = "van gogh"
 METHODS = (
     *("uce", "rece", "realera", "dp"),
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
+    *("salun", "receler"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
     *("semantic_surgery",),
 )
@@ -74,6 +75,8 @@ _COLUMNS = (
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
     "ablation": {"iterations": 1, "steps": 1, "pictures": 1, "kept": 1, "batch": 1},
+    "salun": {"iterations": 1, "steps": 1, "pictures": 1, "kept": 1, "batch": 1, "train_method": "x"},
+    "receler": {"iterations": 1, "steps": 2, "attack_steps": 1},
     "safe": {"iterations": 1, "steps": 2, "train_method": "x"},
     "concept_slider": {"iterations": 1, "steps": 2},
     "few_shot": {"iterations": 1, "steps": 1, "pictures": 1, "batch": 1, "kept": 2},

@@ -93,7 +93,7 @@ def shared_gradients(
             handle.remove()
 
 
-def same_start(parameters: Sequence[torch.nn.Parameter]) -> None:
+def same_start(parameters: Sequence[torch.Tensor]) -> None:
     """Give all processes the values of the first."""
     if rank_and_world()[1] > 1:
         for parameter in parameters:

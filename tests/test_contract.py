@@ -41,6 +41,10 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
         FEW | {"pictures": 2, "kept": 2, "batch": 2},
         FEW | {"pictures": 2, "kept": 2, "rank": 2, "form": "noise", "prior": "frozen", "train_method": "all"},
     ],
+    "salun": [
+        FEW | {"pictures": 2, "kept": 2, "batch": 2, "train_method": "x"},
+        FEW | {"pictures": 2, "kept": 2, "train_method": "all", "share": 0.2, "prior": "frozen"},
+    ],
     "safe": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"rank": 2, "train_method": "x", "drawn_by": "frozen"}],
     "co_erasing": [FEW | PICTURED, FEW | PICTURED | {"rank": 2, "drawn_by": "frozen", "refine": False}],
     "concept_slider": [FEW | {"rank": 2, "refresh": 2}, FEW | {"layers": "cross", "both_signs": False, "batch": 2}],
@@ -66,7 +70,10 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
 TABLE = CLOSED | TRAINED
 STABLE = {"geom_erasing"}
 """Methods for Stable Diffusion 1 and 2 alone."""
-APART = {"semantic_surgery", "itd", "eim", "concept_lancet"}
+APART = {
+    *("semantic_surgery", "itd", "eim", "concept_lancet"),
+    *("receler",),
+}
 """Their patches have hooks and no weights, and eim is for one family: their own tests have the same checks."""
 
 

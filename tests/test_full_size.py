@@ -63,6 +63,7 @@ def test_every_trained_method_fits_the_card_that_a_size_is_meant_for(script: Mod
         "ablation",
         "esd",
         "safe",
+        "salun",
         "concept_slider",
         "few_shot",
         "adv_unlearn",

@@ -11,6 +11,7 @@ import torch
 
 from erasers.files.tensors import PatchError
 from erasers.models.components import FLOATS
+from erasers.patch.adapter import Adapter
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
 from erasers.patch.hooks import Hook, PromptTransform
 from erasers.patch.joint_shift import JointShift
@@ -34,6 +35,7 @@ KINDS: dict[str, type[Hook]] = {
         StepTextRows,
         SparseConcepts,
         SemanticGate,
+        Adapter,
     )
 }
 """The kinds of hooks that a patch may carry, by name: a closed list."""

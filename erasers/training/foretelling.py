@@ -62,7 +62,7 @@ class Foretold:
 
     Args:
         calls: What goes through the networks.
-        trained: Numbers that are trained.
+        trained: Numbers that are trained: of weights, or, where no weight is, of what stands beside them.
         weights: Parameters that they belong to.
         model: Bytes of the pipeline.
         state: Bytes of what is trained, its gradients and what optimizers remember.
@@ -144,7 +144,7 @@ def foretell(pipe: Any, calls: Calls, demand: Demand, *, rank: int = 0, size: in
     flops = max(need.flops for need in needs) or denoiser_flops(pipe, size)
     return Foretold(
         calls=calls,
-        trained=trained,
+        trained=trained or demand.beside,
         weights=len(weights),
         model=sum(parameter.nbytes for _, parameter in parameters_of(pipe)),
         state=4 * demand.copies * trained + 16 * demand.beside + placed,

@@ -40,6 +40,8 @@ class Student:
         generator: Draws A.
         alpha: What is added is alpha / rank B A; None: B A.
         beside: What else is trained, and is no weight of the pipeline; with it there may be no weights.
+        exact: Whether the patch has whole weights in the precision of the pipeline, so that the values of a weight
+            that did not learn stay bit for bit; otherwise it is rounded to float16.
 
     Raises:
         ValueError: Nothing to train, or weights that are quantised, wrapped or offloaded.
@@ -54,6 +56,7 @@ class Student:
         generator: torch.Generator,
         alpha: float | None = None,
         beside: Sequence[nn.Parameter] = (),
+        exact: bool = False,
     ) -> None:
         self._slots = {name: _slot(pipe, name) for name in names}
         if rank:
@@ -61,6 +64,7 @@ class Student:
         if not self._slots and not beside:
             raise ValueError(f"expected weights to train in {type(pipe).__name__}, got none by these names")
         self._pipe, self.rank, self.scale, self._beside = pipe, rank, LossScale(pipe), list(beside)
+        self._exact = exact
         self._share = 1.0 if alpha is None else alpha / rank
         self.base = {name: module._parameters[leaf] for name, (module, leaf) in self._slots.items()}
         self._trained = {
@@ -115,7 +119,7 @@ class Student:
         } | {f"beside/{number}": tensor.data for number, tensor in enumerate(self._beside)}
 
     def patch(self, eraser: Eraser, concepts: Sequence[Concept]) -> Patch:
-        """What was trained, rounded to float16, in which checkpoints are shipped; weights that did not move are left.
+        """What was trained, in float16, in which checkpoints are shipped, or exact; weights that did not move are left.
 
         Raises:
             ValueError: No weight has moved, or training has diverged.
@@ -124,12 +128,12 @@ class Student:
         edited = []
         for name, parts in self._trained.items():
             forms = self._low_rank(name, parts) if self.rank else {f"dense/{name}": parts[0].detach()}
-            rounded = {key: _rounded(value) for key, value in forms.items()}
-            if not all(torch.isfinite(value).all() for value in rounded.values()):
+            shipped = {key: self._rounded(name, value) for key, value in forms.items()}
+            if not all(torch.isfinite(value).all() for value in shipped.values()):
                 raise ValueError(f"training has diverged: {name} is not finite; lower lr")
-            if self._moved(name, rounded):
+            if self._moved(name, shipped):
                 edited.append(name)
-                tensors |= rounded
+                tensors |= shipped
         if not tensors:
             raise ValueError("expected training to change the weights, got none that moved; raise lr or iterations")
         base = self._hashes(edited)
@@ -168,10 +172,13 @@ class Student:
         target = name.removesuffix(".weight")
         return {f"lowrank/{target}/A": down * scale, f"lowrank/{target}/B": up / scale}
 
-    def _moved(self, name: str, rounded: Mapping[str, torch.Tensor]) -> bool:
+    def _moved(self, name: str, shipped: Mapping[str, torch.Tensor]) -> bool:
         if self.rank:
-            return bool(rounded[f"lowrank/{name.removesuffix('.weight')}/B"].any())
-        return not torch.equal(rounded[f"dense/{name}"], _rounded(self._base(name).detach()))
+            return bool(shipped[f"lowrank/{name.removesuffix('.weight')}/B"].any())
+        return not torch.equal(shipped[f"dense/{name}"], self._rounded(name, self._base(name).detach()))
+
+    def _rounded(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        return value.to("cpu", self._base(name).dtype) if self._exact else rounded(value)
 
 
 def names_of(pipe: Any, part: str, wanted: Callable[[nn.Module, str], bool]) -> list[str]:
@@ -230,7 +237,7 @@ def _precise(weight: torch.Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def _rounded(value: torch.Tensor) -> torch.Tensor:
+def rounded(value: torch.Tensor) -> torch.Tensor:
     """Float16 on the CPU, or float32 where that does not reach."""
     half = value.to("cpu", torch.float16)
     return half if torch.isfinite(half).all() or not torch.isfinite(value).all() else value.to("cpu", torch.float32)

@@ -114,7 +114,6 @@ class WayEraser(TrainedEraser):
     def hear(self, pipe: Any, concepts: Sequence[Concept]) -> Heard:
         """What the denoiser reads of `prompts` and of what goes with them."""
 
-    @abstractmethod
     def loss(self, pipe: Any, heard: Heard, latents: LatentBank, student: Student) -> Summands:
         """The loss of one iteration, which is derived with the student placed; the frozen model is asked now.
 
@@ -124,12 +123,22 @@ class WayEraser(TrainedEraser):
             latents: Of this iteration, with what the frozen model says of them: `conditional` as asked for, `empty`.
             student: What is trained.
         """
+        raise NotImplementedError(f"expected {type(self).__name__} with a loss, or a learn, of its own, got none")
 
     def beside(
         self, pipe: Any, concepts: Sequence[Concept], heard: Heard, generator: torch.Generator, stage: Stage
     ) -> Any:
         """What `learn` takes beside latents, made once."""
         return None
+
+    def student(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator) -> Student:
+        """What is trained."""
+        names = denoiser_names(pipe, self.method_for(pipe, concepts))
+        return Student(pipe, names, rank=known(self.rank), generator=generator)
+
+    def lasting(self, beside: Any) -> tuple[dict[str, torch.optim.Optimizer], dict[str, torch.Tensor]]:
+        """Optimizers and tensors of what `beside` gave that live through the training, for a checkpoint."""
+        return {}, {}
 
     def learn(
         self, pipe: Any, heard: Heard, latents: LatentBank, student: Student, beside: Any, number: int
@@ -205,8 +214,7 @@ class WayEraser(TrainedEraser):
         with stage("drawing what is unlearned", len(self.turn(len(prompts), 0))) as advance:
             bank = self._draw(pipe, heard, 0, generator, advance)
         beside = self.beside(pipe, concepts, heard, generator, stage)
-        names = denoiser_names(pipe, self.method_for(pipe, concepts))
-        student = Student(pipe, names, rank=known(self.rank), generator=generator)
+        student = self.student(pipe, concepts, generator)
         adam = torch.optim.Adam(student.parameters, lr=known(self.lr))
 
         def step(number: int) -> Mapping[str, float]:
@@ -221,7 +229,9 @@ class WayEraser(TrainedEraser):
             adam.step()
             return shown
 
-        return Training(student, step, {"adam": adam}, bank.tensors() if self.draws_anew else {})
+        optimizers, tensors = self.lasting(beside)
+        tensors |= bank.tensors() if self.draws_anew else {}
+        return Training(student, step, {"adam": adam} | optimizers, tensors)
 
     def _draw(
         self,

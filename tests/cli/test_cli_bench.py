@@ -182,7 +182,10 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
     trained = [name for name in list_erasers() if eraser_class(name).trains and eraser_class(name).everywhere]
     fits = ["fit"] * len(trained)
     usual = [name for name in list_erasers() if eraser_class(name).everywhere]
-    assert set(list_erasers()) - set(usual) == {"co_erasing", "eim", "geom_erasing", "semantic_surgery"}
+    assert set(list_erasers()) - set(usual) == {
+        *("co_erasing", "eim", "geom_erasing", "semantic_surgery"),
+        *("receler",),
+    }
     assert rows == ["unedited", "reference", *usual, "estimate", *fits, "attack", "attack", "estimate"]
     assert not out.exists()
 

@@ -35,8 +35,10 @@ BATCHES: dict[str, dict[str, Any]] = {
     "esd": {"batch": 5},
     "few_shot": {"batch": 4, "pictures": 4},
     "geom_erasing": {"batch": 5},
+    "receler": {"batch": 5},
     "robust_ablation": {"batch": 2, "kept_batch": 3},
     "safe": {"batch": 3},
+    "salun": {"batch": 3},
 }
 ROUNDED = ("concept_slider", "safe")
 """Their gradients are of differences between prompts, which are small in a random model: rounding counts for more, and

@@ -33,6 +33,7 @@ ANY_FAMILY = [name for name in list_erasers() if eraser_class(name).everywhere]
 QUICK: dict[str, dict[str, Any]] = {
     "esd": {"iterations": 2, "steps": 2, "batch": 1},
     "ablation": {"iterations": 2, "steps": 2, "pictures": 1, "kept": 12, "batch": 1},
+    "salun": {"iterations": 2, "steps": 2, "pictures": 1, "kept": 12, "batch": 1},
     "safe": {"iterations": 2, "steps": 2, "batch": 1},
     "concept_slider": {"iterations": 2, "steps": 2, "batch": 1},
     "adv_unlearn": {"iterations": 2, "steps": 2, "pictures": 1, "kept": 12, "warm_up": 1, "attack_steps": 1},

@@ -12,7 +12,7 @@ from support.adapters import save_adapter
 from support.families.all import FAMILIES
 from support.selection import cases
 from support.tiny import same, weights
-from support.trained import METHODS, STAR, family_pipe
+from support.trained import METHODS, ONE_RANK, STAR, family_pipe
 
 from erasers import get_eraser
 from erasers.eraser import eraser_class
@@ -31,10 +31,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "esd": METHODS["esd"] | {"pictures": 1},
     "few_shot": METHODS["few_shot"] | {"pictures": 1, "kept": 2},
     "safe": METHODS["safe"] | {"pictures": 1},
+    "salun": METHODS["salun"] | {"templates": ("a {}",), "pictures": 2},
     "robust_ablation": METHODS["robust_ablation"]
     | {"templates": ("a {}",), "pictures": 2, "kept": 2, "bank": 1, "tokens": (1,), "relearn_lr": 1e-2},
 }
 QUICK = {
+    ("salun", "sana"),
     ("ablation", "lumina2"),
     ("esd", "zimage"),
     ("doco", "wan"),
@@ -57,7 +59,8 @@ def test_it_trains_or_is_refused(
     method: str, family: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     pipe, size = family_pipe(family, tmp_path), FAMILIES[family].options.get("height")
-    options = SMALL[method] | {"iterations": 2, "lr": 1e-2, "rank": 2, "size": size, "everyday": False}
+    rank = ONE_RANK.get(method, 2)
+    options = SMALL[method] | {"iterations": 2, "lr": 1e-2, "rank": rank, "size": size, "everyday": False}
     cell: dict[str, Any] = {"works": family not in UNCALLED}
     message = "that can be trained and attacked"
     if method == "co_erasing" and cell["works"]:

@@ -129,7 +129,10 @@ def test_what_is_trained_is_counted_without_training(pipe, method, rank):
     eraser = get_eraser(method, **METHODS[method], iterations=2, rank=rank)
     found = eraser.foretell(pipe, [STAR])
     own = eraser.suited(pipe)
-    student = Student(pipe, own.demand(pipe, [STAR]).names, rank=rank, generator=torch.Generator().manual_seed(0))
+    demand, seeded = own.demand(pipe, [STAR]), torch.Generator().manual_seed(0)
+    # Where no weight is trained, what stands beside them is.
+    beside = [] if demand.names else [torch.nn.Parameter(torch.zeros(demand.beside))]
+    student = Student(pipe, demand.names, rank=rank, generator=seeded, beside=beside)
     assert found.trained == sum(parameter.numel() for parameter in student.parameters)
     assert found.weights == len(student.names)
     assert found.calls == own.cost(pipe, [STAR])
