@@ -27,6 +27,7 @@ FILES = ("leaderboard.md", "leaderboard.html")
 
 LEADERBOARD, COMPARE, METHODS = benchmark("leaderboard"), benchmark("compare"), benchmark("method_table")
 ABLATION, REVERSAL, SPEED = benchmark("ablation"), benchmark("reversal"), benchmark("speed")
+MEASURED = benchmark("measured")
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +357,34 @@ def test_the_edit_that_is_timed_is_that_of_the_method(gram_cached: bool, monkeyp
     # One to warm up and two that count; then the whole fit, which remembers what it may.
     assert edits == [gram_cached] * 3 + [True]
     assert len(case["ratio_of_each_run"]) == 2
+
+
+def test_what_is_recommended_is_what_the_committed_results_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert MEASURED.main(["--check"]) == 0, capsys.readouterr().out
+    for part in ("benchmarks/results", "erasers/evaluation/recommend"):
+        (tmp_path / part).mkdir(parents=True)
+    for task in MEASURED.TASKS:
+        shutil.copytree(REPOSITORY / "benchmarks" / "results" / task, tmp_path / "benchmarks" / "results" / task)
+    for cost in MEASURED.COSTS.values():
+        shutil.copyfile(REPOSITORY / "benchmarks" / "results" / cost, tmp_path / "benchmarks" / "results" / cost)
+    assert MEASURED.main(["--check"], tmp_path) == 1
+    assert MEASURED.main([], tmp_path) == 0
+    assert MEASURED.main(["--check"], tmp_path) == 0
+    (tmp_path / "benchmarks" / "results" / MEASURED.TASKS[0] / "uce.json").unlink()
+    assert MEASURED.main(["--check"], tmp_path) == 1
+    assert "run python benchmarks/measured.py" in capsys.readouterr().out
+
+
+def test_a_measured_score_is_that_of_the_leaderboard() -> None:
+    result = json.loads((REPOSITORY / "benchmarks/results/shapes-standard@2/uce.json").read_text())
+    row = MEASURED.row(result, {})
+    own, pillars = row.figures["all"], result["scores"]["all"]["pillars"]
+    assert own.erasure.value == pillars["erasure"]["value"]
+    assert own.texts.value == pillars["robustness"]["value"]
+    probes = {key: value for key, value in result["scores"]["all"]["details"].items() if key.startswith("probe/")}
+    worst = probes[f"probe/{own.worst}"]
+    assert worst["value"] == max(value["value"] for value in probes.values()) >= 1 - own.texts.value
+    assert (own.probes.value, own.probes.low) == (1 - worst["value"], 1 - worst["high"])
+    assert row.figures["stamp"].neighbours is None

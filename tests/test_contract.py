@@ -104,6 +104,11 @@ def test_every_registered_method_says_what_it_is(name):
     assert "|" not in "".join(said[field] for field in ("paper", "family", "strengths", "limits"))
 
 
+@pytest.mark.parametrize("name", sorted(APART))
+def test_methods_that_stand_apart_say_that_they_have_hooks(name):
+    assert eraser_class(name).hooks, f"expected hooks = True of {name}"
+
+
 def made(row: str) -> Any:
     name, options = ROWS[row]
     return get_eraser(name, **options)
@@ -240,6 +245,7 @@ def test_config_is_json(eraser, fitted):
     assert json.loads(json.dumps(dict(patch.meta)))["method"] == eraser.name
     assert set(patch.meta["config"]) == set(eraser.config())
     assert patch.meta["concepts"][0]["name"] == "star"
+    assert patch.has_hooks == eraser.hooks
 
 
 def test_unedited_model_with_edited_prompt_gives_the_same_picture(pipe, closed, fitted):

@@ -17,12 +17,13 @@ from erasers.cli.help import EXAMPLES, HELP
 from erasers.cli.measure.app import measure
 from erasers.cli.methods import methods
 from erasers.cli.patches import apply, export, inspect, push
+from erasers.cli.recommend import recommend
 from erasers.cli.sae import explain, sae
 from erasers.cli.threads import let_idle_threads_sleep
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 app.callback(invoke_without_command=True, help=HELP, epilog=EXAMPLES)(erase)
-for command in (methods, apply, export, inspect, push, generate, explain):
+for command in (methods, recommend, apply, export, inspect, push, generate, explain):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(sae, name="sae")

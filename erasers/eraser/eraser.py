@@ -47,6 +47,9 @@ class Eraser:
     sees: ClassVar[bool] = False
     """Whether the method learns from a concept's own pictures."""
 
+    hooks: ClassVar[bool] = False
+    """Whether any of its patch runs during generation, which whoever has the pipeline can take off."""
+
     everywhere: ClassVar[bool] = True
     """Whether it is for every family; otherwise a task has it for a row only where it is named."""
 

@@ -41,7 +41,9 @@ class Stack(Eraser):
                 f"expected at least two methods in a stack, each once, got {' and '.join(names) or 'none'}"
             )
         facts: dict[str, Any] = {"name": "+".join(names), "everywhere": False}
-        facts |= {fact: any(getattr(member, fact) for member in self.members) for fact in ("trains", "sees", "keeps")}
+        facts |= {
+            fact: any(getattr(member, fact) for member in self.members) for fact in ("trains", "sees", "keeps", "hooks")
+        }
         for name, value in facts.items():
             object.__setattr__(self, name, value)
 

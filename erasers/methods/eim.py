@@ -61,6 +61,7 @@ class EIM(Eraser):
     everywhere: ClassVar[bool] = False
     strengths: ClassVar[str] = "linear in strength; other prompts stay bit for bit"
     limits: ClassVar[str] = "Stable Diffusion 3 alone; can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     gate: bool = True
     margin: float = 0.5

@@ -78,6 +78,7 @@ class SemanticSurgery(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit"
     limits: ClassVar[str] = "Stable Diffusion and FLUX.1; can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     beta: float | Literal["auto", "published"] = "auto"
     false_alarms: float = 0.01

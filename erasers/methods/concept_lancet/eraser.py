@@ -76,6 +76,7 @@ class ConceptLancet(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit; shows its decomposition"
     limits: ClassVar[str] = "can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     dictionary: str | None = None
     captions: int = 40

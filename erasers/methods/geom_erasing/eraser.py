@@ -122,6 +122,7 @@ class GeomErasing(TrainedEraser):
     }
     strengths: ClassVar[str] = "takes what no prompt names"
     limits: ClassVar[str] = "needs boxes and guidance; Stable Diffusion 1 and 2 alone"
+    hooks: ClassVar[bool] = True
 
     variant: Literal["data", "model"] = "data"
     tokens_lr: float = 5e-3

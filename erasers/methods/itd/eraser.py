@@ -110,6 +110,7 @@ class ItD(Eraser):
     }
     strengths: ClassVar[str] = "other prompts stay bit for bit"
     limits: ClassVar[str] = "can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     sae: tuple[str, ...] | Literal["auto"] = "auto"
     scale: float = -8.0

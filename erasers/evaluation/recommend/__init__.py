@@ -1,0 +1,1 @@
+"""Which method for which model and concept, by what was measured."""
