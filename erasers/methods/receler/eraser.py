@@ -94,6 +94,7 @@ class Receler(WayEraser):
     }
     strengths: ClassVar[str] = "weights stay; changes where the concept is"
     limits: ClassVar[str] = "comes off with its hooks; denoisers with cross-attention"
+    hooks: ClassVar[bool] = True
 
     eta: float = 1.0
     attack_steps: int = 50
