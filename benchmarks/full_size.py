@@ -37,11 +37,11 @@ METHODS = (
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
-    *("semantic_surgery",),
+    *("semantic_surgery", "adavd"),
 )
 HOOKED = (
     *("itd", "eim", "concept_lancet"),
-    *("semantic_surgery",),
+    *("semantic_surgery", "adavd"),
 )
 """Those whose patches are hooks: no weight is edited."""
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}

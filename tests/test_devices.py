@@ -37,6 +37,7 @@ from erasers.sae.training import SAETraining, _Run, train_sae
 
 OTHERS: dict[str, dict[str, Any]] = {
     "concept_lancet": {"captions": 5, "everyday": False, "templates": ("{}", "a {}")},
+    "adavd": {"everyday": False, "templates": ("{}", "a {}")},
     "itd": SAES,
     "dp": {},
     "realera": {"beyond": 4, "mined": 2},

@@ -19,6 +19,7 @@ from erasers.patch.negative_prompt import NegativePrompt
 from erasers.patch.semantic_gate import SemanticGate
 from erasers.patch.sparse import SparseConcepts
 from erasers.patch.step_rows import StepPictureRows, StepTextRows
+from erasers.patch.value_gate import ValueGate
 
 _TARGET = r"[\w.-]{1,500}"
 _NAME = re.compile(rf"(?P<form>transform|lowrank|dense)/(?P<target>{_TARGET})(/(?P<part>[ABT]))?", re.ASCII)
@@ -36,6 +37,7 @@ KINDS: dict[str, type[Hook]] = {
         SparseConcepts,
         SemanticGate,
         Adapter,
+        ValueGate,
     )
 }
 """The kinds of hooks that a patch may carry, by name: a closed list."""

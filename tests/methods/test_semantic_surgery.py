@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.families.all import FAMILIES
 from support.families.base import draw as draw_family
-from support.run_time import check_in_any_company, check_leaves_alone, check_lives_on
+from support.run_time import check_compiled, check_in_any_company, check_leaves_alone, check_lives_on
 from support.tiny import draw
 from support.trained import family_pipe
 
@@ -93,6 +93,11 @@ def test_run_time(pipe, tmp_path):
     check_leaves_alone(pipe, patch, KEPT, {"negative_prompt": ["a moon"]})
     check_in_any_company(pipe, patch, "star", "moon")
     check_lives_on(pipe, patch, "star", tmp_path)
+
+
+@pytest.mark.full
+def test_compiled(pipe):
+    check_compiled(pipe, surgery().fit(pipe, STAR), "star")
 
 
 def test_what_leaves_is_linear_in_rho_and_attacks_can_shut_the_gate():

@@ -29,6 +29,7 @@ TENSORS = {
     "patch/joint_shift.py",
     "patch/semantic_gate.py",
     "patch/sparse.py",
+    "patch/value_gate.py",
     "sae/autoencoder.py",
     "sae/published.py",
     "training/foretelling.py",
