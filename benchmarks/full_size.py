@@ -22,6 +22,7 @@ import torch
 from architectures import make_pipe
 
 from erasers import Concept, get_eraser
+from erasers.closed_form.layers import value_ports
 from erasers.diffusion.memory import USED, gigabytes, parse_memory
 from erasers.files.atomic import write_atomically
 from erasers.models.components import parameters_of
@@ -33,7 +34,7 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "dp"),
+    *("uce", "rece", "realera", "dp", "oce"),
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
@@ -44,6 +45,8 @@ HOOKED = (
     *("semantic_surgery", "adavd"),
 )
 """Those whose patches are hooks: no weight is edited."""
+VALUES = ("oce",)
+"""Those that edit the values of cross-attention alone."""
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
 CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}
 """The GPU that a size is meant for."""
@@ -121,7 +124,7 @@ def count(method: str, pipe: Any, card: str = "24GB") -> dict[str, Any]:
             from erasers.sae.text_blocks import find_blocks
 
             find_blocks(pipe)
-        edited = 0 if method in HOOKED else _edited(pipe)
+        edited = 0 if method in HOOKED else _edited(pipe, values=method in VALUES)
     except UnsupportedPipeline as error:
         return {"refused": f"{str(error).partition(' (')[0]}, got {type(pipe).__name__}"}
     return {"edited": edited, "memory": {"model": _nbytes(pipe)}, "denoiser": 0, "gradients": 0}
@@ -132,14 +135,15 @@ def _fits(split: Split, largest: int) -> str:
     return together + (", computed again" if split.checkpointing else "")
 
 
-def _edited(pipe: Any) -> int:
+def _edited(pipe: Any, *, values: bool = False) -> int:
     """Numbers of the weights that closed forms edit; on the meta device, where no port may be edited."""
     family, denoisers = find_family(pipe)
     kinds = ("text",) if family.kind == "cross" else ("text", "pooled")
     groups = [
         group for name, denoiser in denoisers for kind in kinds for group in groups_of(family, name, denoiser, kind)
     ]
-    return sum(port.module.weight.numel() for group in groups for port in group.ports)
+    ports = [ports if values else group.ports for group, ports in value_ports(groups)]
+    return sum(port.module.weight.numel() for own in ports for port in own)
 
 
 def _nbytes(pipe: Any) -> int:

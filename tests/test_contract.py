@@ -21,15 +21,22 @@ from erasers import Concept, Patch, PatchError, UnsupportedPipeline, get_eraser,
 from erasers.diffusion.counting import Counter
 from erasers.eraser import eraser_class
 
+pytestmark = pytest.mark.filterwarnings("ignore:the values of .* are turned:UserWarning")
+"""What `oce` says of its scales; its own tests ask for it."""
+
 # Every registered method must have a row: options that make it quick, and its variants.
 # Few dimensions have no room for many rows.
 NEAR = {"rows": "last", "templates": ("{}",), "mined": 2, "beyond": 4}
+TURN = {"aliases": False, "caption_scale": 3000.0, "stay_scale": 1.0}
 CLOSED: dict[str, list[dict[str, Any]]] = {
     "uce": [{}, {"rows": "tail", "templates": "auto"}, {"solver": "oblique", "rank": 2, "ridge": 0.01}],
     "rece": [{}, {"rows": "tail", "anchor_policy": "current"}],
     "realera": [NEAR, NEAR | {"mined": 0, "beyond": 0}],
     "dp": [{}, {"target": "projection", "joint": False}],
+    "oce": [TURN, TURN | {"upstream_compat": True, "error": 1e-6}],
 }
+PER_LAYER = {"oce"}
+"""Closed forms that are not one map of the text for all layers."""
 FEW = {"iterations": 4, "lr": 1e-2, "steps": 2}
 POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "restart": 2}
 DOMAINS = {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8}
@@ -248,6 +255,9 @@ def test_config_is_json(eraser, fitted):
     assert patch.has_hooks == eraser.hooks
 
 
+@pytest.mark.parametrize(
+    "closed", rows_of({name: rows for name, rows in CLOSED.items() if name not in PER_LAYER}), indirect=True
+)
 def test_unedited_model_with_edited_prompt_gives_the_same_picture(pipe, closed, fitted):
     """Feeding T x to the unedited denoiser equals editing every port: a check that shares no code with apply."""
     patch = fitted(closed)

@@ -35,10 +35,13 @@ from erasers.sae.denoiser_block import find_denoiser_block
 from erasers.sae.rows import DenoiserRows
 from erasers.sae.training import SAETraining, _Run, train_sae
 
+pytestmark = pytest.mark.filterwarnings("ignore:the values of .* are turned:UserWarning")
+"""What `oce` says of its scales; its own tests ask for it."""
 OTHERS: dict[str, dict[str, Any]] = {
     "concept_lancet": {"captions": 5, "everyday": False, "templates": ("{}", "a {}")},
     "adavd": {"everyday": False, "templates": ("{}", "a {}")},
     "itd": SAES,
+    "oce": {},
     "dp": {},
     "realera": {"beyond": 4, "mined": 2},
     "rece": {},

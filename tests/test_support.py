@@ -76,8 +76,8 @@ def picture(pipe: Any, family: str, text: str = "a picture of star") -> torch.Te
 def test_every_method_has_options():
     # The others train, know a few families only, or need an autoencoder: their own tests say what they support.
     trained = {name for name in list_erasers() if eraser_class(name).trains}
-    closed = {"realera", "dp"}
     hooked = {"semantic_surgery", "adavd", "itd", "concept_lancet", "eim"}
+    closed = {"realera", "dp", "oce"}
     assert set(list_erasers()) == {*QUICK, *trained, *closed, *hooked}
 
 

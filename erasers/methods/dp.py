@@ -15,7 +15,7 @@ from erasers.closed_form.preserved import Preserved
 from erasers.concept import Concept
 from erasers.methods.text_maps import Task, TextMaps
 from erasers.options import Auto, require_least
-from erasers.text.prompts import Prompt, fill, templates_for
+from erasers.text.prompts import Prompt
 from erasers.text.states import Rows
 
 # A concept with less of its length than this outside of what is held has no way out of it.
@@ -104,16 +104,7 @@ class DP(TextMaps):
     def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[Prompt, Prompt]]:
         """Pairs of concept and anchor, and what else is safe."""
         pairs = super().pairs_to_encode(concepts)
-        return pairs + [pair for concept in concepts for pair in self.safe_pairs(concept)]
-
-    def safe_pairs(self, concept: Concept) -> list[tuple[Prompt, Prompt]]:
-        """The neighbours of a concept as prompts, each with itself, where they say where rows go."""
-        if self.target == "anchor":
-            return []
-        prompts = [
-            fill(template, text) for text in concept.neighbours for template in templates_for(concept, self.templates)
-        ]
-        return [(prompt, prompt) for prompt in dict.fromkeys(prompts)]
+        return pairs + (self.neighbour_pairs(concepts) if self.target == "projection" else [])
 
     def proxies(self, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
         """C `[n, d]` and C*, its projection onto the span of the states of anchor and neighbours, by concept."""
@@ -121,7 +112,7 @@ class DP(TextMaps):
         for concept in task.concepts:
             pairs = self.prompt_pairs([concept], self.templates)
             rows, safe = stack_pairs(task.group, task.encoded, pairs, self.rows)
-            if near := self.safe_pairs(concept):
+            if near := self.neighbour_pairs([concept]):
                 safe = torch.cat([safe, stack_pairs(task.group, task.encoded, near, self.rows)[0]])
             erased.append(rows.double())
             targets.append(projection(rows, safe))

@@ -138,6 +138,16 @@ class TextMaps(Eraser):
                     pairs.append((fill(template, term), whole("") if bare else fill(template, concept.anchor)))
         return list(dict.fromkeys(pairs))
 
+    def neighbour_pairs(self, concepts: Sequence[Concept]) -> list[tuple[Prompt, Prompt]]:
+        """The neighbours of concepts as prompts, each with itself, for methods that read their rows apart."""
+        prompts = [
+            fill(template, text)
+            for concept in concepts
+            for text in concept.neighbours
+            for template in templates_for(concept, self.templates)
+        ]
+        return [(prompt, prompt) for prompt in dict.fromkeys(prompts)]
+
     def preserved_prompts(self, concepts: Sequence[Concept]) -> list[Prompt]:
         """Every preserved prompt once, without those that name another of the erased concepts."""
         erased = {term.lower() for concept in concepts for term in concept.terms(aliases=self.aliases)}

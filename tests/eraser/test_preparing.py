@@ -28,6 +28,8 @@ from erasers.sae.text_blocks import find_blocks
 from erasers.worlds.shapes.prompts import concept_for
 from erasers.worlds.shapes.vocabulary import KINDS
 
+pytestmark = pytest.mark.filterwarnings("ignore:the values of .* are turned:UserWarning")
+"""What `oce` says of its scales; its own tests ask for it."""
 STAR = Concept("star", anchor="circle")
 ANY_FAMILY = [name for name in list_erasers() if eraser_class(name).everywhere]
 QUICK: dict[str, dict[str, Any]] = {
