@@ -15,7 +15,8 @@ from support import REPOSITORY
 from support.made_results import PILLARS, write_results
 from support.scripts import benchmark
 
-from erasers import Concept, load_pipeline
+from erasers import Concept, load_pipeline, worlds
+from erasers.concept import as_concepts, names
 from erasers.eraser import get_eraser, options_for
 from erasers.evaluation.leaderboard.write import shown_images, write_leaderboard
 from erasers.evaluation.scores.scoring import compare as compare_rows
@@ -27,7 +28,7 @@ FILES = ("leaderboard.md", "leaderboard.html")
 
 LEADERBOARD, COMPARE, METHODS = benchmark("leaderboard"), benchmark("compare"), benchmark("method_table")
 ABLATION, REVERSAL, SPEED = benchmark("ablation"), benchmark("reversal"), benchmark("speed")
-MEASURED = benchmark("measured")
+MEASURED, MANY = benchmark("measured"), benchmark("many")
 
 
 @pytest.fixture(scope="module")
@@ -388,3 +389,19 @@ def test_a_measured_score_is_that_of_the_leaderboard() -> None:
     assert worst["value"] == max(value["value"] for value in probes.values()) >= 1 - own.texts.value
     assert (own.probes.value, own.probes.low) == (1 - worst["value"], 1 - worst["high"])
     assert row.figures["stamp"].neighbours is None
+
+
+@pytest.mark.parametrize("count", [1, 6, len(MANY.WORDS)])
+def test_many_concepts_at_once_do_not_contradict_each_other(count: int) -> None:
+    world, words = worlds.get("shapes"), MANY.WORDS[:count]
+    concepts = as_concepts(MANY.concepts_of(world, words))
+    assert [concept.name for concept in concepts] == list(words)
+    for concept in concepts:
+        assert concept.preserve
+        kept = (concept.anchor, *concept.neighbours, *concept.preserve)
+        assert not any(names(text, word) for text in kept for word in words)
+    erased, kept = MANY.prompts_of(world, concepts, 20)
+    assert len(erased) >= 20
+    assert len(kept) == 20
+    assert all(any(names(ask.text, word) for word in words) for ask in erased)
+    assert not any(names(ask.text, word) for ask in kept for word in words)
