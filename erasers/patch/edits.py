@@ -18,6 +18,7 @@ from erasers.patch.joint_shift import JointShift
 from erasers.patch.negative_prompt import NegativePrompt
 from erasers.patch.semantic_gate import SemanticGate
 from erasers.patch.sparse import SparseConcepts
+from erasers.patch.steering import Steering
 from erasers.patch.step_rows import StepPictureRows, StepTextRows
 from erasers.patch.value_gate import ValueGate
 
@@ -38,6 +39,7 @@ KINDS: dict[str, type[Hook]] = {
         SemanticGate,
         Adapter,
         ValueGate,
+        Steering,
     )
 }
 """The kinds of hooks that a patch may carry, by name: a closed list."""

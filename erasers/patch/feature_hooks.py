@@ -152,7 +152,7 @@ class StepFeatures(Hook):
 class StepCall:
     """Step features as torch calls them; their tensors follow the map to another device."""
 
-    def __init__(self, hook: StepFeatures, strength: float) -> None:
+    def __init__(self, hook: Hook, strength: float) -> None:
         self.target, self.parts, self.strength = hook.target, dict(hook.parts), strength
         self.time: Any = None
 

@@ -37,7 +37,7 @@ class StepRows(StepFeatures):
             raise PatchError(
                 f"the patch is for another model: {self.target} returns rows of {width}, the hook needs {own}"
             )
-        _refuse_left_out(self.target, module)
+        refuse_left_out(self.target, module)
 
     def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
         """See `Hook.install`."""
@@ -72,7 +72,7 @@ class _StepRows(StepCall):
         self.place = place
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        _refuse_left_out(self.target, module)
+        refuse_left_out(self.target, module)
         outputs = list(output) if isinstance(output, (tuple, list)) else [output]
         rows, width = outputs[self.place], self.parts["encoder"].shape[1]
         if not isinstance(rows, torch.Tensor) or rows.ndim != 3 or rows.shape[-1] != width:
@@ -91,7 +91,12 @@ def stepped_rows(
     return torch.where(changed, edited, rows)
 
 
-def _refuse_left_out(target: str, module: nn.Module) -> None:
+def refuse_left_out(target: str, module: nn.Module) -> None:
+    """Refuse a module that diffusers leaves out of some calls.
+
+    Raises:
+        PatchError: Names the cache.
+    """
     hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", ())
     names = [name for name in hooks if name.startswith(_LEAVE_OUT)]
     if names:
