@@ -34,7 +34,7 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "dp", "oce"),
+    *("uce", "rece", "realera", "dp", "oce", "leace"),
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),

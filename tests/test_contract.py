@@ -33,6 +33,7 @@ CLOSED: dict[str, list[dict[str, Any]]] = {
     "rece": [{}, {"rows": "tail", "anchor_policy": "current"}],
     "realera": [NEAR, NEAR | {"mined": 0, "beyond": 0}],
     "dp": [{}, {"target": "projection", "joint": False}],
+    "leace": [{"templates": ("{}",), "aliases": False}],
     "oce": [TURN, TURN | {"upstream_compat": True, "error": 1e-6}],
 }
 PER_LAYER = {"oce"}
