@@ -36,7 +36,7 @@ CONCEPT = "van gogh"
 METHODS = (
     *("uce", "rece", "realera", "dp", "oce", "leace"),
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
-    *("salun", "receler"),
+    *("salun", "receler", "spm", "hirm"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
     *("semantic_surgery", "adavd", "casteer"),
 )
@@ -78,6 +78,8 @@ _COLUMNS = (
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "esd": {"iterations": 1, "steps": 2, "train_method": "x"},
     "ablation": {"iterations": 1, "steps": 1, "pictures": 1, "kept": 1, "batch": 1},
+    "spm": {"iterations": 1, "steps": 2, "kept": 2, "anchors": 1},
+    "hirm": {"iterations": 1, "kept": 2, "kept_batch": 1},
     "salun": {"iterations": 1, "steps": 1, "pictures": 1, "kept": 1, "batch": 1, "train_method": "x"},
     "receler": {"iterations": 1, "steps": 2, "attack_steps": 1},
     "safe": {"iterations": 1, "steps": 2, "train_method": "x"},

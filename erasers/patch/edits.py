@@ -15,6 +15,7 @@ from erasers.patch.adapter import Adapter
 from erasers.patch.feature_hooks import FeatureGate, StepFeatures
 from erasers.patch.hooks import Hook, PromptTransform
 from erasers.patch.joint_shift import JointShift
+from erasers.patch.membrane import Membrane
 from erasers.patch.negative_prompt import NegativePrompt
 from erasers.patch.semantic_gate import SemanticGate
 from erasers.patch.sparse import SparseConcepts
@@ -40,6 +41,7 @@ KINDS: dict[str, type[Hook]] = {
         Adapter,
         ValueGate,
         Steering,
+        Membrane,
     )
 }
 """The kinds of hooks that a patch may carry, by name: a closed list."""

@@ -57,6 +57,10 @@ class HookedStudent(Student):
         """Fingerprint of each weight that a hook stands behind."""
         return weight_hashes(self._pipe, self._beneath)
 
+    def finished(self) -> Sequence[Hook]:
+        """The hooks of the patch."""
+        return self.hooks
+
     def patch(self, eraser: Eraser, concepts: Sequence[Concept]) -> Patch:
         """The hooks: matrices in float16, the rest in float32.
 
@@ -65,7 +69,7 @@ class HookedStudent(Student):
         """
         tensors = {
             f"hook/{hook.target}/{hook.kind}/{name}": _shipped(part.detach())
-            for hook in self.hooks
+            for hook in self.finished()
             for name, part in hook.parts.items()
         }
         for name, value in tensors.items():

@@ -131,8 +131,8 @@ class WayEraser(TrainedEraser):
         """What `learn` takes beside latents, made once."""
         return None
 
-    def student(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator) -> Student:
-        """What is trained."""
+    def student(self, pipe: Any, concepts: Sequence[Concept], beside: Any, generator: torch.Generator) -> Student:
+        """What is trained; `beside` is what the method of that name gave."""
         names = denoiser_names(pipe, self.method_for(pipe, concepts))
         return Student(pipe, names, rank=known(self.rank), generator=generator)
 
@@ -214,7 +214,7 @@ class WayEraser(TrainedEraser):
         with stage("drawing what is unlearned", len(self.turn(len(prompts), 0))) as advance:
             bank = self._draw(pipe, heard, 0, generator, advance)
         beside = self.beside(pipe, concepts, heard, generator, stage)
-        student = self.student(pipe, concepts, generator)
+        student = self.student(pipe, concepts, beside, generator)
         adam = torch.optim.Adam(student.parameters, lr=known(self.lr))
 
         def step(number: int) -> Mapping[str, float]:

@@ -39,6 +39,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "robust_ablation": {"batch": 2, "kept_batch": 3},
     "safe": {"batch": 3},
     "salun": {"batch": 3},
+    "spm": {"batch": 3, "anchors": 2},
 }
 ROUNDED = ("concept_slider", "safe")
 """Their gradients are of differences between prompts, which are small in a random model: rounding counts for more, and
@@ -92,7 +93,7 @@ def close(whole: list[torch.Tensor], split: list[torch.Tensor], share: float = 1
 
 
 @pytest.mark.parametrize("most", only([1, 2, 3], 2))
-@pytest.mark.parametrize("method", only(sorted(METHODS), "doco", "esd"))
+@pytest.mark.parametrize("method", only(sorted(BATCHES), "doco", "esd"))
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(pipes, method, most, monkeypatch):
     # So small a rate that later gradients do not depend on the rounding of earlier ones.
     options = METHODS[method] | BATCHES[method] | {"iterations": 2, "lr": 1e-4}

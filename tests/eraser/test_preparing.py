@@ -35,6 +35,7 @@ ANY_FAMILY = [name for name in list_erasers() if eraser_class(name).everywhere]
 QUICK: dict[str, dict[str, Any]] = {
     "esd": {"iterations": 2, "steps": 2, "batch": 1},
     "ablation": {"iterations": 2, "steps": 2, "pictures": 1, "kept": 12, "batch": 1},
+    "hirm": {"iterations": 2, "kept": 12, "kept_batch": 12},
     "salun": {"iterations": 2, "steps": 2, "pictures": 1, "kept": 12, "batch": 1},
     "safe": {"iterations": 2, "steps": 2, "batch": 1},
     "concept_slider": {"iterations": 2, "steps": 2, "batch": 1},

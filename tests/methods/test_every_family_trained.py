@@ -31,12 +31,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "esd": METHODS["esd"] | {"pictures": 1},
     "few_shot": METHODS["few_shot"] | {"pictures": 1, "kept": 2},
     "safe": METHODS["safe"] | {"pictures": 1},
+    "hirm": METHODS["hirm"],
     "salun": METHODS["salun"] | {"templates": ("a {}",), "pictures": 2},
     "robust_ablation": METHODS["robust_ablation"]
     | {"templates": ("a {}",), "pictures": 2, "kept": 2, "bank": 1, "tokens": (1,), "relearn_lr": 1e-2},
 }
 QUICK = {
     ("salun", "sana"),
+    ("hirm", "flux"),
     ("ablation", "lumina2"),
     ("esd", "zimage"),
     ("doco", "wan"),
@@ -66,7 +68,7 @@ def test_it_trains_or_is_refused(
     if method == "co_erasing" and cell["works"]:
         cell["works"], message = family in UNETS, "whose UNet takes an IP-Adapter"
         options["adapter"] = str(save_adapter(pipe.unet, tmp_path)) if cell["works"] else "auto"
-    if method in ("adv_unlearn", "few_shot") and cell["works"]:
+    if method in ("adv_unlearn", "few_shot", "hirm") and cell["works"]:
         options["encoders"] = tuple(feeds_of(pipe))
     eraser, before = get_eraser(method, **options), weights(pipe)
     if cell["works"]:

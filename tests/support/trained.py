@@ -31,12 +31,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "esd": {"steps": 2, "pictures": 2, "refresh": 2},
     "few_shot": {"steps": 2, "pictures": 2, "kept": 4, "max_drift": 10.0},
     "geom_erasing": {"steps": 2, "pictures": 4, "batch": 2, "grid": 2},
+    "hirm": {"kept": 4, "kept_batch": 2},
+    "spm": {"steps": 2, "pictures": 2, "refresh": 2, "kept": 4, "anchors": 2},
     "receler": {"steps": 2, "pictures": 2, "refresh": 2, "attack_steps": 2, "vectors": 2},
     "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
     "salun": {"steps": 2, "pictures": 4, "kept": 2, "batch": 2},
     "safe": {"steps": 2, "pictures": 2, "refresh": 2},
 }
-ONE_RANK = {"concept_slider": 2, "receler": 2, "salun": 0}
+ONE_RANK = {"concept_slider": 2, "receler": 2, "spm": 2, "salun": 0}
 """A slider has low-rank weights alone, adapters have a rank, and a mask is of whole weights."""
 RANKS = [(name, rank) for name in METHODS for rank in (0, 2) if ONE_RANK.get(name, rank) == rank]
 """Each with whole weights and with low-rank ones."""

@@ -142,7 +142,7 @@ class Receler(WayEraser):
         named = conditions(pipe, self.prompts(concepts), self.clip_skip)
         return Heard(named, named, named, unprompted(pipe))
 
-    def student(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator) -> Student:
+    def student(self, pipe: Any, concepts: Sequence[Concept], beside: Any, generator: torch.Generator) -> Student:
         """See `WayEraser.student`."""
         modules = cross_attention(pipe)
         hooks = [Adapter(name, fresh(module, known(self.rank), generator)) for name, module in modules.items()]
