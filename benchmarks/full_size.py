@@ -38,11 +38,11 @@ METHODS = (
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler", "spm", "hirm"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
-    *("semantic_surgery", "adavd", "casteer"),
+    *("semantic_surgery", "adavd", "casteer", "safree"),
 )
 HOOKED = (
     *("itd", "eim", "concept_lancet"),
-    *("semantic_surgery", "adavd", "casteer"),
+    *("semantic_surgery", "adavd", "casteer", "safree"),
 )
 """Those whose patches are hooks: no weight is edited."""
 VALUES = ("oce",)

@@ -1,4 +1,4 @@
-"""The patch of a method that edits no weight: hooks, and the weights through which text enters as its base."""
+"""The patch of a method that edits no weight: hooks, and the weights that they were fitted on as its base."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from erasers.closed_form.ports import port_hashes
 from erasers.concept import Concept
+from erasers.models.components import find_parameter
 from erasers.models.ports import port_groups
 from erasers.models.readers import text_readers
 from erasers.patch import Patch
@@ -21,6 +22,7 @@ def hook_patch(
     pipe: Any,
     concepts: Sequence[Concept],
     hooks: Mapping[tuple[str, str], Mapping[str, torch.Tensor]],
+    base: Mapping[str, str] | None = None,
 ) -> Patch:
     """The patch.
 
@@ -30,11 +32,11 @@ def hook_patch(
         pipe: What it was fitted on.
         concepts: What was erased.
         hooks: Parts by (target, kind).
+        base: Fingerprints of the weights that it was fitted on, by parameter name; None: those of the ports of text.
     """
-    groups = port_groups(pipe)
-    weights = {port.parameter: port.module.weight for group in groups for port in group.ports}
-    dtype = next(iter(weights.values())).dtype
-    base, readers = port_hashes(pipe, groups), text_readers(pipe)
+    base = port_hashes(pipe, port_groups(pipe)) if base is None else base
+    weights = {name: find_parameter(pipe, name, linear=False, edit=False) for name in base}
+    dtype, readers = next(iter(weights.values())).dtype, text_readers(pipe)
     meta = patch_meta(method, config, concepts, base, dtype, weights=weights, readers=readers)
     tensors = {
         # Of its own for each hook: a file holds no tensor twice.

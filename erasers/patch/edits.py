@@ -21,6 +21,7 @@ from erasers.patch.semantic_gate import SemanticGate
 from erasers.patch.sparse import SparseConcepts
 from erasers.patch.steering import Steering
 from erasers.patch.step_rows import StepPictureRows, StepTextRows
+from erasers.patch.trigger import TriggerProjection
 from erasers.patch.value_gate import ValueGate
 
 _TARGET = r"[\w.-]{1,500}"
@@ -42,6 +43,7 @@ KINDS: dict[str, type[Hook]] = {
         ValueGate,
         Steering,
         Membrane,
+        TriggerProjection,
     )
 }
 """The kinds of hooks that a patch may carry, by name: a closed list."""
