@@ -34,7 +34,7 @@ from erasers.training.loop import TrainedEraser
 RUNS = Path(__file__).parent / "results" / "full-size-runs.json"
 CONCEPT = "van gogh"
 METHODS = (
-    *("uce", "rece", "realera", "dp", "oce", "leace"),
+    *("uce", "rece", "realera", "dp", "oce", "leace", "speed"),
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler", "spm", "hirm"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
@@ -45,7 +45,7 @@ HOOKED = (
     *("semantic_surgery", "adavd", "casteer", "safree"),
 )
 """Those whose patches are hooks: no weight is edited."""
-VALUES = ("oce",)
+VALUES = ("oce", "speed")
 """Those that edit the values of cross-attention alone."""
 SIZES = {"sd14": "Stable Diffusion 1.4", "sdxl": "SDXL", "sd3": "Stable Diffusion 3 medium", "flux": "FLUX.1-dev"}
 CARDS = {"sd14": "24GB", "sdxl": "24GB", "sd3": "24GB", "flux": "80GB"}

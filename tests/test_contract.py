@@ -34,9 +34,13 @@ CLOSED: dict[str, list[dict[str, Any]]] = {
     "realera": [NEAR, NEAR | {"mined": 0, "beyond": 0}],
     "dp": [{}, {"target": "projection", "joint": False}],
     "leace": [{"templates": ("{}",), "aliases": False}],
+    "speed": [
+        {"retain_scale": 0.05, "aliases": False},
+        {"filtered": False, "augmented": 0, "layers": "kv", "retain_scale": 0.05},
+    ],
     "oce": [TURN, TURN | {"upstream_compat": True, "error": 1e-6}],
 }
-PER_LAYER = {"oce"}
+PER_LAYER = {"oce", "speed"}
 """Closed forms that are not one map of the text for all layers."""
 BRIEF = {"iterations": 4, "lr": 1e-2}
 FEW = BRIEF | {"steps": 2}

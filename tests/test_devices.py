@@ -41,6 +41,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "concept_lancet": {"captions": 5, "everyday": False, "templates": ("{}", "a {}")},
     "adavd": {"everyday": False, "templates": ("{}", "a {}")},
     "itd": SAES,
+    "speed": {},
     "leace": {},
     "oce": {},
     "dp": {},

@@ -129,15 +129,21 @@ class OCE(TextMaps):
         return [self.turn(task, port, moment) for port in task.group.ports]
 
     def turn(self, task: Task, port: Port, moment: torch.Tensor) -> tuple[Port, torch.Tensor, torch.Tensor, float]:
-        """The turn of one port, where p_g C + p_c p p' + lambda is known `[d, d]`."""
-        weight = weight_of(port, len(moment))
+        """The turn of one port, where p_g C + p_c p p' + lambda is known `[d, d]`.
+
+        A weight W = Q R that is taller than wide is turned inside of its span: R <- P R.
+        """
+        weight, span = weight_of(port, len(moment)), None
+        if len(weight) > len(moment) and not self.upstream_compat:
+            span, weight = torch.linalg.qr(weight)
         targets, guides = (weight @ rows.double().T for rows in (task.erase, task.anchor))
         kept, bases = weight @ moment @ weight.T, (basis_of(targets), basis_of(guides))
         objective = procrustes(kept, *bases, known(self.erase_scale), transposed=self.upstream_compat)
-        delta = turned(objective, weight, upstream_compat=self.upstream_compat) - weight
+        delta = turn_of(objective, upstream_compat=self.upstream_compat) @ weight - weight
         a, b = low_rank(delta, self.error) or (torch.eye(delta.shape[1], dtype=delta.dtype), delta)
         after = targets + b @ (a @ task.erase.double().T)
-        return port, a, b, float(functional.cosine_similarity(after, targets, dim=0).mean())
+        cosine = float(functional.cosine_similarity(after, targets, dim=0).mean())
+        return port, a, b if span is None else span @ b, cosine
 
     def pairs_to_encode(self, concepts: Sequence[Concept]) -> list[tuple[Prompt, Prompt]]:
         """Pairs of concept and anchor, and the neighbours."""
@@ -172,29 +178,15 @@ def procrustes(
     return kept - erase_scale * (away.T if transposed else away)
 
 
-def nearest_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """P = U V' of M = U S V': the orthogonal matrix with the largest tr(P'M)."""
-    left, _, right = torch.linalg.svd(matrix)
-    product: torch.Tensor = left @ right
-    return product
-
-
-def turned(objective: torch.Tensor, weight: torch.Tensor, *, upstream_compat: bool = False) -> torch.Tensor:
-    """P W `[out, d]` for M = `objective` `[out, out]`, whose rows and columns are in the span of W.
-
-    Outside of that span nothing is turned, and where out > d the problem is solved inside of it alone.
+def turn_of(objective: torch.Tensor, *, upstream_compat: bool = False) -> torch.Tensor:
+    """P = U V' of M = U S V': the orthogonal matrix with the largest tr(P'M).
 
     Args:
-        objective: M.
-        weight: W.
+        objective: M `[out, out]`.
         upstream_compat: Negate the last row of a P of negative determinant.
     """
+    left, _, right = torch.linalg.svd(objective)
+    turn: torch.Tensor = left @ right
     if upstream_compat:
-        turn = nearest_orthogonal(objective)
         turn[-1] *= torch.linalg.det(turn).sign()
-        return turn @ weight
-    if len(weight) <= weight.shape[1]:
-        return nearest_orthogonal(objective) @ weight
-    span, inside = torch.linalg.qr(weight)
-    result: torch.Tensor = span @ (nearest_orthogonal(span.T @ objective @ span) @ inside)
-    return result
+    return turn
