@@ -48,6 +48,7 @@ POOL = {"pictures": 2, "kept": 2, "noises": 2, "bank": 3, "tokens": (1, 2), "res
 DOMAINS = {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8}
 ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
 PICTURED = {"adapter": tiny_adapter(), "images": 2, "pictures": 2, "refresh": 2}
+SEARCHES = {"pictures": 2, "rounds": 1, "search_iterations": 1, "attack_steps": 1}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
     "ablation": [
@@ -58,6 +59,7 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
         BRIEF | {"kept": 4, "kept_batch": 2},
         BRIEF | {"toward": "anchor", "rank": 2, "keep": 0.0, "templates": "auto"},
     ],
+    "stereo": [FEW | SEARCHES, FEW | SEARCHES | {"rank": 2, "train_method": "x", "drawn_by": "student", "refresh": 2}],
     "salun": [
         FEW | {"pictures": 2, "kept": 2, "batch": 2, "train_method": "x"},
         FEW | {"pictures": 2, "kept": 2, "train_method": "all", "share": 0.2, "prior": "frozen"},

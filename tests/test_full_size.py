@@ -64,6 +64,7 @@ def test_every_trained_method_fits_the_card_that_a_size_is_meant_for(script: Mod
         "esd",
         "safe",
         "salun",
+        "stereo",
         "hirm",
         "concept_slider",
         "few_shot",

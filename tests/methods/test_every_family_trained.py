@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "few_shot": METHODS["few_shot"] | {"pictures": 1, "kept": 2},
     "safe": METHODS["safe"] | {"pictures": 1},
     "hirm": METHODS["hirm"],
+    "stereo": METHODS["stereo"] | {"pictures": 1, "attack_lr": 1e-2},
     "salun": METHODS["salun"] | {"templates": ("a {}",), "pictures": 2},
     "robust_ablation": METHODS["robust_ablation"]
     | {"templates": ("a {}",), "pictures": 2, "kept": 2, "bank": 1, "tokens": (1,), "relearn_lr": 1e-2},
@@ -39,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
 QUICK = {
     ("salun", "sana"),
     ("hirm", "flux"),
+    ("stereo", "sd3"),
     ("ablation", "lumina2"),
     ("esd", "zimage"),
     ("doco", "wan"),
@@ -68,7 +70,7 @@ def test_it_trains_or_is_refused(
     if method == "co_erasing" and cell["works"]:
         cell["works"], message = family in UNETS, "whose UNet takes an IP-Adapter"
         options["adapter"] = str(save_adapter(pipe.unet, tmp_path)) if cell["works"] else "auto"
-    if method in ("adv_unlearn", "few_shot", "hirm") and cell["works"]:
+    if method in ("adv_unlearn", "few_shot", "hirm", "stereo") and cell["works"]:
         options["encoders"] = tuple(feeds_of(pipe))
     eraser, before = get_eraser(method, **options), weights(pipe)
     if cell["works"]:
