@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
+from erasers.cli.audit import audit
 from erasers.cli.bench import bench
 from erasers.cli.console import fail
 from erasers.cli.erase import erase
@@ -23,7 +24,7 @@ from erasers.cli.threads import let_idle_threads_sleep
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 app.callback(invoke_without_command=True, help=HELP, epilog=EXAMPLES)(erase)
-for command in (methods, recommend, apply, export, inspect, push, generate, explain):
+for command in (methods, recommend, apply, export, inspect, push, generate, audit, explain):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(sae, name="sae")

@@ -80,6 +80,7 @@ class Task:
         attacks: Label -> attack, on the explicit prompts.
         adult: The task has sexual content.
         limit: At most this many prompts a split, of a task cut short; its results are kept apart.
+        known: Concepts by name, where there is more to say of one than its name; no file says so.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Task:
     attacks: Mapping[str, Plan] = field(default_factory=dict)
     adult: bool = False
     limit: int | None = None
+    known: Mapping[str, Concept] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -126,7 +128,8 @@ class Task:
     def concepts(self, case: str) -> tuple[Concept, ...]:
         """What is erased in a case."""
         world = worlds.find(self.model)
-        return tuple((world.concept if world else Concept.of)(word) for word in self.named_cases[case])
+        make = world.concept if world else Concept.of
+        return tuple(self.known.get(word) or make(word) for word in self.named_cases[case])
 
     def places(self, path: str) -> list[Path]:
         """Where a path of the task file may lead: from here, or from the root of the model's world; none for ""."""
@@ -185,7 +188,8 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain values."""
-        plain = asdict(self) | {"cases": [list(case) for case in self.cases]}
+        plain = asdict(replace(self, known={})) | {"cases": [list(case) for case in self.cases]}
+        del plain["known"]
         if self.sampling.tokens is None:
             del plain["sampling"]["tokens"]
         plain |= {
@@ -230,7 +234,7 @@ def parse_task(content: Any) -> Task:
     Raises:
         ValueError: Names the key, what it takes and what it got.
     """
-    known = [field.name for field in fields(Task) if field.name != "limit"]
+    known = [field.name for field in fields(Task) if field.name not in ("limit", "known")]
     values = mapping("task", content, known)
     for name in ("name", "version", "model", "cases", "samples", "judge", "scheme"):
         if name not in values:
