@@ -28,8 +28,11 @@ from erasers.sae.text_blocks import find_blocks
 from erasers.worlds.shapes.prompts import concept_for
 from erasers.worlds.shapes.vocabulary import KINDS
 
-pytestmark = pytest.mark.filterwarnings("ignore:the values of .* are turned:UserWarning")
-"""What `oce` says of its scales; its own tests ask for it."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the values of .* are turned:UserWarning"),
+    pytest.mark.filterwarnings("ignore:preserved states have:UserWarning"),
+]
+"""What `oce` says of its scales and `dp` of its bound; their own tests ask for it."""
 STAR = Concept("star", anchor="circle")
 ANY_FAMILY = [name for name in list_erasers() if eraser_class(name).everywhere]
 QUICK: dict[str, dict[str, Any]] = {
@@ -45,6 +48,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "few_shot": {"iterations": 1, "steps": 2, "kept": 12, "max_drift": 99.0},
     "doco": {"iterations": 2, "warm_up": 1, "steps": 2, "pictures": 2, "kept": 12, "batch": 1, "width": 8},
     "realera": {"beyond": 0, "mined": 0},
+    # Else prompts are encoded no further than their last word.
+    "dp": {"preserve_rows": "all"},
+    "speed": {"preserve_rows": "all"},
 }
 
 
