@@ -38,11 +38,11 @@ METHODS = (
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler", "spm", "hirm", "stereo"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
-    *("semantic_surgery", "adavd", "casteer", "safree"),
+    *("semantic_surgery", "adavd", "casteer", "safree", "sld"),
 )
 HOOKED = (
     *("itd", "eim", "concept_lancet"),
-    *("semantic_surgery", "adavd", "casteer", "safree"),
+    *("semantic_surgery", "adavd", "casteer", "safree", "sld"),
 )
 """Those whose patches are hooks: no weight is edited."""
 VALUES = ("oce", "speed")

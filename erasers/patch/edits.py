@@ -17,6 +17,7 @@ from erasers.patch.hooks import Hook, PromptTransform
 from erasers.patch.joint_shift import JointShift
 from erasers.patch.membrane import Membrane
 from erasers.patch.negative_prompt import NegativePrompt
+from erasers.patch.safe_guidance import SafeGuidance
 from erasers.patch.semantic_gate import SemanticGate
 from erasers.patch.sparse import SparseConcepts
 from erasers.patch.steering import Steering
@@ -38,6 +39,7 @@ KINDS: dict[str, type[Hook]] = {
         StepPictureRows,
         StepTextRows,
         SparseConcepts,
+        SafeGuidance,
         SemanticGate,
         Adapter,
         ValueGate,

@@ -38,7 +38,7 @@ def check_in_any_company(pipe: Any, patch: Patch, asked: str, kept: str) -> None
         assert difference(erased[place], plain[place]) > 1e-4
 
 
-def check_lives_on(pipe: Any, patch: Patch, asked: str, folder: Path) -> None:
+def check_lives_on(pipe: Any, patch: Patch, asked: str, folder: Path, tolerance: float = 2e-5) -> None:
     """Fitting and taking off leave the pipeline as it was; files, folders and offloading keep it."""
     before, plain = weights(pipe), draw(pipe, asked)
     patch.save(folder / "patch.safetensors")
@@ -50,9 +50,9 @@ def check_lives_on(pipe: Any, patch: Patch, asked: str, folder: Path) -> None:
     assert difference(erased, plain) > 1e-4
     assert torch.equal(draw(pipe, asked), erased)
     ErasedPipeline.save_pretrained(pipe, folder / "folder", [loaded])
-    torch.testing.assert_close(draw(load_pipeline(folder / "folder"), asked), erased)
+    assert difference(draw(load_pipeline(folder / "folder"), asked), erased) < tolerance
     pipe.enable_model_cpu_offload(device="cpu")
-    torch.testing.assert_close(draw(pipe, asked), erased)
+    assert difference(draw(pipe, asked), erased) < tolerance
     pipe.remove_all_hooks()
     loaded.remove(pipe)
     assert torch.equal(draw(pipe, asked), plain)
