@@ -49,6 +49,7 @@ DOMAINS = {"pictures": 2, "warm_up": 1, "batch": 2, "width": 8}
 ADVERSARY = {"pictures": 2, "kept": 4, "attack_steps": 2, "warm_up": 1}
 PICTURED = {"adapter": tiny_adapter(), "images": 2, "pictures": 2, "refresh": 2}
 SEARCHES = {"pictures": 2, "rounds": 1, "search_iterations": 1, "attack_steps": 1}
+WAYS = {"steps": 4, "batch": 2, "random_steps": 1, "last_steps": 1}
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "esd": [FEW | {"pictures": 2, "refresh": 2}, FEW | {"pictures": 2, "rank": 2, "train_method": "x"}],
     "ablation": [
@@ -60,6 +61,10 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
         BRIEF | {"toward": "anchor", "rank": 2, "keep": 0.0, "templates": "auto"},
     ],
     "stereo": [FEW | SEARCHES, FEW | SEARCHES | {"rank": 2, "train_method": "x", "drawn_by": "student", "refresh": 2}],
+    "eraseflow": [
+        FEW | WAYS,
+        FEW | WAYS | {"constant": 2.6953, "rank": 0, "templates": "auto"},
+    ],
     "salun": [
         FEW | {"pictures": 2, "kept": 2, "batch": 2, "train_method": "x"},
         FEW | {"pictures": 2, "kept": 2, "train_method": "all", "share": 0.2, "prior": "frozen"},

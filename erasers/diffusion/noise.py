@@ -69,6 +69,33 @@ def step_back(
     return torch.where(end, 1.0, signal) * picture + torch.where(end, 0.0, spread) * noise
 
 
+def ancestral(
+    pipe: Any, noisy: torch.Tensor, times: torch.Tensor, before: torch.Tensor, predicted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `[n, c, ...]` and deviation `[n, 1, ...]` of a step with noise from `times` to the earlier `before` `[n]`.
+
+    That is DDIM with eta 1 (arXiv 2010.02502, equations 12 and 16), of a schedule of alphas: its variance is
+    (1 - a') / (1 - a) (1 - a / a'), and its mean sqrt(a') x_0 + sqrt(1 - a' - variance) eps.
+    """
+    signal, spread = _scales(pipe, times, noisy)
+    picture = clean(pipe, noisy, times, predicted)
+    noise = (noisy - signal * picture) / spread
+    own, rest = _scales(pipe, before, noisy)
+    sigma = rest / spread * (1 - (signal / own).square()).sqrt()
+    return own * picture + (rest.square() - sigma.square()).clamp(min=0).sqrt() * noise, sigma
+
+
+def renoised(
+    pipe: Any, earlier: torch.Tensor, before: torch.Tensor, times: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `[n, c, ...]` and deviation `[n, 1, ...]` of what is at `times`, of latents at the earlier `before` `[n]`.
+
+    The forward process of a schedule of alphas: sqrt(a / a') x and sqrt(1 - a / a').
+    """
+    ratio = _scales(pipe, times, earlier)[0] / _scales(pipe, before, earlier)[0]
+    return ratio * earlier, (1 - ratio.square()).sqrt()
+
+
 def flows(pipe: Any) -> bool:
     """Whether the pipeline follows a flow from noise to pictures, and not a schedule of alphas."""
     config = pipe.scheduler.config

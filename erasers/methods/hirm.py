@@ -23,8 +23,8 @@ from erasers.diffusion.supported import check_readable
 from erasers.models.encoder_blocks import in_block
 from erasers.models.feeding import feeds_of
 from erasers.options import Auto, known, require_above, require_least
-from erasers.text.contexts import some_kept
-from erasers.text.prompts import Templates, fill, require_templates, templates_for
+from erasers.text.contexts import anchored, some_kept
+from erasers.text.prompts import Templates, require_templates
 from erasers.training.foretelling import Demand
 from erasers.training.layers import Wanted
 from erasers.training.loop import Stage, TrainedEraser, Training
@@ -110,12 +110,7 @@ class HiRM(TrainedEraser):
 
     def pairs(self, concepts: Sequence[Concept]) -> dict[str, str]:
         """Each prompt that is unlearned, and the same with the anchor."""
-        return {
-            fill(pattern, term).text: fill(pattern, concept.anchor).text
-            for concept in concepts
-            for term in concept.terms(aliases=self.aliases)
-            for pattern in templates_for(concept, self.templates)
-        }
+        return anchored(concepts, self.templates, aliases=self.aliases)
 
     def cost(self, pipe: Any, concepts: Concepts) -> Calls:
         """See `TrainedEraser.cost`: no denoiser runs."""

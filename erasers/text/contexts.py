@@ -32,6 +32,16 @@ def contexts(concept: Concept, templates: Templates, *, aliases: bool = True) ->
     return list(dict.fromkeys(pairs))
 
 
+def anchored(concepts: Sequence[Concept], templates: Templates, *, aliases: bool = True) -> dict[str, str]:
+    """Each prompt with a concept, and the same with its anchor: for every name, alias and template."""
+    return {
+        fill(template, term).text: fill(template, concept.anchor).text
+        for concept in concepts
+        for term in concept.terms(aliases=aliases)
+        for template in templates_for(concept, templates)
+    }
+
+
 def kept_prompts(concepts: Sequence[Concept], templates: Templates = "auto") -> tuple[list[str], list[str]]:
     """Distinct prompts that must not move: those about neighbours and anchors, and the others with "".
 

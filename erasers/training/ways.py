@@ -18,7 +18,8 @@ from erasers.diffusion.latent_bank import LatentBank, Way, ask_again, calls_a_st
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.supported import check_drawable
 from erasers.options import Auto, known, require_least
-from erasers.text.prompts import Templates, fill, require_templates, templates_for
+from erasers.text.contexts import anchored
+from erasers.text.prompts import Templates, require_templates
 from erasers.training.foretelling import Demand
 from erasers.training.layers import denoiser_names
 from erasers.training.loop import Stage, TrainedEraser, Training
@@ -168,12 +169,7 @@ class WayEraser(TrainedEraser):
 
     def prompt_pairs(self, concepts: Sequence[Concept]) -> dict[str, str]:
         """Each prompt that is unlearned, and the same with the anchor: for every name, alias and template."""
-        return {
-            fill(template, term).text: fill(template, concept.anchor).text
-            for concept in concepts
-            for term in concept.terms(aliases=self.aliases)
-            for template in templates_for(concept, self.templates)
-        }
+        return anchored(concepts, self.templates, aliases=self.aliases)
 
     def method_for(self, pipe: Any, concepts: Sequence[Concept]) -> str:
         """`train_method`, with "auto" worked out."""

@@ -39,6 +39,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "robust_ablation": {"batch": 2, "kept_batch": 3},
     "safe": {"batch": 3},
     "salun": {"batch": 3},
+    "eraseflow": {"batch": 4},
     "stereo": {"batch": 4, "attack_batch": 3},
     "spm": {"batch": 3, "anchors": 2},
 }

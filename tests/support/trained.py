@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "hirm": {"kept": 4, "kept_batch": 2},
     "spm": {"steps": 2, "pictures": 2, "refresh": 2, "kept": 4, "anchors": 2},
     "stereo": {"steps": 2, "pictures": 2, "rounds": 1, "search_iterations": 1, "attack_steps": 2},
+    "eraseflow": {"steps": 4, "batch": 2, "random_steps": 1, "last_steps": 1},
     "receler": {"steps": 2, "pictures": 2, "refresh": 2, "attack_steps": 2, "vectors": 2},
     "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
     "salun": {"steps": 2, "pictures": 4, "kept": 2, "batch": 2},
