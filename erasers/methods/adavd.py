@@ -83,6 +83,7 @@ class AdaVD(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit"
     limits: ClassVar[str] = "can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     tau: float | Literal["auto"] = "auto"
     false_alarms: float = 0.01

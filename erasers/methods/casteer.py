@@ -73,6 +73,7 @@ class CASteer(Eraser):
     }
     strengths: ClassVar[str] = "no training; sees what no text says, such as pictures as prompts"
     limits: ClassVar[str] = "moves other pictures, too; can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     scale: float = 1.0
     pairs: int = 50

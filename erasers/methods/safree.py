@@ -71,6 +71,7 @@ class SAFREE(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit"
     limits: ClassVar[str] = "text encoders of CLIP and T5; can be switched off; needs this library to load"
+    hooks: ClassVar[bool] = True
 
     alpha: float | Literal["auto"] = "auto"
     false_alarms: float = 0.01

@@ -65,6 +65,7 @@ class SLD(Eraser):
     }
     strengths: ClassVar[str] = "no training; the baseline of most papers"
     limits: ClassVar[str] = "a third call a step; Stable Diffusion with guidance alone; can be switched off"
+    hooks: ClassVar[bool] = True
 
     warm_up: float = 0.2
     scale: float = 1000.0

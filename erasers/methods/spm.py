@@ -98,6 +98,7 @@ class SPM(WayEraser):
     }
     strengths: ClassVar[str] = "kilobytes; other prompts stay bit for bit"
     limits: ClassVar[str] = "what does not open the gate gets through, as words of an attack"
+    hooks: ClassVar[bool] = True
 
     surrogate: Literal["anchor", "empty"] = "anchor"
     eta: float = 1.0
