@@ -38,11 +38,11 @@ METHODS = (
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
     *("salun", "receler", "spm", "hirm", "stereo", "eraseflow"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
-    *("semantic_surgery", "adavd", "casteer", "safree", "sld"),
+    *("semantic_surgery", "adavd", "casteer", "safree", "sld", "negative_prompt"),
 )
 HOOKED = (
     *("itd", "eim", "concept_lancet"),
-    *("semantic_surgery", "adavd", "casteer", "safree", "sld"),
+    *("semantic_surgery", "adavd", "casteer", "safree", "sld", "negative_prompt"),
 )
 """Those whose patches are hooks: no weight is edited."""
 VALUES = ("oce", "speed")

@@ -37,7 +37,7 @@ ORDER = (
     *("few_shot", "esd", "ablation", "safe", "co_erasing", "concept_slider"),
     *("salun", "receler", "spm", "hirm", "stereo", "eraseflow"),
     *("adv_unlearn", "doco", "robust_ablation", "geom_erasing", "itd", "eim"),
-    *("semantic_surgery", "adavd", "casteer", "safree", "sld"),
+    *("semantic_surgery", "adavd", "casteer", "safree", "sld", "negative_prompt"),
 )
 """Of the rows; methods that are not named here come behind them."""
 Facts = Mapping[str, Mapping[str, Any]]

@@ -95,7 +95,7 @@ TABLE = CLOSED | TRAINED
 STABLE = {"geom_erasing"}
 """Methods for Stable Diffusion 1 and 2 alone."""
 APART = {
-    *("semantic_surgery", "adavd", "casteer", "safree", "sld", "itd", "eim", "concept_lancet"),
+    *("semantic_surgery", "adavd", "casteer", "safree", "sld", "negative_prompt", "itd", "eim", "concept_lancet"),
     *("receler", "spm"),
 }
 """Their patches have hooks and no weights, and eim is for one family: their own tests have the same checks."""

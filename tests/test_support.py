@@ -77,7 +77,17 @@ def test_every_method_has_options():
     closed = {"realera", "dp", "oce", "leace", "speed"}
     # The others train, know a few families only, or need an autoencoder: their own tests say what they support.
     trained = {name for name in list_erasers() if eraser_class(name).trains}
-    hooked = {"semantic_surgery", "adavd", "casteer", "safree", "sld", "itd", "concept_lancet", "eim"}
+    hooked = {
+        "semantic_surgery",
+        "adavd",
+        "casteer",
+        "safree",
+        "sld",
+        "negative_prompt",
+        "itd",
+        "concept_lancet",
+        "eim",
+    }
     assert set(list_erasers()) == {*QUICK, *trained, *closed, *hooked}
 
 

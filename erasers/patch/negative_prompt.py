@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from erasers.files.tensors import PatchError
-from erasers.patch.hooks import Hook, TextCall, precise, refuse_address_cache, text_argument
+from erasers.patch.denoiser_text import Text, WholeTextCall, check_whole_text
+from erasers.patch.hooks import Hook, precise
 
 _NEAR = 0.1
 """Share of the way from the empty prompt to the negative one within which text counts as empty: rounding is far below,
@@ -22,7 +23,8 @@ class NegativePrompt(Hook):
     """What a denoiser reads of the empty prompt, where it is guided away from that, becomes a negative prompt: see
     `guided_away`.
 
-    It runs on the denoiser itself. Parts: empty `[T, d]` and negative `[T, d]`.
+    It runs on the denoiser itself. Parts: empty `[T, d]` and negative `[T, d]`; where the denoiser reads pooled
+    vectors, pooled `[p]`, which goes with the negative prompt.
     """
 
     kind = "negative_prompt"
@@ -30,35 +32,40 @@ class NegativePrompt(Hook):
     def __post_init__(self) -> None:
         sizes = {part: tuple(tensor.shape) for part, tensor in self.parts.items()}
         empty = sizes.get("empty", ())
-        if sizes != {"empty": empty, "negative": empty} or len(empty) != 2 or 0 in empty:
-            raise PatchError(f"expected the parts empty [T, d] and negative [T, d] of {self.kind}, got {sizes}")
+        wanted = {"empty": empty, "negative": empty} | {name: sizes[name] for name in {"pooled"} & set(sizes)}
+        if sizes != wanted or len(empty) != 2 or 0 in empty or len(sizes.get("pooled", (1,))) != 1:
+            raise PatchError(
+                f"expected the parts empty [T, d] and negative [T, d], and at most pooled [p], of {self.kind}, got "
+                f"{sizes}"
+            )
         if self.path:
             raise PatchError(f"expected {self.kind} on a denoiser, got one on {self.target}")
 
+    @property
+    def widths(self) -> tuple[int, int | None]:
+        """Those of states and of pooled vectors."""
+        return self.parts["empty"].shape[1], self.parts["pooled"].shape[0] if "pooled" in self.parts else None
+
     def check(self, module: nn.Module) -> None:
         """See `Hook.check`."""
-        text_argument(self, module)
-        own, read = self.parts["empty"].shape[1], getattr(module, "config", {}).get("cross_attention_dim")
-        if isinstance(read, int) and read != own:
-            raise PatchError(
-                f"the patch is for another model: {self.target} reads rows of {read}, the hook needs {own}"
-            )
-        refuse_address_cache(self.target, module)
+        check_whole_text(self, module, *self.widths)
 
     def install(self, module: nn.Module, strength: float, root: nn.Module) -> list[RemovableHandle]:
         """See `Hook.install`."""
-        call = _NegativePrompt(self, strength, *text_argument(self, module))
+        call = _NegativePrompt(self, strength, module, *self.widths)
         return [module.register_forward_pre_hook(call, with_kwargs=True)]
 
 
-class _NegativePrompt(TextCall):
-    def wanted(self, rows: object) -> str:
-        width = self.parts["empty"].shape[1]
-        fits = isinstance(rows, torch.Tensor) and rows.dim() == 3 and rows.shape[-1] == width
-        return "" if fits else f"[n, T, {width}]"
-
-    def changed(self, rows: torch.Tensor) -> torch.Tensor:
-        return guided_away(rows, self.parts, self.strength)
+class _NegativePrompt(WholeTextCall):
+    def changed(self, text: Text) -> Text:
+        states = guided_away(text.states, self.parts, self.strength)
+        if text.pooled is None:
+            return Text(states)
+        changed = (states != text.states).flatten(1).any(dim=1)[:, None]
+        pooled, cast = precise(text.pooled, self.parts)
+        # At strength 1 the negative prompt's own, bit for bit.
+        own = cast["pooled"] if self.strength == 1 else pooled + self.strength * (cast["pooled"] - pooled)
+        return Text(states, torch.where(changed, own.to(text.pooled.dtype), text.pooled))
 
 
 def guided_away(rows: torch.Tensor, parts: Mapping[str, torch.Tensor], strength: float) -> torch.Tensor:

@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
     fits = ["fit"] * len(trained)
     usual = [name for name in list_erasers() if eraser_class(name).everywhere]
     assert set(list_erasers()) - set(usual) == {
-        *("co_erasing", "eim", "geom_erasing", "semantic_surgery", "casteer", "safree", "sld"),
+        *("co_erasing", "eim", "geom_erasing", "semantic_surgery", "casteer", "safree", "sld", "negative_prompt"),
         *("receler", "spm", "eraseflow"),
     }
     assert rows == ["unedited", "reference", *usual, "estimate", *fits, "attack", "attack", "estimate"]
