@@ -100,8 +100,8 @@ class EraseFlow(TrainedEraser):
             "templates": "auto",
         },
     }
-    strengths: ClassVar[str] = "a short training; the anchor takes the concept's place"
-    limits: ClassVar[str] = "schedules of alphas alone; keeps nothing"
+    strengths: ClassVar[str] = "few iterations, no pictures"
+    limits: ClassVar[str] = "schedules of alphas alone; has not erased on the embedded model yet"
 
     iterations: int = 20
     lr: float | Auto = "auto"

@@ -71,7 +71,8 @@ class Stereo(WayEraser):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "stereo-shapes": {
             **SMALL,
-            "iterations": 150,
+            "iterations": 240,
+            "eta": 2.0,
             "rounds": 3,
             "search_iterations": 40,
             "attack_steps": 40,
