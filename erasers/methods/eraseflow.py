@@ -90,7 +90,7 @@ class EraseFlow(TrainedEraser):
         "eraseflow-official": {"constant": 2.6953},
         "eraseflow-shapes": {
             "iterations": 40,
-            "lr": 1e-3,
+            "lr": 5e-3,
             "rank": 16,
             "steps": 20,
             "guidance": 4.0,
@@ -101,7 +101,7 @@ class EraseFlow(TrainedEraser):
         },
     }
     strengths: ClassVar[str] = "few iterations, no pictures"
-    limits: ClassVar[str] = "schedules of alphas alone; has not erased on the embedded model yet"
+    limits: ClassVar[str] = "schedules of alphas alone; keeps nothing"
 
     iterations: int = 20
     lr: float | Auto = "auto"
