@@ -36,7 +36,7 @@ CONCEPT = "van gogh"
 METHODS = (
     *("uce", "rece", "realera", "dp", "oce", "leace", "speed"),
     *("itd", "eim", "concept_lancet", "few_shot", "esd", "ablation", "safe"),
-    *("salun", "receler", "spm", "hirm", "stereo", "eraseflow"),
+    *("salun", "receler", "spm", "hirm", "stereo", "eraseflow", "mace"),
     *("co_erasing", "concept_slider", "geom_erasing", "adv_unlearn", "doco", "robust_ablation"),
     *("semantic_surgery", "adavd", "casteer", "safree", "sld", "negative_prompt"),
 )
@@ -82,6 +82,7 @@ REDUCED: Mapping[str, Mapping[str, Any]] = {
     "hirm": {"iterations": 1, "kept": 2, "kept_batch": 1},
     "stereo": {"iterations": 1, "steps": 2, "pictures": 1, "rounds": 1, "search_iterations": 1, "attack_steps": 1},
     "eraseflow": {"iterations": 1, "steps": 3, "random_steps": 1, "last_steps": 1},
+    "mace": {"iterations": 1, "steps": 2, "pictures": 1},
     "salun": {"iterations": 1, "steps": 1, "pictures": 1, "kept": 1, "batch": 1, "train_method": "x"},
     "receler": {"iterations": 1, "steps": 2, "attack_steps": 1},
     "safe": {"iterations": 1, "steps": 2, "train_method": "x"},

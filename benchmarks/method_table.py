@@ -35,7 +35,7 @@ are those from before (`python benchmarks/reversal.py`). - is not measured."""
 ORDER = (
     *("uce", "rece", "realera", "dp", "oce", "leace", "speed"),
     *("few_shot", "esd", "ablation", "safe", "co_erasing", "concept_slider"),
-    *("salun", "receler", "spm", "hirm", "stereo", "eraseflow"),
+    *("salun", "receler", "spm", "hirm", "stereo", "eraseflow", "mace"),
     *("adv_unlearn", "doco", "robust_ablation", "geom_erasing", "itd", "eim"),
     *("semantic_surgery", "adavd", "casteer", "safree", "sld", "negative_prompt"),
 )

@@ -65,6 +65,10 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
         FEW | WAYS,
         FEW | WAYS | {"constant": 2.6953, "rank": 0, "templates": "auto"},
     ],
+    "mace": [
+        FEW | {"pictures": 2, "templates": ("{}", "a {} here")},
+        FEW | {"pictures": 2, "hold": "original", "times": "uniform", "batch": 2},
+    ],
     "salun": [
         FEW | {"pictures": 2, "kept": 2, "batch": 2, "train_method": "x"},
         FEW | {"pictures": 2, "kept": 2, "train_method": "all", "share": 0.2, "prior": "frozen"},

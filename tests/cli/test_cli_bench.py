@@ -184,7 +184,7 @@ def test_a_dry_run_says_what_there_is_to_draw(task: Path, tmp_path: Path, capsys
     usual = [name for name in list_erasers() if eraser_class(name).everywhere]
     assert set(list_erasers()) - set(usual) == {
         *("co_erasing", "eim", "geom_erasing", "semantic_surgery", "casteer", "safree", "sld", "negative_prompt"),
-        *("receler", "spm", "eraseflow"),
+        *("receler", "spm", "eraseflow", "mace"),
     }
     assert rows == ["unedited", "reference", *usual, "estimate", *fits, "attack", "attack", "estimate"]
     assert not out.exists()

@@ -36,6 +36,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "few_shot": {"batch": 4, "pictures": 4},
     "geom_erasing": {"batch": 5},
     "receler": {"batch": 5},
+    "mace": {"batch": 5},
     "robust_ablation": {"batch": 2, "kept_batch": 3},
     "safe": {"batch": 3},
     "salun": {"batch": 3},

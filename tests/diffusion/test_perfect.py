@@ -63,7 +63,8 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", only(METHODS, "doco", "esd", "few_shot"))
+# The loss of mace is of where attention goes, and not of what is predicted.
+@pytest.mark.parametrize("name", only([name for name in METHODS if name != "mace"], "doco", "esd", "few_shot"))
 def test_methods(perfect, losses, name, monkeypatch):
     # Nothing tells prompts from anchors.
     monkeypatch.setattr(Fight, "_shift", lambda self: 1.0)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 STAR = Concept("star", anchor="circle")
 TRAINED = (
     *("esd", "safe", "co_erasing", "concept_slider", "doco", "few_shot", "geom_erasing", "adv_unlearn"),
-    *("robust_ablation", "ablation", "salun", "receler", "spm", "hirm", "stereo", "eraseflow"),
+    *("robust_ablation", "ablation", "salun", "receler", "spm", "hirm", "stereo", "eraseflow", "mace"),
 )
 BRIEF: dict[str, Any] = {"iterations": 1, "steps": 2}
 

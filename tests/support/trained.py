@@ -35,14 +35,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "spm": {"steps": 2, "pictures": 2, "refresh": 2, "kept": 4, "anchors": 2},
     "stereo": {"steps": 2, "pictures": 2, "rounds": 1, "search_iterations": 1, "attack_steps": 2},
     "eraseflow": {"steps": 4, "batch": 2, "random_steps": 1, "last_steps": 1},
+    "mace": {"steps": 2, "pictures": 2, "batch": 2, "templates": ("{}", "a {} here")},
     "receler": {"steps": 2, "pictures": 2, "refresh": 2, "attack_steps": 2, "vectors": 2},
     "robust_ablation": {"steps": 2, "pictures": 4, "kept": 4, "noises": 2, "batch": 2, "kept_batch": 2, "bank": 4},
     "salun": {"steps": 2, "pictures": 4, "kept": 2, "batch": 2},
     "safe": {"steps": 2, "pictures": 2, "refresh": 2},
 }
-ONE_RANK = {"concept_slider": 2, "receler": 2, "spm": 2, "salun": 0}
-"""A slider has low-rank weights alone, adapters have a rank, and a mask is of whole weights."""
-RANKS = [(name, rank) for name in METHODS for rank in (0, 2) if ONE_RANK.get(name, rank) == rank]
+ONE_RANK = {"concept_slider": 2, "receler": 2, "spm": 2, "salun": 0, "mace": 1}
+"""A slider has low-rank weights alone, adapters have a rank, a mask is of whole weights, additions have one each."""
+RANKS = [(name, rank) for name in METHODS for rank in ((ONE_RANK[name],) if name in ONE_RANK else (0, 2))]
 """Each with whole weights and with low-rank ones."""
 
 NOW: dict[str, Any] = {"progress": False, "seconds_between_checkpoints": 0.0}

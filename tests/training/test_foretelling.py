@@ -155,7 +155,8 @@ def test_full_size_is_foretold_in_seconds_without_weights(full_size, sd14, metho
     started = time.process_time()
     found = full_size.count(method, sd14)
     assert time.process_time() - started < 10
-    assert found["trained"] > 1_000_000
+    # Least for additions of one dimension.
+    assert found["trained"] > 10_000
     assert 2**32 < found["memory"]["one at a time"] <= found["memory"]["all at once"]
     assert found["denoiser"] + found["gradients"] <= 15_000 or method != "esd"
     assert found["minutes"] > 0

@@ -147,7 +147,7 @@ torch.set_num_threads(1)
 from accelerate import PartialState
 state = PartialState(cpu=True)
 from support.tiny import make_pipe
-from support.trained import METHODS, STAR
+from support.trained import METHODS, ONE_RANK, STAR
 from erasers import get_eraser
 from erasers.diffusion import latent_bank
 pipe, walk, drawn = make_pipe("sd1", folder / f"pipe-{number}"), latent_bank._walk, []
@@ -160,7 +160,8 @@ facts = {}
 for name, options in METHODS.items():
     drawn.clear()
     # The bound is met again and again: all processes have to take the same steps back.
-    options = options | {"iterations": 3, "lr": 1e-3, "rank": 2} | ({"max_drift": 0.02} if name == "few_shot" else {})
+    options = options | {"iterations": 3, "lr": 1e-3, "rank": ONE_RANK.get(name, 2)}
+    options |= {"max_drift": 0.02} if name == "few_shot" else {}
     facts[name] = {"digest": get_eraser(name, **options).fit(pipe, STAR, progress=False).digest, "drawn": list(drawn)}
 (folder / f"{number}.json").write_text(json.dumps(facts))
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -48,13 +48,8 @@ def attention_masks(
         tokens: Positions of the concept's tokens in each.
         threshold: Of maps from 0 to 1.
     """
-    seen: dict[str, dict[str, torch.Tensor]] = {}
     modules: dict[str, Any] = cross_attention(pipe)
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            for layer in ("to_q", "to_k"):
-                keep = partial(_keep, seen.setdefault(name, {}), layer)
-                stack.callback(getattr(module, layer).register_forward_hook(keep).remove)
+    with asked(modules) as seen:
         predict(pipe, noisy, times, condition)
     height, width = noisy.shape[-2:]
     maps: dict[tuple[int, int], list[torch.Tensor]] = {}
@@ -64,6 +59,18 @@ def attention_masks(
         maps.setdefault(size, []).append(map_.view(-1, 1, *size))
     size = min(maps, key=lambda size: abs(size[0] - height / _PART))
     return (normalised(torch.stack(maps[size]).mean(dim=0)) >= threshold).to(noisy.dtype)
+
+
+@contextmanager
+def asked(modules: Mapping[str, Any]) -> Iterator[dict[str, dict[str, torch.Tensor]]]:
+    """Inside, what cross-attention last asked and was told is kept: `to_q` and `to_k` of each module by its name."""
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            for layer in ("to_q", "to_k"):
+                keep = partial(_keep, seen.setdefault(name, {}), layer)
+                stack.callback(getattr(module, layer).register_forward_hook(keep).remove)
+        yield seen
 
 
 def _keep(seen: dict[str, torch.Tensor], layer: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
