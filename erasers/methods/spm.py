@@ -27,6 +27,7 @@ from erasers.models.families import UnsupportedPipeline
 from erasers.options import known, require_least
 from erasers.patch.hooks import Hook
 from erasers.patch.membrane import Membrane
+from erasers.processes import same_start
 from erasers.text.contexts import kept_prompts, some_kept
 from erasers.text.prompts import Templates
 from erasers.training.foretelling import Demand
@@ -165,7 +166,10 @@ class SPM(WayEraser):
         named, others, held = cat(heard.named, anchors, kept).states.float().split(sizes)
         owners = [self.prompts([concept]) for concept in concepts]
         rows = [torch.tensor([text in owner for text in pairs]) for owner in owners]
-        return Anchors(kept, chances_of(held, named, self.alpha), gate_of(named, others, held, rows), generator)
+        gate = {part: value.contiguous() for part, value in gate_of(named, others, held, rows).items()}
+        # Each process keeps prompts of its own, and all have to end with one patch.
+        same_start(list(gate.values()))
+        return Anchors(kept, chances_of(held, named, self.alpha), gate, generator)
 
     def student(self, pipe: Any, concepts: Sequence[Concept], beside: Any, generator: torch.Generator) -> Student:
         """See `WayEraser.student`."""

@@ -174,8 +174,8 @@ def test_every_process_draws_pictures_of_its_own(tmp_path):
     assert sorted(first) == sorted(METHODS)
     for name, facts in first.items():
         assert facts["digest"] == second[name]["digest"], name
-        # Nothing is drawn for hirm.
-        assert bool(facts["drawn"]) == (name != "hirm"), name
+        # Nothing is drawn for hirm, and eraseflow walks ways of its own.
+        assert bool(facts["drawn"]) == (name not in ("hirm", "eraseflow")), name
         assert not set(facts["drawn"]) & set(second[name]["drawn"]), name
 
 
