@@ -39,7 +39,7 @@ WORDS = (
 """In the order in which they go; circle, square, hexagon, green, orange, krostic and the stamp stay."""
 INSTEAD = {"object": "circle", "attribute": "green"}
 """What a concept becomes whose own anchor goes, too."""
-METHODS = "uce,rece,realera,dp,itd-means,semantic_surgery"
+METHODS = "uce,rece,realera,dp,oce,leace,speed,itd-means,semantic_surgery,adavd,safree"
 UNEDITED = "unedited"
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument(
         "--counts", type=lambda text: [int(part) for part in text.split(",")], default=[1, 3, 6, 10, 14]
     )
-    parser.add_argument("--samples", type=int, default=100, help="pictures of erased concepts, and of kept ones")
+    parser.add_argument("--samples", type=int, default=60, help="pictures of erased concepts, and of kept ones")
     parser.add_argument("--out", type=Path, default=RESULT, help="a JSON file; the figure goes beside it")
     parser.add_argument("--figure", action="store_true", help="draw the figure from the numbers that are there")
     options = parser.parse_args()

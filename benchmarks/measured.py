@@ -15,20 +15,22 @@ from typing import Any
 
 from erasers import worlds
 from erasers.evaluation.recommend import measured
-from erasers.evaluation.recommend.measured import ALL, Figures, Measured, Share, Table
+from erasers.evaluation.recommend.measured import ALL, Figures, Many, Measured, Share, Table
 from erasers.files.atomic import write_atomically
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("shapes-standard@2", "shapes-sd3-standard@1")
 COSTS = {"shapes-standard@2": "shapes-cost.json"}
 """Where seconds were measured on an idle machine; else they are those of the fits of the task."""
+MANY = {"shapes-standard@2": "shapes-many.json"}
+"""What was measured of several concepts at once on the same model."""
 
 TUNED = {"shapes-standard@2": ["star"], "shapes-sd3-standard@1": ["star"]}
 """Concepts on which settings of some methods were chosen."""
 
 
-def table(folder: Path, costs: Mapping[str, Any]) -> Table:
-    """The methods of a task, by name."""
+def table(folder: Path, costs: Mapping[str, Any], several: Sequence[Mapping[str, Any]]) -> Table:
+    """The methods of a task, by name, and those that were measured with several concepts at once."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     rows = [row(result, costs) for result in results if result["row"]["kind"] == "method"]
     task = results[0]["task"]
@@ -36,7 +38,17 @@ def table(folder: Path, costs: Mapping[str, Any]) -> Table:
     kinds = {concept: world.concept(concept).kind for case in task["cases"] for concept in case}
     index = json.loads((Path(world.folder) / "model_index.json").read_text(encoding="utf-8"))
     denoiser = index.get("unet") or index["transformer"]
-    return Table(folder.name, task["model"], denoiser[1], kinds, TUNED[folder.name], rows)
+    return Table(
+        folder.name, task["model"], denoiser[1], kinds, TUNED[folder.name], rows, [many(own) for own in several]
+    )
+
+
+def many(own: Mapping[str, Any]) -> Many:
+    """A row of `many.py`."""
+    erasure, kept = share(own["shown"], turned=True), share(own["kept"])
+    if erasure is None or kept is None:
+        raise ValueError(f"expected shares of {own['method']}, got none")
+    return Many(own["method"], own["count"], erasure, kept, own["bytes"], own["seconds"])
 
 
 def row(result: Mapping[str, Any], costs: Mapping[str, Any]) -> Measured:
@@ -82,7 +94,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     known = []
     for task in TASKS:
         costs = json.loads((results / COSTS[task]).read_text(encoding="utf-8"))["methods"] if task in COSTS else {}
-        known.append(table(results / task, costs))
+        several = json.loads((results / MANY[task]).read_text(encoding="utf-8"))["rows"] if task in MANY else []
+        known.append(table(results / task, costs, [own for own in several if "bytes" in own]))
     file, content = root / "erasers" / "evaluation" / "recommend" / measured.FILE, measured.to_json(known)
     current = file.is_file() and file.read_text(encoding="utf-8") == content
     if options.check:

@@ -55,21 +55,24 @@ def recommend(
     choices, refused = _fitting(chosen(table, wish), pipe)
     case = concept_like(table, wish.kind)
     out.print(note)
+    several = choices[0].count if choices else 1
     where = f"all its concepts ({', '.join(sorted(table.kinds))})" if case == ALL else f"{case} (its {wish.kind})"
-    out.print(f"figures   {table.task}, {where}; 0 useless, 1 perfect, with 95 % intervals")
+    where = f"{several} concepts in one patch, without attacks" if several > 1 else f"{table.task}, {where}"
+    out.print(f"figures   {where}; 0 useless, 1 perfect, with 95 % intervals")
     out.print("          s: seconds of one core of a CPU, on that model")
-    if case == ALL:
+    if several == 1 and case == ALL:
         out.print(f"          nothing was measured on a concept of kind {wish.kind}")
-    if case in table.tuned:
+    if several == 1 and case in table.tuned:
         out.print(f"          settings of some methods were chosen on {case}")
-    if many > 1:
-        out.print(f"          each is of one concept at a time; {many} at once were not measured")
+    if many > several:
+        measured = f"each is of {several if several > 1 else 'one'} at a time"
+        out.print(f"          {measured}; {many} at once were not measured")
     if not choices:
         raise ValueError("expected a method that suits and was measured, got none; ask for less (see --help)")
     out.print(_grid(choices, wish))
     for name, why in {**refused, **_left_out(table, wish)}.items():
         out.print(f"left out  {name}: {escape(why)}")
-    if lacking := unmeasured(_supporting(pipe), table):
+    if lacking := unmeasured(_supporting(pipe), table, many=several > 1):
         out.print(f"not measured on {table.model}: {', '.join(lacking)}")
     name = erased.name if " " not in erased.name else f'"{erased.name}"'
     out.print(f"next      erase --concept {name} --model {base.model} --method {choices[0].row.name} --report report")

@@ -43,10 +43,18 @@ def test_a_world_has_the_figures_of_its_own_task(capsys: pytest.CaptureFixture[s
 
 
 def test_a_kind_without_figures_has_those_of_all_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    text = told(capsys, "--concept", "star", "--model", "shapes", "--kind", "identity", "--many", "10")
+    text = told(capsys, "--concept", "star", "--model", "shapes", "--kind", "identity")
     assert "all its concepts (red, stamp, star, zorblat)" in text
     assert "nothing was measured on a concept of kind identity" in text
-    assert "10 at once were not measured" in text
+
+
+def test_many_concepts_have_figures_of_many(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "--concept", "star", "--model", "shapes", "--many", "50")
+    assert "14 concepts in one patch, without attacks" in text
+    assert "each is of 14 at a time; 50 at once were not measured" in text
+    assert "were not measured" not in told(capsys, "--concept", "star", "--model", "shapes", "--many", "6")
+    text = told(capsys, "--concept", "star", "--model", "shapes-sd3", "--many", "2")
+    assert "each is of one at a time; 2 at once were not measured" in text
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import harmonic_mean
 
 from erasers.eraser import Eraser, eraser_class
@@ -37,12 +37,14 @@ class Choice:
         figures: Those that count: of the concept of the wish's kind, or of all.
         score: Harmonic mean of them.
         level: Whether its interval of what decides meets that of the first, so that the order is not certain.
+        count: Concepts that were erased at once.
     """
 
     row: Measured
     figures: Figures
     score: float
     level: bool = False
+    count: int = 1
 
 
 def nearest(known: Sequence[Table], family: Family) -> Table:
@@ -66,19 +68,35 @@ def chosen(table: Table, wish: Wish) -> list[Choice]:
     """The methods of a table that suit a wish, the best first.
 
     Their score is the harmonic mean of erasure, of what withstands attacks (by text alone, or of every kind where
-    others will have the weights), of neighbours, unrelated concepts and looks, of those that were measured.
+    others will have the weights), of neighbours, unrelated concepts and looks, of those that were measured. For several
+    concepts it is that of erasure and what is kept, with the largest number of concepts that was measured up to theirs.
     """
-    case = concept_like(table, wish.kind)
-    choices = []
+    choices = _of_many(table, wish) if wish.many > 1 and table.many else _of_single(table, wish)
+    choices.sort(key=lambda choice: (-choice.score, choice.row.name))
+    return [
+        replace(choice, level=number > 0 and _meet(choices[0].figures, choice.figures, wish))
+        for number, choice in enumerate(choices)
+    ]
+
+
+def _of_single(table: Table, wish: Wish) -> list[Choice]:
+    case, choices = concept_like(table, wish.kind), []
     for row in table.rows:
         figures = row.figures.get(case)
         if figures is not None and not left_out(row.name, wish) and (score := score_of(figures, wish)) is not None:
             choices.append(Choice(row, figures, score))
-    choices.sort(key=lambda choice: (-choice.score, choice.row.name))
-    return [
-        Choice(choice.row, choice.figures, choice.score, number > 0 and _meet(choices[0].figures, choice.figures, wish))
-        for number, choice in enumerate(choices)
-    ]
+    return choices
+
+
+def _of_many(table: Table, wish: Wish) -> list[Choice]:
+    counts = sorted({own.count for own in table.many if own.count > 1})
+    count = max((own for own in counts if own <= wish.many), default=counts[0])
+    choices = []
+    for own in (own for own in table.many if own.count == count and not left_out(own.name, wish)):
+        row = Measured(own.name, {}, own.nbytes, own.seconds)
+        score = harmonic_mean([max(own.erasure.value, 0.0), own.kept.value])
+        choices.append(Choice(row, Figures(erasure=own.erasure, specificity=own.kept), score, count=count))
+    return choices
 
 
 def left_out(name: str, wish: Wish) -> str:
@@ -114,12 +132,20 @@ def score_of(figures: Figures, wish: Wish) -> float | None:
 
 
 def _meet(first: Figures, other: Figures, wish: Wish) -> bool:
-    """Whether the intervals of erasure and of what withstands attacks meet, both of them."""
-    pairs = ((first.erasure, other.erasure), (withstands(first, wish), withstands(other, wish)))
+    """Whether the intervals of erasure and of what withstands attacks meet, or of what is kept where none were made."""
+    second = [withstands(own, wish) or own.specificity for own in (first, other)]
+    pairs = ((first.erasure, other.erasure), second)
     return all(one and two and one.low <= two.high and two.low <= one.high for one, two in pairs)
 
 
-def unmeasured(names: Sequence[str], table: Table) -> list[str]:
-    """Registered methods of which the table has no row, neither by themselves nor by a preset."""
-    there = {cls.name for row in table.rows if "+" not in row.name for cls in members_named(row.name)}
+def unmeasured(names: Sequence[str], table: Table, *, many: bool = False) -> list[str]:
+    """Registered methods of which the table has no row, neither by themselves nor by a preset.
+
+    Args:
+        names: The methods.
+        table: The table.
+        many: Rows of several concepts at once count.
+    """
+    rows = table.many if many else table.rows
+    there = {cls.name for row in rows if "+" not in row.name for cls in members_named(row.name)}
     return [name for name in names if name not in there]

@@ -62,6 +62,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Many:
+    """Several concepts in one patch.
+
+    Args:
+        name: Of the method.
+        count: Concepts.
+        erasure: 1 - how often they are still drawn.
+        kept: How often others are still drawn.
+        nbytes: Of the patch.
+        seconds: To fit it.
+    """
+
+    name: str
+    count: int
+    erasure: Share
+    kept: Share
+    nbytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Table:
     """A task and its methods.
 
@@ -72,6 +93,7 @@ class Table:
         kinds: Kind of each of its concepts: object, style and so on.
         tuned: Those on which settings of some methods were chosen.
         rows: The methods.
+        many: Several concepts at once on the same model; no attacks were made there.
     """
 
     task: str
@@ -80,6 +102,7 @@ class Table:
     kinds: Mapping[str, str]
     tuned: Sequence[str]
     rows: Sequence[Measured]
+    many: Sequence[Many] = ()
 
 
 def tables() -> tuple[Table, ...]:
@@ -101,7 +124,11 @@ def _table(entry: Mapping[str, Any]) -> Table:
         )
         for row in entry["rows"]
     ]
-    return Table(entry["task"], entry["model"], entry["denoiser"], entry["kinds"], entry["tuned"], rows)
+    many = [
+        Many(own["name"], own["count"], Share(*own["erasure"]), Share(*own["kept"]), own["nbytes"], own["seconds"])
+        for own in entry["many"]
+    ]
+    return Table(entry["task"], entry["model"], entry["denoiser"], entry["kinds"], entry["tuned"], rows, many)
 
 
 def _figures(own: Mapping[str, Any]) -> Figures:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from erasers.evaluation.recommend.choosing import Wish, chosen, concept_like, left_out, nearest, score_of, unmeasured
-from erasers.evaluation.recommend.measured import ALL, Figures, Measured, Share, Table, tables, to_json
+from erasers.evaluation.recommend.measured import ALL, Figures, Many, Measured, Share, Table, tables, to_json
 from erasers.models.families import FAMILIES
 
 
@@ -51,6 +51,30 @@ def test_what_cannot_be_told_apart_is_level() -> None:
     near = Measured("rece", {ALL: figures(0.9, 0.85, 0.1)}, 10.0, 0.1)
     order = chosen(Table("t@1", "m", "d", {}, (), [*ROWS, near]), Wish("style"))
     assert [(choice.row.name, choice.level) for choice in order[:2]] == [("itd-means", False), ("rece", True)]
+
+
+def test_many_concepts_are_chosen_for_by_what_was_measured_of_many() -> None:
+    many = [
+        Many("uce", 1, share(1.0), share(1.0), 10.0, 0.1),
+        Many("uce", 6, share(0.9), share(0.9), 60.0, 0.2),
+        Many("dp", 6, share(0.95), share(0.9), 60.0, 0.2),
+        Many("dp", 10, share(0.4), share(0.9), 100.0, 0.2),
+        Many("esd", 6, share(1.0), share(1.0), 1000.0, 30.0),
+        Many("itd-means", 6, share(0.2), share(1.0), 10.0, 1.0),
+    ]
+    table = Table("made-up@1", "made-up", "UNet2DConditionModel", {}, (), ROWS, many)
+
+    def order(**wish: object) -> list[tuple[str, int, bool]]:
+        choices = chosen(table, Wish(**wish))  # type: ignore[arg-type]
+        return [(choice.row.name, choice.count, choice.level) for choice in choices]
+
+    assert order(many=7) == [("dp", 6, False), ("uce", 6, True), ("itd-means", 6, False)]
+    # The nearest that was measured, and never one alone.
+    assert order(many=2) == order(many=6)
+    assert order(many=100) == [("dp", 10, False)]
+    assert unmeasured(["dp", "rece"], table, many=True) == ["rece"]
+    assert order(many=7, white_box=True) == [("dp", 6, False), ("uce", 6, True)]
+    assert {row.name for row in (choice.row for choice in chosen(table, Wish("style")))} == {row.name for row in ROWS}
 
 
 def test_a_score_is_the_harmonic_mean_of_what_was_measured() -> None:
