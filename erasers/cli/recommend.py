@@ -59,7 +59,7 @@ def recommend(
     where = f"all its concepts ({', '.join(sorted(table.kinds))})" if case == ALL else f"{case} (its {wish.kind})"
     where = f"{several} concepts in one patch, without attacks" if several > 1 else f"{table.task}, {where}"
     out.print(f"figures   {where}; 0 useless, 1 perfect, with 95 % intervals")
-    out.print("          s: seconds of one core of a CPU, on that model")
+    out.print("          holds: under the worst attack; near: similar concepts; s: seconds of one core of a CPU")
     if several == 1 and case == ALL:
         out.print(f"          nothing was measured on a concept of kind {wish.kind}")
     if several == 1 and case in table.tuned:
@@ -69,7 +69,7 @@ def recommend(
         out.print(f"          {measured}; {many} at once were not measured")
     if not choices:
         raise ValueError("expected a method that suits and was measured, got none; ask for less (see --help)")
-    out.print(_grid(choices, wish))
+    out.print(_grid(choices, wish), soft_wrap=False)
     for name, why in {**refused, **_left_out(table, wish)}.items():
         out.print(f"left out  {name}: {escape(why)}")
     if lacking := unmeasured(_supporting(pipe), table, many=several > 1):
@@ -145,7 +145,9 @@ def _grid(choices: Sequence[Choice], wish: Wish) -> Grid:
     """What was measured of each choice."""
     from erasers.evaluation.recommend.choosing import withstands
 
-    grid = Grid("", "method", "score", "erased", "withstands", "neighbours", "rest", "s", "KiB", box=SIMPLE_HEAD)
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in ("", "method", "score", "erased", "holds", "near", "rest", "s", "KiB"):
+        grid.add_column(head, no_wrap=True)
     for number, choice in enumerate(choices, start=1):
         figures, row = choice.figures, choice.row
         grid.add_row(
@@ -153,7 +155,7 @@ def _grid(choices: Sequence[Choice], wish: Wish) -> Grid:
             row.name,
             f"{choice.score:.2f}",
             *(_share(share) for share in (figures.erasure, withstands(figures, wish))),
-            *(_share(share) for share in (figures.neighbours, figures.specificity)),
+            *(_value(share) for share in (figures.neighbours, figures.specificity)),
             "-" if row.seconds is None else f"{row.seconds:.3g}",
             f"{row.nbytes / 1024:.0f}",
         )
@@ -161,4 +163,8 @@ def _grid(choices: Sequence[Choice], wish: Wish) -> Grid:
 
 
 def _share(share: Share | None) -> str:
-    return "-" if share is None else f"{share.value:.2f} ({share.low:.2f}-{share.high:.2f})"
+    return "-" if share is None else f"{share.value:.2f}\n{share.low:.2f}-{share.high:.2f}"
+
+
+def _value(share: Share | None) -> str:
+    return "-" if share is None else f"{share.value:.2f}"

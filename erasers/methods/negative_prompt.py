@@ -46,6 +46,7 @@ class NegativePromptEraser(Eraser):
     keeps: ClassVar[bool] = False
     strengths: ClassVar[str] = "no training and no cost"
     limits: ClassVar[str] = "moves all pictures; Stable Diffusion with guidance alone; can be switched off"
+    hooks: ClassVar[bool] = True
 
     aliases: bool = True
     max_sequence_length: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,6 @@ from support.families.all import FAMILIES
 
 from erasers.cli.app import run
 from erasers.evaluation.recommend.measured import tables
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -24,7 +20,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def order(text: str) -> list[str]:
     """The methods of the table, in its order."""
-    return [line.split()[1] for line in text.splitlines() if line.strip().lstrip("=")[:1].isdigit()]
+    return [line.split()[1] for line in text.splitlines() if re.match(r"\s*=?\d+ ", line)]
 
 
 def test_a_world_has_the_figures_of_its_own_task(capsys: pytest.CaptureFixture[str]) -> None:

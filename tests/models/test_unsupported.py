@@ -93,12 +93,12 @@ def test_a_unet_that_reads_more_than_a_prompt(pipe, kind):
     options, words = UNETS[kind]
     pipe.unet = make_unet(32, **options)
     assert get_eraser("rece", cache=False).fit(pipe, STAR).parameters
-    for method in TRAINED:
+    for method in (method for method in TRAINED if method != "hirm"):
         with pytest.raises(UnsupportedPipeline, match=words):
             get_eraser(method).fit(pipe, STAR, progress=False)
     with pytest.raises(UnsupportedPipeline, match=words):
         check_drawable(pipe)
-    # What reads text encoders alone goes on.
+    # What reads text encoders alone goes on, as hirm does.
     assert readable_encoders(pipe) == ["text_encoder"]
 
 
@@ -204,7 +204,7 @@ def test_a_type_error_of_a_bug_is_not_bad_input(pipe, tmp_path, monkeypatch, cap
 
     model = saved(pipe, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("erasers.methods.uce.port_groups", broken)
+    monkeypatch.setattr("erasers.methods.text_maps.port_groups", broken)
     capsys.readouterr()
     assert cli.run(["--concept", "star", "--model", model, "--method", "uce"]) == 1
     assert "TypeError: unsupported operand; set ERASERS_DEBUG=1" in capsys.readouterr().err

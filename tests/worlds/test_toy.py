@@ -13,7 +13,7 @@ from support.toy import Toy, make_toy
 from erasers import worlds
 from erasers.cli.app import run
 from erasers.concept import Concepts
-from erasers.eraser import Eraser, eraser, options_for, preset_for
+from erasers.eraser import Eraser, options_for, preset_for, registry
 from erasers.judges import get_judge, list_judges
 from erasers.patch import Patch
 from erasers.pipeline import load_pipeline
@@ -107,7 +107,7 @@ class Suited(Eraser):
 
 
 def test_a_world_without_a_preset_of_its_own_takes_that_of_embedded_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eraser, "eraser_class", lambda name: Suited)
+    monkeypatch.setattr(registry, "eraser_class", lambda name: Suited)
     assert (preset_for("suited", "toy"), options_for("suited", "toy")) == ("suited-embedded", {"ridge": 2.0})
     assert (preset_for("suited", "shapes"), options_for("suited", "shapes")) == ("suited-shapes", {"ridge": 3.0})
     assert (preset_for("suited", "some/model"), options_for("suited", "some/model")) == (None, {})
@@ -123,7 +123,7 @@ class Redrawn(Shapes):
 def test_a_world_that_draws_the_pictures_of_another_takes_its_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "_places", lambda: {"redrawn": f"{__name__}:Redrawn"})
     monkeypatch.setattr(table, "_made", lambda place: Redrawn())
-    monkeypatch.setattr(eraser, "eraser_class", lambda name: Suited)
+    monkeypatch.setattr(registry, "eraser_class", lambda name: Suited)
     assert (preset_for("suited", "redrawn"), options_for("suited", "redrawn")) == ("suited-shapes", {"ridge": 3.0})
     monkeypatch.setattr(Suited, "presets", {**Suited.presets, "suited-redrawn": {"ridge": 4.0}})
     assert (preset_for("suited", "redrawn"), options_for("suited", "redrawn")) == ("suited-redrawn", {"ridge": 4.0})
