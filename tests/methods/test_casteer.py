@@ -18,7 +18,7 @@ from erasers.methods.casteer import CASteer, attentions
 from erasers.patch.steering import Steering, steered
 
 STAR = Concept("star", anchor="circle", preserve=["moon"], neighbours=["ring"])
-REFUSED = {"wan", "hunyuandit", "luminanext", "lumina2", "zimage", "cogview4", "prx", "animatediff"}
+REFUSED = {"hunyuandit", "luminanext", "lumina2", "zimage", "cogview4", "prx", "animatediff"}
 """One sequence, two denoisers, or none that this library draws with."""
 QUICK: dict[str, Any] = {"everyday": False, "templates": ("{}", "a {}"), "steps": 2}
 

@@ -182,7 +182,8 @@ def test_steps_that_overflow_are_left_out_and_counted(half, name, monkeypatch, c
     said = " ".join(capsys.readouterr().err.split())
     assert "steps left out, whose gradients float16 had no room for" in said
     moved = [bool((after - before).norm()) for before, after in zip(seen, seen[1:], strict=False)]
-    assert not moved[0]
+    # The scale of salun comes down while its mask is found.
+    assert moved[0] == (name == "salun")
     assert any(moved)
     # The scale, from 2^16 up, is not in them.
     assert max(map(abs, losses)) < 2.0**12, losses
