@@ -168,6 +168,17 @@ def known(value: _T | Auto) -> _T:
     return value
 
 
+def require_shares(options: Any, *fields: str) -> None:
+    """Refuse fields of a dataclass of hyper-parameters that are no shares, from 0 to 1.
+
+    Raises:
+        ValueError: Names the field and the value.
+    """
+    for field in fields:
+        if not 0 <= getattr(options, field) <= 1:
+            raise ValueError(f"expected {field} from 0 to 1, got {getattr(options, field)}")
+
+
 def require_least(options: Any, **bounds: float) -> None:
     """Refuse fields of a dataclass of hyper-parameters below their bounds, NaN and infinity; None and "auto" are none.
 

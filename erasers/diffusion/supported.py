@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from erasers.diffusion.adaptors.adaptor import Adaptor
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.noise import flows
 from erasers.models.encoder_blocks import is_clip
+from erasers.models.families import UnsupportedPipeline
 from erasers.models.feeding import feeds_of
 from erasers.models.inputs import refuse_unfit
 from erasers.models.ports import refuse_wrapped
@@ -22,6 +24,24 @@ def check_readable(pipe: Any) -> None:
         ValueError: A prediction or a noise schedule that is not supported, or no text encoder.
     """
     _check_parts(pipe, _family_of(pipe))
+
+
+def check_family(pipe: Any, families: Sequence[type[Adaptor]], why: str) -> None:
+    """Refuse what `check_readable` does, and pipelines of other families.
+
+    Args:
+        pipe: A diffusers pipeline.
+        families: Those that will do.
+        why: For what, which follows them in the message.
+
+    Raises:
+        UnsupportedPipeline: Lists the families, or names the reason.
+        ValueError: As `check_readable`.
+    """
+    check_readable(pipe)
+    if not isinstance(adaptor_of(pipe), tuple(families)):
+        kinds = " or ".join(f"{family.title} ({family.denoiser})" for family in families)
+        raise UnsupportedPipeline(f"expected a pipeline of {kinds} {why}, got {type(pipe).__name__}")
 
 
 def check_drawable(pipe: Any) -> None:

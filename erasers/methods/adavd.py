@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from erasers.closed_form.hooked import hook_patch
 from erasers.concept import Concept
-from erasers.eraser import Eraser
+from erasers.methods.run_time import RunTime
 from erasers.models.ports import Group, Port, port_groups
-from erasers.options import require_least
+from erasers.options import require_least, require_shares
 from erasers.patch import Patch
 from erasers.patch.value_gate import ValueGate, standing
 from erasers.text.alarms import gates
@@ -38,7 +38,7 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaVD(Eraser):
+class AdaVD(RunTime):
     """Take the concept's direction out of the values of cross-attention, token by token, where it stands out.
 
     For each layer, with v the value of a token and t that of the concept's last token,
@@ -68,9 +68,6 @@ class AdaVD(Eraser):
         soft: g is the published shift factor.
         beta: How much of the anchor takes the place.
         templates: Patterns with one `{}` for the anchor and neighbours; "auto": those of the concept's kind.
-        aliases: Erase the concept's aliases, too.
-        max_sequence_length: As for `uce`.
-        clip_skip: As for `uce`.
     """
 
     name: ClassVar[str] = "adavd"
@@ -83,7 +80,6 @@ class AdaVD(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit"
     limits: ClassVar[str] = "can be switched off; needs this library to load"
-    hooks: ClassVar[bool] = True
 
     tau: float | Literal["auto"] = "auto"
     false_alarms: float = 0.01
@@ -93,20 +89,14 @@ class AdaVD(Eraser):
     soft: bool = False
     beta: float = 0.0
     templates: Templates = "auto"
-    aliases: bool = True
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, max_sequence_length=1, clip_skip=0, beta=0)
+        require_least(self, beta=0)
+        require_shares(self, "false_alarms", "keep")
         require_templates("templates", self.templates)
         if self.tau != "auto" and not 0 < self.tau <= 1:
             raise ValueError(f"expected tau above 0 and at most 1, got {self.tau}")
-        if not 0 <= self.false_alarms < 1:
-            raise ValueError(f"expected false_alarms from 0 to below 1, got {self.false_alarms}")
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"expected keep from 0 to 1, got {self.keep}")
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """Nothing is random, and nothing takes long enough to show progress."""

@@ -17,8 +17,8 @@ from erasers.concept import Concept
 from erasers.diffusion.adaptors.table import adaptor_of, denoiser_of
 from erasers.diffusion.conditions import conditions, unprompted
 from erasers.diffusion.latent_bank import Way, draw_pictures
-from erasers.diffusion.supported import check_clip_skip, check_drawable
-from erasers.eraser import Eraser
+from erasers.diffusion.supported import check_drawable
+from erasers.methods.run_time import RunTime
 from erasers.models.calls import default_of, tokens_a_prompt
 from erasers.models.families import UnsupportedPipeline
 from erasers.models.ports import find_family
@@ -34,7 +34,7 @@ _PUBLISHED_GUIDANCE = 7.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class CASteer(Eraser):
+class CASteer(RunTime):
     """Turn what cross-attention returns away from the direction that a concept has there, step by step.
 
     Pictures of pairs of prompts, with the concept and with its anchor, are drawn from the same noise. For each layer
@@ -56,10 +56,7 @@ class CASteer(Eraser):
         guidance: With which they are drawn; "auto" is 7.5 for a UNet, and the pipeline's own for others.
         batch: Pictures drawn together.
         templates: Patterns with one `{}` for the concept and its anchor; "auto": those of its kind.
-        aliases: Prompts with the concept's aliases are among the pairs.
         size: Of the pictures in pixels; None: the model's own.
-        max_sequence_length: Tokens that a prompt is padded or cut to, where the pipeline takes that; None: its default.
-        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
     """
 
     name: ClassVar[str] = "casteer"
@@ -73,7 +70,6 @@ class CASteer(Eraser):
     }
     strengths: ClassVar[str] = "no training; sees what no text says, such as pictures as prompts"
     limits: ClassVar[str] = "moves other pictures, too; can be switched off; needs this library to load"
-    hooks: ClassVar[bool] = True
 
     scale: float = 1.0
     pairs: int = 50
@@ -81,14 +77,11 @@ class CASteer(Eraser):
     guidance: float | Literal["auto"] = "auto"
     batch: int = 8
     templates: Templates = "auto"
-    aliases: bool = True
     size: int | None = None
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, pairs=1, steps=1, batch=1, size=1, max_sequence_length=1, clip_skip=0, scale=0)
+        require_least(self, pairs=1, steps=1, batch=1, size=1, scale=0)
         require_templates("templates", self.templates)
         if self.guidance != "auto" and not abs(self.guidance) < float("inf"):
             raise ValueError(f"expected a finite guidance, got {self.guidance}")
@@ -101,7 +94,7 @@ class CASteer(Eraser):
                 f"expected a pipeline with one denoiser in which the picture attends to text for {self.name}, got "
                 f"{type(pipe).__name__}"
             )
-        check_clip_skip(pipe, self.clip_skip)
+        super().check_pipe(pipe)
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`."""

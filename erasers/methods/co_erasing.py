@@ -22,7 +22,7 @@ from erasers.diffusion.image_adapter import ImageAdapter, adapter_file, check_ad
 from erasers.diffusion.latent_bank import LatentBank, Way, calls_a_step, draw_pictures
 from erasers.diffusion.latents import pictures_of
 from erasers.methods.esd import target
-from erasers.options import known, require_above, require_least
+from erasers.options import known, require_above, require_least, require_shares
 from erasers.training.loop import Stage, Training
 from erasers.training.student import Student
 from erasers.training.suiting import Kind
@@ -102,8 +102,7 @@ class CoErasing(WayEraser):
         super().__post_init__()
         require_least(self, images=1)
         require_above("scale", self.scale, 0, equal=True)
-        if not 0 <= self.text_share <= 1:
-            raise ValueError(f"expected text_share from 0 to 1, got {self.text_share}")
+        require_shares(self, "text_share")
 
     def config(self) -> dict[str, Any]:
         """See `Eraser.config`; of the adapter the name of its file alone."""

@@ -16,11 +16,10 @@ from erasers.diffusion.adaptors.condition import Condition
 from erasers.diffusion.adaptors.sd3 import SD3
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.conditions import conditions
-from erasers.diffusion.supported import check_clip_skip, check_readable
-from erasers.eraser import Eraser
+from erasers.diffusion.supported import check_family
+from erasers.methods.run_time import RunTime
 from erasers.models.calls import tokens_a_prompt
-from erasers.models.families import UnsupportedPipeline
-from erasers.options import require_least
+from erasers.options import require_shares
 from erasers.patch import Patch
 from erasers.patch.joint_shift import JointShift
 from erasers.text.contexts import contexts, kept_prompts
@@ -28,7 +27,7 @@ from erasers.text.prompts import Templates, require_templates
 
 
 @dataclass(frozen=True, kw_only=True)
-class EIM(Eraser):
+class EIM(RunTime):
     """Move what the denoiser reads of a prompt, tokens and pooled vector, from with the concept to without it.
 
     Over prompts with the concept p and the same prompts with its anchor q, with x(p) the tokens and y(p) the pooled
@@ -48,10 +47,6 @@ class EIM(Eraser):
         gate: Move only prompts that show the concept; False moves every prompt, the empty one, too.
         margin: Where the gate lies between the nearest kept prompt (0) and the farthest with the concept (1).
         templates: Patterns with one `{}` for the concept; "auto": those of its kind.
-        aliases: Erase the concept's aliases, too.
-        max_sequence_length: Tokens that T5 reads, where pictures are drawn with another number than the pipeline's
-            default.
-        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
     """
 
     name: ClassVar[str] = "eim"
@@ -61,29 +56,20 @@ class EIM(Eraser):
     everywhere: ClassVar[bool] = False
     strengths: ClassVar[str] = "linear in strength; other prompts stay bit for bit"
     limits: ClassVar[str] = "Stable Diffusion 3 alone; can be switched off; needs this library to load"
-    hooks: ClassVar[bool] = True
 
     gate: bool = True
     margin: float = 0.5
     templates: Templates = "auto"
-    aliases: bool = True
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, max_sequence_length=1, clip_skip=0)
         require_templates("templates", self.templates)
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"expected margin from 0 to 1, got {self.margin}")
+        require_shares(self, "margin")
 
     def check_pipe(self, pipe: Any) -> None:
         """See `Eraser.check_pipe`."""
-        check_readable(pipe)
-        if not isinstance(adaptor_of(pipe), SD3):
-            kind = f"{SD3.title} ({SD3.denoiser})"
-            raise UnsupportedPipeline(f"expected a pipeline of {kind} for {self.name}, got {type(pipe).__name__}")
-        check_clip_skip(pipe, self.clip_skip)
+        check_family(pipe, (SD3,), f"for {self.name}")
+        super().check_pipe(pipe)
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; nothing is random."""

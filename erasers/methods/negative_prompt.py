@@ -14,10 +14,9 @@ from erasers.diffusion.adaptors.sd3 import SD3
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.adaptors.unet import UNet
 from erasers.diffusion.conditions import conditions, unprompted
-from erasers.diffusion.supported import check_readable
+from erasers.diffusion.supported import check_family
 from erasers.eraser import Eraser
 from erasers.models.calls import tokens_a_prompt
-from erasers.models.families import UnsupportedPipeline
 from erasers.options import require_least
 from erasers.patch import Patch
 from erasers.patch.negative_prompt import NegativePrompt
@@ -57,12 +56,7 @@ class NegativePromptEraser(Eraser):
 
     def check_pipe(self, pipe: Any) -> None:
         """See `Eraser.check_pipe`."""
-        check_readable(pipe)
-        if not isinstance(adaptor_of(pipe), (UNet, SD3)):
-            raise UnsupportedPipeline(
-                f"expected a pipeline of {UNet.title} or {SD3.title} ({UNet.denoiser} or {SD3.denoiser}) for "
-                f"{self.name}, which guide by asking for both at once, got {type(pipe).__name__}"
-            )
+        check_family(pipe, (UNet, SD3), f"for {self.name}, which guide by asking for both at once")
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; nothing is random."""

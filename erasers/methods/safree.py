@@ -12,11 +12,10 @@ import torch
 
 from erasers.closed_form.hooked import hook_patch
 from erasers.concept import Concept
-from erasers.diffusion.supported import check_clip_skip
-from erasers.eraser import Eraser
+from erasers.methods.run_time import RunTime
 from erasers.models.calls import tokens_a_prompt
 from erasers.models.feeding import feeds_of, warn_of_missed_encoders
-from erasers.options import require_least
+from erasers.options import require_shares
 from erasers.patch import Patch
 from erasers.patch.trigger import TriggerCall, TriggerProjection, ratios, space_of
 from erasers.sae.text_blocks import Block, encoder_block, readable_encoders
@@ -28,7 +27,7 @@ _PUBLISHED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAFREE(Eraser):
+class SAFREE(RunTime):
     """Find the tokens of a prompt that bring the concept, and take its space out of their states.
 
     With P_C the projector on the pooled states of the concept's names and e_i that of a prompt without its token i,
@@ -56,10 +55,6 @@ class SAFREE(Eraser):
         behind: States behind a trigger lose the space, too.
         templates: Patterns with one `{}` for prompts with the concept, its anchor and neighbours; "auto": those of its
             kind.
-        aliases: The concept's aliases are among its names.
-        max_sequence_length: Tokens that T5 reads, where pictures are drawn with another number than the pipeline's
-            default.
-        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
     """
 
     name: ClassVar[str] = "safree"
@@ -71,30 +66,24 @@ class SAFREE(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit"
     limits: ClassVar[str] = "text encoders of CLIP and T5; can be switched off; needs this library to load"
-    hooks: ClassVar[bool] = True
 
     alpha: float | Literal["auto"] = "auto"
     false_alarms: float = 0.01
     centred: bool = True
     behind: bool = True
     templates: Templates = "auto"
-    aliases: bool = True
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, max_sequence_length=1, clip_skip=0)
+        require_shares(self, "false_alarms")
         require_templates("templates", self.templates)
         if self.alpha != "auto" and not 0 < self.alpha < float("inf"):
             raise ValueError(f"expected alpha above 0, got {self.alpha}")
-        if not 0 <= self.false_alarms < 1:
-            raise ValueError(f"expected false_alarms from 0 to below 1, got {self.false_alarms}")
 
     def check_pipe(self, pipe: Any) -> None:
         """See `Eraser.check_pipe`."""
         readable_encoders(pipe)
-        check_clip_skip(pipe, self.clip_skip)
+        super().check_pipe(pipe)
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; nothing is random."""

@@ -17,7 +17,7 @@ from erasers.files.reading import at_home
 from erasers.methods.itd.eraser import Activity, activity_in, floors_of, gate_parts, select, thresholds
 from erasers.models.components import find_parameter
 from erasers.models.model_pipeline import ModelPipeline, model_pipeline
-from erasers.options import require_least
+from erasers.options import require_least, require_shares
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
 from erasers.patch.feature_hooks import FeatureGate
@@ -69,9 +69,7 @@ class SAUCE(ModelEraser):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_least(self, features=1)
-        for name in ("quiet", "often", "margin"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        require_shares(self, "quiet", "often", "margin")
 
     def config(self) -> dict[str, Any]:
         """See `Eraser.config`; of the autoencoder the name of the file alone."""

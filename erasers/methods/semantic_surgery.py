@@ -18,11 +18,10 @@ from erasers.diffusion.adaptors.sd3 import SD3
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.adaptors.unet import UNet
 from erasers.diffusion.conditions import conditions, unprompted
-from erasers.diffusion.supported import check_clip_skip, check_readable
-from erasers.eraser import Eraser
+from erasers.diffusion.supported import check_family
+from erasers.methods.run_time import RunTime
 from erasers.models.calls import tokens_a_prompt
-from erasers.models.families import UnsupportedPipeline
-from erasers.options import require_above, require_least
+from erasers.options import require_above, require_shares
 from erasers.patch import Patch
 from erasers.patch.semantic_gate import SemanticGate, likeness
 from erasers.text.alarms import gates
@@ -37,7 +36,7 @@ _OBJECTS = -0.12
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticSurgery(Eraser):
+class SemanticSurgery(RunTime):
     """Ask of every prompt how much it means the concept, and subtract what the concept adds to the empty prompt.
 
     With tau(p) the states of a prompt, of which the denoiser reads every position, and c_i the names of what is erased,
@@ -63,10 +62,6 @@ class SemanticSurgery(Eraser):
         centred: Compare prompts less the empty one; False is as published.
         templates: Patterns with one `{}` for prompts with the concept, its anchor and neighbours; "auto": those of its
             kind.
-        aliases: Erase the concept's aliases, too.
-        max_sequence_length: Tokens that T5 reads, where pictures are drawn with another number than the pipeline's
-            default.
-        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
     """
 
     name: ClassVar[str] = "semantic_surgery"
@@ -78,36 +73,25 @@ class SemanticSurgery(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit"
     limits: ClassVar[str] = "Stable Diffusion and FLUX.1; can be switched off; needs this library to load"
-    hooks: ClassVar[bool] = True
 
     beta: float | Literal["auto", "published"] = "auto"
     false_alarms: float = 0.01
     gamma: float = 0.02
     centred: bool = True
     templates: Templates = "auto"
-    aliases: bool = True
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, max_sequence_length=1, clip_skip=0)
+        require_shares(self, "false_alarms")
         require_templates("templates", self.templates)
         require_above("gamma", self.gamma, 0)
-        if not 0 <= self.false_alarms < 1:
-            raise ValueError(f"expected false_alarms from 0 to below 1, got {self.false_alarms}")
         if not isinstance(self.beta, str) and not abs(self.beta) <= 1:
             raise ValueError(f"expected beta from -1 to 1, got {self.beta}")
 
     def check_pipe(self, pipe: Any) -> None:
         """See `Eraser.check_pipe`."""
-        check_readable(pipe)
-        if not isinstance(adaptor_of(pipe), (UNet, SD3, Flux)):
-            raise UnsupportedPipeline(
-                f"expected a pipeline of {UNet.title}, {SD3.title} or {Flux.title} for {self.name}, whose denoisers "
-                f"read every position of a prompt, got {type(pipe).__name__}"
-            )
-        check_clip_skip(pipe, self.clip_skip)
+        check_family(pipe, (UNet, SD3, Flux), f"for {self.name}, whose denoisers read every position of a prompt")
+        super().check_pipe(pipe)
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; nothing is random."""

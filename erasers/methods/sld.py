@@ -14,17 +14,16 @@ from erasers.diffusion.adaptors.sd3 import SD3
 from erasers.diffusion.adaptors.table import adaptor_of
 from erasers.diffusion.adaptors.unet import UNet
 from erasers.diffusion.conditions import conditions
-from erasers.diffusion.supported import check_clip_skip, check_readable
-from erasers.eraser import Eraser
+from erasers.diffusion.supported import check_family
+from erasers.methods.run_time import RunTime
 from erasers.models.calls import tokens_a_prompt
-from erasers.models.families import UnsupportedPipeline
-from erasers.options import require_least
+from erasers.options import require_least, require_shares
 from erasers.patch import Patch
 from erasers.patch.safe_guidance import SafeGuidance
 
 
 @dataclass(frozen=True, kw_only=True)
-class SLD(Eraser):
+class SLD(RunTime):
     """Ask the denoiser for the concept, too, and guide each picture away from it where it draws near.
 
     With e, e_p and e_S what the denoiser says without a prompt, with it, and with the concept's text,
@@ -46,10 +45,6 @@ class SLD(Eraser):
         threshold: Up to which difference a picture counts as near.
         momentum: Weight of nu.
         beta: How much of nu stays, from 0 to 1.
-        aliases: The concept's aliases are in its text.
-        max_sequence_length: Tokens that T5 reads, where pictures are drawn with another number than the pipeline's
-            default.
-        clip_skip: Last layers of CLIP that are left out, where pictures are drawn with the pipeline's `clip_skip`.
     """
 
     name: ClassVar[str] = "sld"
@@ -65,33 +60,22 @@ class SLD(Eraser):
     }
     strengths: ClassVar[str] = "no training; the baseline of most papers"
     limits: ClassVar[str] = "a third call a step; Stable Diffusion with guidance alone; can be switched off"
-    hooks: ClassVar[bool] = True
 
     warm_up: float = 0.2
     scale: float = 1000.0
     threshold: float = 0.01
     momentum: float = 0.3
     beta: float = 0.4
-    aliases: bool = True
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, max_sequence_length=1, clip_skip=0, scale=0, momentum=0)
-        for field in ("warm_up", "beta"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"expected {field} from 0 to 1, got {getattr(self, field)}")
+        require_least(self, scale=0, momentum=0)
+        require_shares(self, "warm_up", "beta")
 
     def check_pipe(self, pipe: Any) -> None:
         """See `Eraser.check_pipe`."""
-        check_readable(pipe)
-        if not isinstance(adaptor_of(pipe), (UNet, SD3)):
-            raise UnsupportedPipeline(
-                f"expected a pipeline of {UNet.title} or {SD3.title} ({UNet.denoiser} or {SD3.denoiser}) for "
-                f"{self.name}, which guide by asking for both at once, got {type(pipe).__name__}"
-            )
-        check_clip_skip(pipe, self.clip_skip)
+        check_family(pipe, (UNet, SD3), f"for {self.name}, which guide by asking for both at once")
+        super().check_pipe(pipe)
 
     def _fit(self, pipe: Any, concepts: Sequence[Concept], generator: torch.Generator, progress: bool) -> Patch:
         """See `Eraser.fit`; nothing is random."""

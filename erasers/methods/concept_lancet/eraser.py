@@ -12,13 +12,13 @@ import torch
 
 from erasers.closed_form.ports import port_hashes
 from erasers.concept import Concept
-from erasers.eraser import Eraser
 from erasers.methods.concept_lancet.dictionary import Atom, atoms_of
 from erasers.methods.concept_lancet.vectors import Text, texts_of
+from erasers.methods.run_time import RunTime
 from erasers.models.feeding import warn_of_missed_ports
 from erasers.models.ports import Kind, port_groups
 from erasers.models.readers import text_readers
-from erasers.options import require_least
+from erasers.options import require_least, require_shares
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
 from erasers.patch.sparse import SparseConcepts, codes
@@ -33,7 +33,7 @@ _ROUNDING, _LEAST = 1.001, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptLancet(Eraser):
+class ConceptLancet(RunTime):
     """Write what a prompt says as a sparse sum of directions of concepts, and set the concept's coefficient to zero.
 
     With a dictionary D of unit directions d_k, one for each list of prompts, and x a vector of the prompt,
@@ -61,10 +61,7 @@ class ConceptLancet(Eraser):
         tau: Share of the one that makes codes sparse, below 1.
         margin: Where the gate lies between the strongest kept prompt (0) and the weakest with the concept (1).
         templates: Patterns with one `{}` for the concept, its anchor and neighbours; "auto": those of its kind.
-        aliases: Erase the concept's aliases, too.
         ports: Which ports read less; as for `uce`.
-        max_sequence_length: As for `uce`.
-        clip_skip: As for `uce`.
     """
 
     name: ClassVar[str] = "concept_lancet"
@@ -76,7 +73,6 @@ class ConceptLancet(Eraser):
     }
     strengths: ClassVar[str] = "no training; other prompts stay bit for bit; shows its decomposition"
     limits: ClassVar[str] = "can be switched off; needs this library to load"
-    hooks: ClassVar[bool] = True
 
     dictionary: str | None = None
     captions: int = 40
@@ -87,19 +83,15 @@ class ConceptLancet(Eraser):
     tau: float = 0.95
     margin: float = 0.5
     templates: Templates = "auto"
-    aliases: bool = True
     ports: tuple[Kind, ...] | Literal["auto"] = "auto"
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_least(self, captions=0, max_sequence_length=1, clip_skip=0, alpha=0)
+        require_least(self, captions=0, alpha=0)
         require_templates("templates", self.templates)
         if not 0 <= self.tau < 1 or self.alpha == 0:
             raise ValueError(f"expected alpha above 0 and tau from 0 to below 1, got {self.alpha} and {self.tau}")
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"expected margin from 0 to 1, got {self.margin}")
+        require_shares(self, "margin")
 
     def config(self) -> dict[str, Any]:
         """See `Eraser.config`; of the dictionary the name of the file alone."""

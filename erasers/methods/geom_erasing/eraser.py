@@ -43,7 +43,7 @@ from erasers.methods.geom_erasing.marked import read_marked
 from erasers.methods.geom_erasing.places import LocatedPrompt
 from erasers.methods.geom_erasing.student import LocatingStudent
 from erasers.models.families import UnsupportedPipeline
-from erasers.options import known, require_above, require_least
+from erasers.options import known, require_above, require_least, require_shares
 from erasers.patch import Patch
 from erasers.text.contexts import kept_prompts
 from erasers.text.prompts import Templates, fill, require_templates, templates_for
@@ -147,8 +147,7 @@ class GeomErasing(TrainedEraser):
         require_above("alpha", self.alpha, 0)
         require_above("scale", self.scale, 0)
         require_above("tokens_lr", self.tokens_lr, 0)
-        if not 0 <= self.often <= 1:
-            raise ValueError(f"expected often from 0 to 1, got {self.often}")
+        require_shares(self, "often")
         require_templates("templates", self.templates)
 
     def config(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from erasers.models.calls import default_of, tokens_a_prompt
 from erasers.models.components import find_parameter
 from erasers.models.feeding import warn_of_missed_encoders
 from erasers.models.readers import text_readers
-from erasers.options import require_least
+from erasers.options import require_least, require_shares
 from erasers.patch import Patch
 from erasers.patch.build import patch_meta
 from erasers.patch.feature_hooks import FeatureGate
@@ -138,9 +138,7 @@ class ItD(Eraser):
             raise ValueError(f"expected a finite guidance, got {self.guidance}")
         if self.dictionary != "sae" and self.sae != "auto":
             raise ValueError(f"expected no sae with dictionary {self.dictionary}, which is made of prompts, got one")
-        for name in ("quiet", "often", "margin"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        require_shares(self, "quiet", "often", "margin")
 
     def config(self) -> dict[str, Any]:
         """See `Eraser.config`; of the autoencoders the names of the files alone."""
