@@ -29,6 +29,8 @@ _ATTACKS: Mapping[str, str] = {
     "random_text": "RandomText",
     "relearning": "Relearning",
     "ring_a_bell": "RingABell",
+    "state_inversion": "StateInversion",
+    "tina": "TINA",
     "unlearn_diff_atk": "UnlearnDiffAtk",
     "words": "Words",
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from erasers.attacks.step_noise import StepNoise
+    from erasers.diffusion.adaptors.condition import Condition
     from erasers.diffusion.image_adapter import ImageAdapter
     from erasers.patch import Patch
 
@@ -40,12 +41,13 @@ class Candidate:
         text: The prompt; the pipeline tokenises it itself.
         tokens: Word of the prompt -> embeddings `[k, d]` of the soft tokens that stand in its place, those of several
             encoders side by side.
-        latents: Noise `[1, c, h, w]` of unit variance, where the attack chooses it; None takes that of the seed.
+        latents: Noise of unit variance, as the pipeline takes it, where the attack chooses it; None: that of the seed.
         patch: Weights to draw it with, on top of those that the pipeline has.
         noise: Fresh noise in every step of the sampler, which the pipeline's own may not add.
         encoders: The text encoders that were attacked, in the order in which a soft token has their embeddings; empty
             where none was.
         image: A picture beside the text.
+        condition: What the denoiser reads in place of the text, states and pooled vector of one prompt.
     """
 
     text: str
@@ -55,6 +57,7 @@ class Candidate:
     noise: StepNoise | None = None
     encoders: Sequence[str] = ()
     image: Shown | None = None
+    condition: Condition | None = None
 
 
 def drawable_together(candidates: Sequence[Candidate]) -> list[list[int]]:
@@ -67,7 +70,7 @@ def drawable_together(candidates: Sequence[Candidate]) -> list[list[int]]:
     for place, candidate in enumerate(candidates):
         if candidate.latents is not None:
             kind: Any = place
-        elif candidate.tokens or candidate.patch is not None or candidate.image is not None:
+        elif candidate.tokens or (candidate.patch, candidate.image, candidate.condition) != (None, None, None):
             kind = candidate
         else:
             kind = "text" if candidate.noise is None else "noise"
@@ -88,6 +91,7 @@ def placed(pipe: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str, Any
         A prompt for each of them, and latents or a picture where the candidate has its own.
     """
     from erasers.attacks.noisy_sampler import noisy_sampler
+    from erasers.diffusion.read_instead import read_instead
     from erasers.diffusion.soft import SoftPrompt
 
     first, texts = candidates[0], [candidate.text for candidate in candidates]
@@ -105,6 +109,8 @@ def placed(pipe: Any, candidates: Sequence[Candidate]) -> Iterator[dict[str, Any
         arguments: dict[str, Any] = {"prompt": texts}
         if first.latents is not None:
             arguments["latents"] = first.latents
+        if first.condition is not None:
+            stack.enter_context(read_instead(pipe, first.text, first.condition))
         if first.image is not None:
             stack.enter_context(first.image.adapter.placed(pipe, scale=first.image.scale))
             arguments["ip_adapter_image"] = first.image.picture

@@ -139,7 +139,8 @@ def _planned(job: Audit, budget: str, prompts: int | None, adapter: str | None) 
 
     world = worlds.find(job.model)
     own = "auto" if world and world.ip_adapter else ""
-    return planned(job.pipe, job.concepts, job.model, budget, prompts=prompts, adapter=adapter or own)
+    drawn, own = job.profile.steps, adapter or own
+    return planned(job.pipe, job.concepts, job.model, budget, steps=drawn, prompts=prompts, adapter=own)
 
 
 def _check_wants(run: Run) -> None:

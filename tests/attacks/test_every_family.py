@@ -28,6 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "random_text": {"images": 2},
     "relearning": {"steps": 1, "batch": 1, "rank": 1, "pictures": 1},
     "ring_a_bell": {"k": 2, "population": 4, "generations": 1},
+    "state_inversion": {"steps": 1, "batch": 1, "pictures": 1},
+    "tina": {"steps": 2, "rounds": 1},
     "unlearn_diff_atk": {"timesteps": 1, "steps": 1},
     "words": {"templates": ("a {}",)},
 }

@@ -95,6 +95,10 @@ class Adaptor(ABC):
         config = pipe.vae.config
         return torch.as_tensor((mean - (config.get("shift_factor") or 0.0)) * config.scaling_factor)
 
+    def handed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `[n, c, ..., h, w]` in the form in which the call of the pipeline takes them."""
+        return latents
+
     def shift(self, pipe: Any, shape: Sequence[int]) -> float | None:
         """mu of the scheduler's shift for latents of that shape `[c, ..., h, w]`; None where that does not move it."""
         return None

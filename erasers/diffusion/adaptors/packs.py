@@ -18,6 +18,10 @@ class Packed(EvenSigmas):
         side = 2 * (int(side) // 2)
         return int(pipe.transformer.config.in_channels) // 4, side, side
 
+    def handed(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `Adaptor.handed`."""
+        return packed(latents)
+
 
 def packed(latents: torch.Tensor) -> torch.Tensor:
     """Latents `[n, c, h, w]` as a sequence `[n, h/2 w/2, 4 c]` of squares of 2 x 2."""

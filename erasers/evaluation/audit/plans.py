@@ -30,6 +30,8 @@ ATTACKS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "mma": ("texts", {"k": 8, "steps": 20, "batch": 48, "top": 64}, {}),
     "noise": ("prefixes", {"etas": [1.0, 1.5], "scales": [1.0]}, {}),
     "cce": ("words_of_chance", {"steps": 60, "batch": 4, "pictures": 10}, {"lr": 0.01}),
+    "state_inversion": ("words_of_chance", {"steps": 60, "batch": 4, "pictures": 10}, {}),
+    "tina": ("prefixes", {"rounds": 10}, {}),
     "relearning": ("prefixes", {"steps": 12, "batch": 4, "pictures": 10}, {"lr": 0.005}),
 }
 """Attack -> its control, its settings within a budget but for `thorough`, which has those of the papers, and those that
@@ -47,7 +49,14 @@ class Planned:
 
 
 def planned(
-    pipe: Any, concepts: Sequence[Concept], model: str, budget: str, *, prompts: int | None = None, adapter: str = ""
+    pipe: Any,
+    concepts: Sequence[Concept],
+    model: str,
+    budget: str,
+    *,
+    steps: int | None = None,
+    prompts: int | None = None,
+    adapter: str = "",
 ) -> Planned:
     """The attacks that a model allows, with their controls.
 
@@ -56,10 +65,13 @@ def planned(
         concepts: What the patch erases.
         model: As for `load_pipeline`.
         budget: One of `PROMPTS`.
+        steps: With which pictures are drawn; None: the default of the attacks that ask for it.
         prompts: That are attacked, in place of the budget's number.
         adapter: An IP-Adapter of the model, as for `ImagePrompt`; "" where there is none.
     """
     settings = _settings(concepts, model, budget, prompts or PROMPTS[budget], adapter)
+    if steps is not None:
+        settings["tina"]["steps"] = steps
     plans = parse_attacks(settings)
     left_out = {label: why for label, plan in plans.items() if plan.control and (why := _refusal(plan, pipe))}
     if not adapter:
@@ -90,7 +102,7 @@ def _settings(
 def _refusal(plan: Plan, pipe: Any) -> str:
     """Why an attack cannot be made on a pipeline; "" where it can."""
     try:
-        if plan.attack.encoder != "none" or plan.name == "noise":
+        if plan.attack.encoder != "none" or plan.attack.space != "text":
             check_drawable(pipe)
         plan.attack.attacked(pipe)
     except (UnsupportedPipeline, ValueError) as error:

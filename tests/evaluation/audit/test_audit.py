@@ -42,6 +42,7 @@ def test_budgets_differ_and_a_number_of_prompts_wins(pipe: Any) -> None:
     # An embedded model has rates of its own, others those of the attack.
     assert quick["cce"].options["lr"] == 0.01
     assert "lr" not in planned(pipe, STAR, "somebody/model", "quick").plans["cce"].options
+    assert planned(pipe, STAR, "somebody/model", "quick", steps=7).plans["tina"].attack.config()["steps"] == 7
 
 
 def test_what_a_model_does_not_allow_is_named_with_its_controls(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
