@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -54,6 +55,9 @@ def in_two(
 ) -> list[Image.Image]:
     """Pictures whose first steps are drawn inside of one context and the others inside of another.
 
+    Each part reads the prompt by its own text encoders: the second one draws from the beginning, and goes on from where
+    the first one came to. What a sampler of higher order knows of earlier steps is the second part's own.
+
     Args:
         pipe: A diffusers pipeline that takes `callback_on_step_end`.
         asks: Prompts with seeds.
@@ -70,19 +74,44 @@ def in_two(
     batch = settings.pop("batch", 1)
     pictures: list[Image.Image] = []
     for start in range(0, len(asks), batch):
-        with ExitStack() as stack:
-            stack.enter_context(begin() if first else then())
-
-            def over(_: Any, step: int, time: Any, given: dict[str, Any], stack: ExitStack = stack) -> dict[str, Any]:
-                if step + 1 == first:
-                    stack.close()
-                    stack.enter_context(then())
-                return given
-
-            arguments = {**(settings.get("arguments") or {}), "callback_on_step_end": over}
-            drawn = generate(pipe, asks[start : start + batch], **settings | {"batch": batch, "arguments": arguments})
-            pictures += [picture for some in drawn for picture in some]
+        draw = partial(_drawn, pipe, asks[start : start + batch], {**settings, "batch": batch})
+        try:
+            with begin() if first else then():
+                pictures += draw(_stop_after(first))
+        except _Reached as reached:
+            with then():
+                pictures += draw(_go_on_after(first, reached.latents))
     return pictures
+
+
+class _Reached(Exception):
+    """The first steps are done, and have come to these latents."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        super().__init__()
+        self.latents = latents
+
+
+def _drawn(pipe: Any, asks: Sequence[Ask], settings: dict[str, Any], over: Any) -> list[Image.Image]:
+    """Pictures of one call, which calls `over` after each step."""
+    arguments = {**(settings.get("arguments") or {}), "callback_on_step_end": over}
+    return [picture for some in generate(pipe, asks, **settings | {"arguments": arguments}) for picture in some]
+
+
+def _stop_after(first: int) -> Callable[..., dict[str, Any]]:
+    def over(_: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 == first:
+            raise _Reached(given["latents"].clone())
+        return given
+
+    return over
+
+
+def _go_on_after(first: int, latents: torch.Tensor) -> Callable[..., dict[str, Any]]:
+    def over(_: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        return given | {"latents": latents} if step + 1 == first else given
+
+    return over
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from support.tiny import same, weights
 from erasers import Concept, Patch, get_eraser
 from erasers.asks import PlainPrompt
 from erasers.evaluation.drawing import generate
-from erasers.evaluation.probes.hand_off import denoisers_from, diversity, handed_off, hybrid
+from erasers.evaluation.probes.hand_off import denoisers_from, diversity, handed_off, hybrid, in_two
 
 ASKS = [PlainPrompt("a picture of star", seed) for seed in range(3)]
 SETTINGS: dict[str, Any] = {"steps": 3, "guidance": 3.0, "batch": 2}
@@ -41,6 +43,26 @@ def test_the_unedited_model_begins_and_the_erased_one_ends(pipe, patch):
     assert len({tuple(pictures) for pictures in drawn.values()}) == 4
     assert same(weights(pipe), before)
     assert not patch.is_applied(pipe)
+
+
+def test_an_edit_of_the_text_encoder_holds_behind_the_first_steps(pipe):
+    """Prompts are encoded before the first step: what was read then is not what is read after the hand-off."""
+
+    @contextmanager
+    def edited() -> Iterator[None]:
+        with torch.no_grad():
+            pipe.text_encoder.final_layer_norm.weight.mul_(2)
+        yield
+        with torch.no_grad():
+            pipe.text_encoder.final_layer_norm.weight.div_(2)
+
+    plain = alone(pipe)
+    with edited():
+        erased = alone(pipe)
+    drawn = {first: bits(in_two(pipe, ASKS, first=first, then=edited, **SETTINGS)) for first in range(4)}
+    assert drawn[0] == erased
+    assert drawn[3] == plain
+    assert len({tuple(pictures) for pictures in drawn.values()}) == 4
 
 
 def test_the_base_model_begins_and_the_distilled_one_ends(pipes):
