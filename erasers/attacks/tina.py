@@ -1,4 +1,4 @@
-"""TINA: "Text-free Inversion Attack for Unlearned Text-to-Image Diffusion Models", arXiv 2603.17828."""
+"""TINA, inversion without a text: arXiv 2603.17828."""
 
 from __future__ import annotations
 

@@ -29,18 +29,28 @@ def read_instead(pipe: Any, text: str, condition: Condition) -> Iterator[None]:
         pipe: A pipeline that `check_instead` takes.
         text: The prompt; all prompts of a call are this one.
         condition: States and pooled vector `[1]`, in the shape of the text's own.
+
+    Raises:
+        ValueError: Prompts were encoded, and none of them as the text is.
     """
-    plain, own = conditions(pipe, [text]), pipe.encode_prompt
+    plain, own, read = conditions(pipe, [text]), pipe.encode_prompt, list[bool]()
 
     @functools.wraps(own)
     def encode_prompt(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        return exchanged(own(*args, **kwargs), plain, condition)
+        output = own(*args, **kwargs)
+        read.append(any(_same(value, plain.states) for value in _flat(output)))
+        return exchanged(output, plain, condition)
 
     pipe.encode_prompt = encode_prompt
     try:
         yield
     finally:
         del pipe.encode_prompt
+    if read and not any(read):
+        raise ValueError(
+            f"expected {type(pipe).__name__} to read {text!r} as it was read before, got other states; draw with the "
+            "number of tokens and the clip_skip that it was attacked with"
+        )
 
 
 def check_instead(pipe: Any) -> None:

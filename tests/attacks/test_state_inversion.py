@@ -68,7 +68,17 @@ def test_other_texts_are_read_as_ever(pipe: Any) -> None:
     (before,) = draw(pipe, {"prompt": "a red star"}, [5])
     with read_instead(pipe, "a picture of star", condition):
         (after,) = draw(pipe, {"prompt": "a red star"}, [5])
+        draw(pipe, {"prompt": "a picture of star"}, [5])
     assert before.tobytes() == after.tobytes()
+
+
+def test_a_text_that_is_never_read_is_an_error(pipe: Any) -> None:
+    with (
+        pytest.raises(ValueError, match="to read 'a picture of star' as it was read before"),
+        read_instead(pipe, "a picture of star", conditions(pipe, ["a blue circle"])),
+    ):
+        draw(pipe, {"prompt": "a red star"}, [5])
+    assert "encode_prompt" not in vars(pipe)
 
 
 def test_only_what_is_the_prompts_own_is_exchanged(pipe: Any) -> None:

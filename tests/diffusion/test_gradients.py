@@ -18,6 +18,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "mma": {"k": 3, "steps": 2, "batch": 8, "top": 4, "encoder": "attacked"},
     "p4d": {"k": 3, "steps": 2, "every": 1, "bank": 4, "lr": 10.0},
     "relearning": {"steps": 2, "batch": 2, "rank": 2, "pictures": 2, "lr": 0.1},
+    "state_inversion": {"steps": 2, "batch": 2, "pictures": 2},
     "unlearn_diff_atk": {"k": 2, "timesteps": 1, "steps": 2, "lr": 10.0},
 }
 
@@ -93,7 +94,8 @@ def test_an_attack_goes_on_after_gradients_that_overflow(pipe, name, monkeypatch
 
 
 def parts(candidate: Any) -> list[torch.Tensor]:
-    return [*candidate.tokens.values(), *(candidate.patch.tensors.values() if candidate.patch else ())]
+    learned = [value for value in candidate.condition or () if value is not None]
+    return [*candidate.tokens.values(), *(candidate.patch.tensors.values() if candidate.patch else ()), *learned]
 
 
 def test_parameters_are_frozen_for_a_while(pipe: Any) -> None:

@@ -90,8 +90,9 @@ def cut(name: str) -> Any:
 
 def test_every_kind_of_attack_is_in_the_tasks() -> None:
     used = {plan.name for name in TASKS for plan in read_task(name).attacks.values()}
-    # An IP-Adapter of a real model lies in a folder of the user's, which no task of the package can name.
-    assert used == set(list_attacks()) - {"image_prompt"}
+    # An IP-Adapter of a real model lies in a folder of the user's, which no task of the package can name; and the last
+    # two say something beside a retrained model alone, of which Stable Diffusion has none.
+    assert used == set(list_attacks()) - {"image_prompt", "state_inversion", "tina"}
     for name in TASKS:
         task = read_task(name)
         assert "robustness" in task.scheme.pillars
