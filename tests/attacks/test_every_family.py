@@ -15,6 +15,7 @@ from support.selection import diagonal
 from support.tiny import same, weights
 
 from erasers.attacks import get_attack, list_attacks
+from erasers.models.calls import tokens_a_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -75,8 +76,9 @@ def test_it_runs_or_is_refused(
     cell: dict[str, Any] = {"works": works}
     if works:
         before = weights(pipe)
-        ready = attack.prepare(pipe, ASKS, draw=draw, generator=seeded())
-        spent, budget = attacked(attack, pipe, ready, Says(False), draw=draw).spent, attack.budget()
+        with tokens_a_prompt(pipe, FAMILIES[family].options.get("max_sequence_length")):
+            ready = attack.prepare(pipe, ASKS, draw=draw, generator=seeded())
+            spent, budget = attacked(attack, pipe, ready, Says(False), draw=draw).spent, attack.budget()
         assert (spent.gradients, spent.encodes) == (budget.gradients, budget.encodes)
         assert 1 < spent.images <= budget.images
         assert same(weights(pipe), before)
