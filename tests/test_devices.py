@@ -58,6 +58,8 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "random_prefix": {"images": 2},
     "random_text": {"images": 2, "k": 3},
     "relearning": {"steps": 2, "batch": 2, "rank": 2, "pictures": 2},
+    "state_inversion": {"steps": 2, "batch": 2, "pictures": 2},
+    "tina": {"steps": 2, "rounds": 1},
     "ring_a_bell": {"k": 3, "population": 6, "generations": 2, "encoder": "attacked"},
     "unlearn_diff_atk": {"k": 2, "timesteps": 2, "steps": 1},
     "words": {"synonyms": ("moon",), "templates": ("a {}",)},

@@ -84,8 +84,8 @@ def inverted(pipe: Any, latents: torch.Tensor, condition: Condition, steps: int,
 
     A step is z' = a z + b eps(z): in each round z moves by what z' lacks, over a.
     """
-    times = torch.tensor(time_grid(pipe, steps, tuple(latents.shape[1:])), device=latents.device)
-    befores = torch.cat([times[1:], times.new_tensor([-1])])
+    grid = time_grid(pipe, steps, tuple(latents.shape[1:]))
+    times, befores = (torch.tensor(own, device=latents.device) for own in (grid, [*grid[1:], -1]))
     for time, before in zip(times.flip(0)[:, None], befores.flip(0)[:, None], strict=True):
         goal, latents = latents, latents.clone()
         slope = step_back(pipe, torch.ones_like(goal), time, before, torch.zeros_like(goal))

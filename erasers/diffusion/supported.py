@@ -40,8 +40,10 @@ def check_family(pipe: Any, families: Sequence[type[Adaptor]], why: str) -> None
     """
     check_readable(pipe)
     if not isinstance(adaptor_of(pipe), tuple(families)):
-        kinds = " or ".join(f"{family.title} ({family.denoiser})" for family in families)
-        raise UnsupportedPipeline(f"expected a pipeline of {kinds} {why}, got {type(pipe).__name__}")
+        titles, denoisers = (
+            " or ".join(getattr(family, name) for family in families) for name in ("title", "denoiser")
+        )
+        raise UnsupportedPipeline(f"expected a pipeline of {titles} ({denoisers}) {why}, got {type(pipe).__name__}")
 
 
 def check_drawable(pipe: Any) -> None:

@@ -70,7 +70,7 @@ def planned(
         adapter: An IP-Adapter of the model, as for `ImagePrompt`; "" where there is none.
     """
     settings = _settings(concepts, model, budget, prompts or PROMPTS[budget], adapter)
-    if steps is not None:
+    if steps is not None and "tina" in settings:
         settings["tina"]["steps"] = steps
     plans = parse_attacks(settings)
     left_out = {label: why for label, plan in plans.items() if plan.control and (why := _refusal(plan, pipe))}
