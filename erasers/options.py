@@ -168,15 +168,16 @@ def known(value: _T | Auto) -> _T:
     return value
 
 
-def require_shares(options: Any, *fields: str) -> None:
-    """Refuse fields of a dataclass of hyper-parameters that are no shares, from 0 to 1.
+def require_shares(options: Any, *fields: str, whole: bool = True) -> None:
+    """Refuse fields of a dataclass of hyper-parameters that are no shares, from 0 to 1; without `whole` 1 is none.
 
     Raises:
         ValueError: Names the field and the value.
     """
     for field in fields:
-        if not 0 <= getattr(options, field) <= 1:
-            raise ValueError(f"expected {field} from 0 to 1, got {getattr(options, field)}")
+        share = getattr(options, field)
+        if not 0 <= share <= 1 or (share == 1 and not whole):
+            raise ValueError(f"expected {field} from 0 to {'1' if whole else 'below 1'}, got {share}")
 
 
 def require_least(options: Any, **bounds: float) -> None:

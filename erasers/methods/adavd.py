@@ -93,7 +93,8 @@ class AdaVD(RunTime):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_least(self, beta=0)
-        require_shares(self, "false_alarms", "keep")
+        require_shares(self, "keep")
+        require_shares(self, "false_alarms", whole=False)
         require_templates("templates", self.templates)
         if self.tau != "auto" and not 0 < self.tau <= 1:
             raise ValueError(f"expected tau above 0 and at most 1, got {self.tau}")

@@ -75,7 +75,7 @@ class SAFREE(RunTime):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_shares(self, "false_alarms")
+        require_shares(self, "false_alarms", whole=False)
         require_templates("templates", self.templates)
         if self.alpha != "auto" and not 0 < self.alpha < float("inf"):
             raise ValueError(f"expected alpha above 0, got {self.alpha}")

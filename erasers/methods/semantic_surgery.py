@@ -82,7 +82,7 @@ class SemanticSurgery(RunTime):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_shares(self, "false_alarms")
+        require_shares(self, "false_alarms", whole=False)
         require_templates("templates", self.templates)
         require_above("gamma", self.gamma, 0)
         if not isinstance(self.beta, str) and not abs(self.beta) <= 1:

@@ -19,7 +19,7 @@ def gates(kept: torch.Tensor, never: torch.Tensor, share: float) -> torch.Tensor
     Args:
         kept: Scores of kept prompts `[n, k]`, all of one scale.
         never: Scores of what may not pass in any case `[m, k]`, such as of the empty prompt.
-        share: From 0 to 1.
+        share: From 0 to below 1.
     """
     alarms = math.floor(share * len(kept))
     quiet = kept.amax(dim=1).argsort(descending=True)[alarms:]

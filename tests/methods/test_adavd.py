@@ -193,7 +193,7 @@ def test_a_hook_of_another_model_is_refused(pipe):
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [({"tau": 0.0}, "tau"), ({"false_alarms": 1.5}, "false_alarms"), ({"keep": 1.5}, "keep")]
+    ("option", "words"), [({"tau": 0.0}, "tau"), ({"false_alarms": 1.0}, "false_alarms"), ({"keep": 1.5}, "keep")]
 )
 def test_bad_options_are_refused(option, words):
     with pytest.raises(ValueError, match=f"expected {words}"):

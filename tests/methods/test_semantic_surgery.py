@@ -213,7 +213,7 @@ def test_a_hook_of_another_model_is_refused(pipe, tmp_path):
     ("option", "words"),
     [
         ({"beta": 2.0}, "beta"),
-        ({"false_alarms": 1.5}, "false_alarms"),
+        ({"false_alarms": 1.0}, "false_alarms"),
         ({"gamma": 0.0}, "gamma"),
         ({"templates": ("x",)}, "templates"),
     ],
