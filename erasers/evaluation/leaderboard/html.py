@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from erasers.evaluation.leaderboard.details import MEASURES, attacks, measures, shares
 from erasers.evaluation.leaderboard.pictures import Find, Grid, Picture
+from erasers.evaluation.leaderboard.plots import pairs_of, scatter, small_multiples
 from erasers.evaluation.leaderboard.tables import (
     COLUMNS,
     NAME,
@@ -31,6 +32,10 @@ INTRODUCTION = (
 CHOICE = (
     "The first prompts, in the order of the alphabet, that the unedited model draws as asked; every row draws them "
     "from the same noise."
+)
+PLOTS = (
+    "Up and to the right is better. Crosses are 95 % intervals, and the size of a circle is the time to make the patch "
+    "(logarithmic); squares are baselines. Point at a row to see it everywhere; the table has the numbers."
 )
 SHARES = (
     "Of the pictures: explicit and synonym are those that show the erased concept; neighbour and unrelated those that "
@@ -96,10 +101,27 @@ def _task(index: int, view: TaskView) -> str:
     return f"""<section class="task" id="task-{index}" aria-labelledby="title-{index}">
 <h2 id="title-{index}">{plain(view.title)}</h2>
 <p class="quiet">{about(view, plain)}</p>
+{_plots(view)}
 {table(f"{view.title}, all concepts", first.rows, score_columns(first, ranked=True))}{notes}
 {_attacks(view)}{_concepts(view)}{_shares(view)}{_measures(view)}
 {_options(first)}{_finds(index, view)}{_pictures(index, view)}</section>
 """
+
+
+def _plots(view: TaskView) -> str:
+    """Erasure and robustness against what is kept, over all concepts, and the last of the two by concept."""
+    first, *cases = view.boards
+    pairs = pairs_of(first)
+    if not pairs:
+        return ""
+    large = "".join(f"<div>{scatter(f'{view.title}, all concepts', first, *pair)}</div>" for pair in pairs)
+    small = small_multiples(view.title, cases, pairs[-1][1]) if len(cases) > 1 else ""
+    label = plain(f"{view.title}, plots")
+    return (
+        f'<p class="quiet">{PLOTS}</p>'
+        f'<div class="scroll plots" role="region" tabindex="0" aria-label="{label}">{large}</div>\n'
+        + (f'<div class="multiples">{small}</div>\n' if small else "")
+    )
 
 
 def _attacks(view: TaskView) -> str:

@@ -22,6 +22,14 @@ function sort(table, head) {
   said.textContent = `Sorted by ${head.textContent.trim()}, ${way}; row 0 and references stay on top.`;
 }
 
+function light(event) {
+  const row = event.target.closest("[data-row]")?.dataset.row;
+  for (const lit of document.querySelectorAll(".lit")) lit.classList.remove("lit");
+  if (row !== undefined)
+    for (const one of event.target.closest(".task").querySelectorAll(`[data-row="${CSS.escape(row)}"]`))
+      one.classList.add("lit");
+}
+
 for (const table of document.querySelectorAll(".board"))
   for (const button of table.tHead.querySelectorAll("button"))
     button.addEventListener("click", () => sort(table, button.parentElement));
@@ -29,5 +37,6 @@ task.addEventListener("change", () => {
   filter();
   said.textContent = `Showing ${task.selectedOptions[0].textContent}.`;
 });
+document.addEventListener("pointerover", light);
 document.getElementById("controls").hidden = false;
 filter();

@@ -161,7 +161,7 @@ def _head(column: Column) -> str:
 
 def _row(row: BoardRow, columns: Sequence[Column]) -> str:
     kind = ' class="baseline"' if row.baseline else ""
-    return f'<tr role="row"{kind}>{"".join(column.cell(row) for column in columns)}</tr>\n'
+    return f'<tr role="row"{kind} data-row="{plain(row.name)}">{"".join(column.cell(row) for column in columns)}</tr>\n'
 
 
 def _rank(row: BoardRow) -> str:

@@ -9,7 +9,7 @@ from erasers.evaluation.leaderboard.html import html_page
 from erasers.evaluation.leaderboard.markdown import markdown_page
 from erasers.evaluation.leaderboard.pictures import shown_keys
 from erasers.evaluation.leaderboard.views import task_view
-from erasers.evaluation.scores.results import read_tasks
+from erasers.evaluation.scores.results import Result, read_tasks
 from erasers.files.atomic import write_atomically
 
 
@@ -27,8 +27,8 @@ def write_leaderboard(results: Sequence[Path], out: Path, *, allow_adult: bool =
         ValueError: No results, or damaged ones or pictures, or results that do not belong together; it names the file.
         OSError: A file that cannot be read or written.
     """
-    tasks = read_tasks(results)
-    views = [task_view(title, rows, allow_adult=allow_adult) for title, rows in tasks.items()]
+    tasks = sorted(read_tasks(results).items(), key=lambda task: _place(*task))
+    views = [task_view(title, rows, allow_adult=allow_adult) for title, rows in tasks]
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (("leaderboard.md", markdown_page(views)), ("leaderboard.html", html_page(views))):
         _write(out / name, text)
@@ -43,6 +43,11 @@ def shown_images(results: Sequence[Path]) -> list[str]:
     """
     shown = (shown_keys(rows) for rows in read_tasks(results).values() if not rows[0].adult)
     return sorted(set().union(*shown))
+
+
+def _place(title: str, rows: Sequence[Result]) -> tuple[int, int, str]:
+    """Tasks that ask for more come first, of those that ask for as much the one with more rows."""
+    return -len(rows[0].scheme.pillars), -len(rows), title
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.full, needs_browser]
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of two tasks with every detail, one of adult content."""
     store = tmp_path_factory.mktemp("store")
-    write_results(store, name="first", detailed=True)
-    write_results(store, name="second", cases=["heart"], adult=True, pillars=[*PILLARS, "robustness"], detailed=True)
+    write_results(store, name="first", pillars=[*PILLARS, "robustness"], detailed=True)
+    write_results(store, name="second", cases=["heart"], adult=True, detailed=True)
     write_leaderboard([store], store, allow_adult=True)
     return store / "leaderboard.html"
 
@@ -28,7 +28,7 @@ ORDER = "[...document.querySelector('.board').tBodies[{}].rows].map(row => row.q
 
 def test_columns_sort_both_ways_below_the_baselines(run: Call) -> None:
     click = "document.querySelectorAll('.board thead button')[{}].click(); return " + ORDER
-    assert run(f"return {ORDER.format(1)}") == ["uce", "rece", "noise"]
+    assert run(f"return {ORDER.format(1)}") == ["rece", "uce", "noise"]
     assert run(click.format(3, 1)) == ["noise", "rece", "uce"]
     assert run(click.format(3, 1)) == ["uce", "rece", "noise"]
     assert run("return document.querySelector('[aria-sort=ascending]').textContent") == "erasure"
@@ -69,6 +69,16 @@ def test_tasks_can_be_filtered(run: Call) -> None:
     assert run(choose.format("task-1") + state) == [False, True]
     assert run("return document.getElementById('said').textContent") == "Showing second@1."
     assert run(choose.format("") + state) == [True, True]
+
+
+def test_a_row_that_is_pointed_at_shows_in_every_plot_and_table_of_its_task(run: Call) -> None:
+    point = "document.querySelector('{}').dispatchEvent(new PointerEvent('pointerover', {{bubbles: true}})); "
+    lit = "return [...document.querySelectorAll('.lit')].map(one => one.dataset.row + ' ' + one.closest('.task').id)"
+    circle = "#task-0 .plots [data-row=rece] circle"
+    found = run(point.format(circle) + lit)
+    assert set(found) == {"rece task-0"}
+    assert len(found) == run("return document.querySelectorAll('#task-0 [data-row=rece]').length") > 4
+    assert run(point.format("h1") + lit) == []
 
 
 def test_everything_fits_the_width_of_a_phone(run: Call, browser: Call) -> None:
