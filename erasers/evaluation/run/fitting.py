@@ -49,7 +49,7 @@ class Fitting:
                 continue
             for number, eraser in enumerate(members_of(row.eraser)):
                 if isinstance(eraser, TrainedEraser):
-                    kept = number == 0 and self._kept(row, eraser, case, concepts)
+                    kept = number == 0 and self._kept(row, row.eraser, case, concepts)[0]
                     calls = Calls() if kept else eraser.cost(self.stage.pipe, concepts)
                     costs[row.name] = costs.get(row.name, Calls()) + calls
         return costs
@@ -63,19 +63,30 @@ class Fitting:
             return
         concepts, started = as_concepts(stage.task.concepts(case)), time.perf_counter()
         more: dict[str, Any] = {"memory": stage.memory} if row.eraser.trains else {}
-        kept = self._kept(row, members_of(row.eraser)[0], case, concepts)
+        kept, spent = self._kept(row, row.eraser, case, concepts)
         if kept:
             kept.base_weights(stage.pipe)
         if kept and not isinstance(row.eraser, Stack):
-            stage.store.add_patch(stage.patch_key(row, case), kept, None)
+            stage.store.add_patch(stage.patch_key(row, case), kept, spent)
             return
         more |= {"first": kept} if kept else {}
         patch = row.eraser.fit(stage.pipe, concepts, generator=torch.Generator().manual_seed(0), progress=False, **more)
-        # How long the patch that the task brings along took, it does not say.
-        seconds = None if kept else round(time.perf_counter() - started, 4)
+        seconds = None if spent is None else round(spent + time.perf_counter() - started, 4)
         stage.store.add_patch(stage.patch_key(row, case), patch, seconds)
 
-    def _kept(self, row: Row, eraser: Eraser, case: str, concepts: Sequence[Concept]) -> Patch | None:
-        """The patch of a method, in a stack the first one, that the task brings along."""
-        task, method = self.stage.task, (row.method or "").partition("+")[0]
-        return kept_patch(task.places(task.patches), method, eraser, case, concepts)
+    def _kept(
+        self, row: Row, eraser: Eraser, case: str, concepts: Sequence[Concept]
+    ) -> tuple[Patch | None, float | None]:
+        """The patch of a method, in a stack the first one, and the seconds that it took.
+
+        The task may bring it along, and does not say how long it took; that of a stack's first method may be in the
+        store. Without either there is nothing yet, and nothing was spent.
+        """
+        task, method, first = self.stage.task, (row.method or "").partition("+")[0], members_of(eraser)[0]
+        if kept := kept_patch(task.places(task.patches), method, first, case, concepts):
+            return kept, None
+        if isinstance(eraser, Stack):
+            alone = self.stage.patch_key(Row(method, row.kind, method, first), case)
+            if stored := self.stage.store.read_patch(alone):
+                return stored[0], stored[1]["edit_seconds"]
+        return None, 0.0

@@ -199,6 +199,36 @@ def test_a_stack_is_fitted_on_the_patch_that_a_folder_has_of_its_first_method(
     assert kept["digest"] == anew["digest"]
 
 
+def test_a_stack_is_fitted_on_the_patch_that_the_store_has_of_its_first_method(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    options = {"iterations": 1, "steps": 1, "pictures": 1, "lr": 1e-2, "rank": 2}
+    alone = Row("esd", "method", "esd", eraser=get_eraser("esd", **options))
+    task = replace(TASK, cases=(("star",),), references={}, patches="")
+
+    def stacked(**options: Any) -> Row:
+        eraser = get_eraser("esd+uce", **{f"esd.{key}": value for key, value in options.items()})
+        return Row("esd+uce", "method", "esd+uce", eraser=eraser)
+
+    def fitted(folder: str, row: Row) -> tuple[int, Any]:
+        run = start(tmp_path / folder, task, [row])
+        calls = run.fitting.costs()[row.name]
+        run.fitting.work()
+        (scene,) = [scene for scene in run.stage.scenes if scene.row.name == row.name]
+        return calls.denoiser, scene.patch
+
+    _, first = fitted("out", alone)
+    calls, kept = fitted("out", stacked(**options))
+    assert calls == 0
+    assert kept["edit_seconds"] > first["edit_seconds"]
+    calls, anew = fitted("other", stacked(**options))
+    assert calls > 0
+    assert kept["digest"] == anew["digest"]
+    # With other options the first patch is another one.
+    calls, _ = fitted("out", stacked(**options | {"lr": 2e-2}))
+    assert calls > 0
+
+
 def test_pictures_are_those_of_plain_calls_in_each_state(finished: Path, shapes: Any) -> None:
     def drawn(row: str, case: str = "star") -> list[bytes]:
         found = {(s["text"], s["seed"]): s["image"] for s in samples(finished, row, case)}
