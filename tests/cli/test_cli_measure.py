@@ -57,6 +57,18 @@ def test_blindspots(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(measured["concepts"]) + len(measured["unseen"]) == 21
 
 
+@pytest.mark.full
+def test_interference(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--concept", "pentagram", "--samples", "1", "--steps", "2", "--out", "x.json"]
+    assert cli.run(["measure", "interference", "uce", "--model", "shapes", *quick]) == 0
+    assert "likeness of words" in capsys.readouterr().out
+    measured = json.loads(Path("x.json").read_text())
+    assert (measured["emitters"], measured["drawn"]["steps"]) == (["star"], 2)
+    assert len(measured["rows"]["uce"]["kept"]["star"]) == len(measured["receivers"]) == 21
+    with Image.open("x.png") as figure:
+        assert figure.width > 400
+
+
 @pytest.mark.parametrize("command", ["traces", "capability", "blindspots"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -87,6 +99,12 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], command: str, arguments: 
         (["capability", ESD, "--model", "shapes", "--site", "nose"], "among text, attention, middle"),
         (["capability", ESD, "--model", "shapes", "--retrained", "no"], "--retrained no"),
         (["blindspots", ESD, "--model", "shapes", "--retrained", "no"], "--retrained no"),
+        (["interference", "uce", "uce", "--model", "shapes"], "each method once"),
+        (["interference", "uec", "--model", "shapes"], "unknown method 'uec'"),
+        (["interference", "uce", "--model", "./no/where"], "one of an embedded world (shapes"),
+        (["interference", "uce", "--model", "shapes", "--concept", "comet"], "comet"),
+        (["interference", "uce", "--model", "shapes", "--out", "x.txt"], "ends in .json"),
+        (["interference", "uce", "--model", "shapes", "--overwrite"], "is for files; add --out FILE.json"),
     ],
 )
 def test_more_bad_input(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from erasers.cli.measure.blindspots import blindspots
 from erasers.cli.measure.capability import capability
+from erasers.cli.measure.interference import interference
 from erasers.cli.measure.traces import traces
 
 measure = typer.Typer(
@@ -13,5 +14,5 @@ measure = typer.Typer(
     no_args_is_help=True,
     help="What a patch left behind, hid or took along, each with its control.",
 )
-for command in (traces, capability, blindspots):
+for command in (traces, capability, blindspots, interference):
     measure.command()(command)

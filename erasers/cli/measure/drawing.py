@@ -40,9 +40,8 @@ class Drawn:
         results.check(context, {"PATCH": patches, "--model": model, "--retrained": self.retrained})
 
     def settings(self, world: World) -> dict[str, Any]:
-        """How pictures of a world are drawn, in other steps where they are given."""
-        names = ("steps", "guidance", "batch", "size", "tokens")
-        return {name: getattr(world, name) for name in names} | ({} if self.steps is None else {"steps": self.steps})
+        """See `settings_of`."""
+        return settings_of(world, self.steps)
 
     def states(
         self, pipe: Any, patches: Mapping[str, Patch], names: tuple[str, str]
@@ -70,6 +69,12 @@ class Drawn:
                 )
             states[names[1]] = partial(reference, pipe, self.retrained)
         return states | {row: partial(patch.applied, pipe) for row, patch in patches.items()}
+
+
+def settings_of(world: World, steps: int | None) -> dict[str, Any]:
+    """How pictures of a world are drawn, in other steps where they are given."""
+    names = ("steps", "guidance", "batch", "size", "tokens")
+    return {name: getattr(world, name) for name in names} | ({} if steps is None else {"steps": steps})
 
 
 def world_of(model: str) -> World:
