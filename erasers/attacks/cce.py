@@ -13,11 +13,11 @@ from erasers.attacks.attack import Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
 from erasers.attacks.encoders import EncoderAttack
+from erasers.attacks.examples import examples
 from erasers.diffusion.attacked import Vocabulary, side_by_side, vocabulary
 from erasers.diffusion.denoiser import denoising_in_parts
-from erasers.diffusion.draws import gaussian, picks, seeds
+from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.gradients import LossScale, frozen
-from erasers.diffusion.latents import latents_of
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.rates import Rate, require_rate, token_rate
@@ -117,9 +117,8 @@ class CCE(EncoderAttack):
         """See `Attack.prepare`."""
         check_drawable(pipe)
         words = vocabulary(pipe, self.attacked(pipe))
-        fresh = seeds(self.pictures, generator)
-        texts = [asks[number % len(asks)].text for number in range(self.pictures)]
-        return Prepared(latents_of(pipe, draw(pipe, {"prompt": texts}, fresh)), words)
+        _, latents = examples(pipe, asks, self.pictures, draw=draw, generator=generator)
+        return Prepared(latents, words)
 
     def run(self, pipe: Any, ask: Ask, prepared: Prepared, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""

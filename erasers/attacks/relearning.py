@@ -12,11 +12,11 @@ import torch
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.attacks.examples import examples
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import denoising_in_parts, denoising_loss, predict
-from erasers.diffusion.draws import gaussian, picks, seeds
+from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.gradients import LossScale, frozen
-from erasers.diffusion.latents import latents_of
 from erasers.diffusion.low_rank import Factors, added, attention_layers, fresh_factors
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import noised, random_times
@@ -101,9 +101,7 @@ class Relearning(Attack):
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> Prepared:
         """See `Attack.prepare`."""
         check_drawable(pipe)
-        fresh = seeds(self.pictures, generator)
-        texts = tuple(asks[number % len(asks)].text for number in range(self.pictures))
-        latents = latents_of(pipe, draw(pipe, {"prompt": list(texts)}, fresh))
+        texts, latents = examples(pipe, asks, self.pictures, draw=draw, generator=generator)
         lr = self._measured(pipe, latents, texts, generator) if isinstance(self.lr, str) else self.lr
         return Prepared(latents, texts, lr)
 

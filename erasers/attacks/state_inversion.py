@@ -13,11 +13,11 @@ from torch import nn
 from erasers.attacks.attack import Attack, Draw
 from erasers.attacks.budget import Budget, Preparation
 from erasers.attacks.candidate import Candidate
+from erasers.attacks.examples import examples
 from erasers.diffusion.conditions import conditions
 from erasers.diffusion.denoiser import denoising_in_parts
-from erasers.diffusion.draws import gaussian, picks, seeds
+from erasers.diffusion.draws import gaussian, picks
 from erasers.diffusion.gradients import LossScale, frozen
-from erasers.diffusion.latents import latents_of
 from erasers.diffusion.needs import Pass
 from erasers.diffusion.noise import random_times
 from erasers.diffusion.read_instead import check_instead
@@ -72,9 +72,7 @@ class StateInversion(Attack):
     def prepare(self, pipe: Any, asks: Sequence[Ask], *, draw: Draw, generator: torch.Generator) -> torch.Tensor:
         """Latents of pictures of the concept `[n, c, h, w]`: see `Attack.prepare`."""
         check_instead(pipe)
-        fresh = seeds(self.pictures, generator)
-        texts = [asks[number % len(asks)].text for number in range(self.pictures)]
-        return latents_of(pipe, draw(pipe, {"prompt": texts}, fresh))
+        return examples(pipe, asks, self.pictures, draw=draw, generator=generator)[1]
 
     def run(self, pipe: Any, ask: Ask, prepared: torch.Tensor, *, generator: torch.Generator) -> Iterator[Candidate]:
         """See `Attack.run`."""
