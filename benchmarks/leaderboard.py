@@ -34,7 +34,7 @@ def wrong(folder: Path) -> list[str]:
     expected = {}
     if any(results.glob("*@*")):
         with tempfile.TemporaryDirectory() as fresh:
-            write_leaderboard([results], Path(fresh))
+            write_leaderboard([results], Path(fresh), measurements=_measurements(results))
             expected = {name: (Path(fresh) / name).read_bytes() for name in FILES}
     differing = [name for name in FILES if _content(folder / name) != expected.get(name)]
     return differing + [str(path.relative_to(folder)) for path in _stray(results)]
@@ -107,6 +107,11 @@ def _stray(results: Path) -> list[Path]:
     return [path for path in pictures if path.stem not in shown]
 
 
+def _measurements(results: Path) -> list[Path]:
+    """What the page draws behind the tasks."""
+    return [path for kind in ("many", "interference") for path in sorted(results.glob(f"*-{kind}.json"))]
+
+
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
@@ -130,7 +135,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
             print(line)
         if not options.adopt:
             refuse_wrong([folder / "results"])
-        write_leaderboard([folder / "results"], folder)
+        write_leaderboard([folder / "results"], folder, measurements=_measurements(folder / "results"))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -153,7 +153,14 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
                 rows.sort(key=lambda own: (own["method"] != UNEDITED, own["method"], own["count"]))
                 text = json.dumps(
-                    {"model": world.name, "words": WORDS, "samples": options.samples, "rows": rows}, indent=1
+                    {
+                        "measurement": "many",
+                        "model": world.name,
+                        "words": WORDS,
+                        "samples": options.samples,
+                        "rows": rows,
+                    },
+                    indent=1,
                 )
                 write_atomically(options.out, lambda file, text=text: file.write_text(text + "\n", encoding="utf-8"))
     draw(rows, options.out.with_suffix(".png"))

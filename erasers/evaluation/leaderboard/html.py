@@ -58,8 +58,8 @@ FOUND = (
 )
 
 
-def html_page(views: Sequence[TaskView]) -> str:
-    """The page; the same views give the same text."""
+def html_page(views: Sequence[TaskView], figures: Sequence[str] = ()) -> str:
+    """The page, with sections of measurements behind the tasks; the same views give the same text."""
     tasks = "".join(f'<option value="task-{k}">{plain(view.title)}</option>' for k, view in enumerate(views))
     meaning = "".join(f"<dt>{name}</dt><dd>{plain(why)}</dd>" for name, why in COLUMNS.items())
     body = f"""<a class="skip" href="#results">To the results</a>
@@ -73,7 +73,7 @@ def html_page(views: Sequence[TaskView]) -> str:
 <p class="quiet" id="said" role="status"></p>
 </header>
 <main id="results">
-{"".join(_task(k, view) for k, view in enumerate(views))}</main>
+{"".join(_task(k, view) for k, view in enumerate(views))}{"".join(figures)}</main>
 """
     return document("Leaderboard of concept erasure", body, "leaderboard")
 

@@ -3,7 +3,7 @@ const said = document.getElementById("said");
 const task = document.getElementById("task");
 
 function filter() {
-  for (const section of document.querySelectorAll(".task"))
+  for (const section of document.querySelectorAll(".task[id]"))
     section.hidden = task.value !== "" && section.id !== task.value;
 }
 

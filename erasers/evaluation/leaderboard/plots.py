@@ -90,7 +90,7 @@ def scatter(title: str, board: Board, across: str, up: str) -> str:
         for point, radius, place in zip(some, radii, places, strict=True)
     ]
     width = at + 4 + _LETTER * max(len(point.row.name) for point in some)
-    return _svg(f"{title}: {up} against {across}", width, height, _frame(x, y, across, up) + "".join(marks))
+    return svg(f"{title}: {up} against {across}", width, height, _frame(x, y, across, up) + "".join(marks))
 
 
 def small_multiples(title: str, boards: Sequence[Board], up: str) -> str:
@@ -108,7 +108,7 @@ def small_multiples(title: str, boards: Sequence[Board], up: str) -> str:
     parts = []
     for case, across, some in cases:
         marks = "".join(_mark(point, (across, up), x, y, 3.5) for point in some)
-        plot = _svg(f"{title}, {case}: {up} against {across}", width, height, _frame(x, y, across, up) + marks)
+        plot = svg(f"{title}, {case}: {up} against {across}", width, height, _frame(x, y, across, up) + marks)
         parts.append(f"<figure>{plot}<figcaption>{plain(case)}</figcaption></figure>")
     return "".join(parts)
 
@@ -192,7 +192,8 @@ def _frame(x: Scale, y: Scale, across: str, up: str) -> str:
     return "".join(parts)
 
 
-def _svg(label: str, width: float, height: float, content: str) -> str:
+def svg(label: str, width: float, height: float, content: str) -> str:
+    """A plot with a name, as large as it is."""
     size = f'width="{width:.0f}" height="{height:.0f}"'
     return (
         f'<svg class="plot" role="img" aria-label="{plain(label)}" {size} '
