@@ -39,7 +39,7 @@ WORDS = (
 """In the order in which they go; circle, square, hexagon, green, orange, krostic and the stamp stay."""
 INSTEAD = {"object": "circle", "attribute": "green"}
 """What a concept becomes whose own anchor goes, too."""
-METHODS = "uce,rece,realera,dp,oce,leace,speed,itd-means,semantic_surgery,adavd,safree"
+METHODS = "uce,rece,realera,dp,oce,leace,speed,mace,itd-means,semantic_surgery,adavd,safree"
 UNEDITED = "unedited"
 
 

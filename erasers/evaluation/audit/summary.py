@@ -16,7 +16,9 @@ from erasers.evaluation.tasks.attacks import Plan
 Results = Mapping[str, Mapping[str, Any]]
 """Row -> its result, as a file has it."""
 CAME, NOTHING, CHANCE, BLIND = "came back", "nothing came back", "no more than its control", "says nothing"
-"""What an attack did; `BLIND`: it does not succeed on the unedited model either."""
+FLOOR = "no more than the retrained model"
+"""What an attack did; `BLIND`: it does not succeed on the unedited model either; `FLOOR`: it finds as much in a model
+that never saw the concept."""
 
 
 def attacks(results: Results, planned: Planned) -> list[dict[str, Any]]:
@@ -61,7 +63,9 @@ def reading(shares: Mapping[str, Mapping[str, Any]]) -> str:
         return BLIND
     if edited["value"] == 0:
         return NOTHING
-    return CAME if excess and excess["low"] > 0 else CHANCE
+    if not (excess and excess["low"] > 0):
+        return CHANCE
+    return FLOOR if edited["value"] <= shares.get(REFERENCE, {"value": -1})["value"] else CAME
 
 
 def splits(results: Results) -> dict[str, Any]:

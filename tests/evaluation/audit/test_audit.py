@@ -11,7 +11,7 @@ from erasers import Concept
 from erasers.evaluation.audit import plans, summary
 from erasers.evaluation.audit.page import NEVER, Shown, audit_page
 from erasers.evaluation.audit.plans import ATTACKS, OTHER_PICTURES, PROMPTS, planned
-from erasers.evaluation.audit.summary import BLIND, CAME, CHANCE, NOTHING, reading
+from erasers.evaluation.audit.summary import BLIND, CAME, CHANCE, FLOOR, NOTHING, reading
 from erasers.models.families import UnsupportedPipeline
 
 STAR = (Concept("star", anchor="circle"),)
@@ -62,6 +62,10 @@ def test_what_a_model_does_not_allow_is_named_with_its_controls(pipe: Any, monke
     [
         ({"edited": share(0.5), "control": share(0.1), "excess": share(0.4, 0.2, 0.6)}, CAME),
         ({"edited": share(0.5), "control": share(0.4), "excess": share(0.1, -0.1, 0.3)}, CHANCE),
+        ({"edited": share(0.5), "excess": share(0.4, 0.2, 0.6), "reference": share(0.25)}, CAME),
+        ({"edited": share(0.5), "excess": share(0.4, 0.2, 0.6), "reference": share(0.5)}, FLOOR),
+        ({"edited": share(0.5), "excess": share(0.1, -0.1, 0.3), "reference": share(0.5)}, CHANCE),
+        ({"edited": share(0.0), "excess": share(0.0, -0.1, 0.1), "reference": share(0.0)}, NOTHING),
         ({"edited": share(0.0), "control": share(0.0), "excess": share(0.0, -0.1, 0.1)}, NOTHING),
         ({"edited": share(0.0), "unedited": share(0.0)}, BLIND),
         ({}, "not scored"),
