@@ -135,7 +135,7 @@ def interference(
         kept = {emitter: shares for emitter, (shares, _) in effects.items()}
         drift = {emitter: moved for emitter, (_, moved) in effects.items()}
         table[row] = {"options": eraser.config(), "kept": kept, "drift": drift, "worst": _worst(kept, drift)}
-        if list(emitters) == receivers:
+        if list(emitters) == receivers and all(len(own) == len(receivers) for own in drift.values()):
             rho, p = mantel(torch.tensor([[own[name] for name in receivers] for own in drift.values()]), close)
             table[row] |= {} if isnan(rho) else {"correlation": {"rho": round(rho, 4), "p": round(p, 5)}}
     places = [receivers.index(emitter) for emitter in emitters]
@@ -150,7 +150,7 @@ def interference(
             for emitter, place in zip(emitters, places, strict=True)
         },
         "rows": table,
-    }  # fmt: skip
+    }
 
 
 def draw_interference(measured: Mapping[str, Any], path: Path) -> None:
