@@ -209,5 +209,6 @@ def test_the_committed_patches_fit_the_embedded_model() -> None:
 @pytest.mark.full
 def test_committed_results_verify(capsys: pytest.CaptureFixture[str]) -> None:
     folder = REPOSITORY / "benchmarks/results/shapes-standard@2"
-    assert run(["bench", "verify", str(folder / "uce.json"), str(folder / "unedited.json")]) == 0
-    assert capsys.readouterr().out.count("it is of its task, and all scores follow") == 2
+    rows = [str(folder / f"{name}.json") for name in ("uce", "unedited", "robust_ablation+speed")]
+    assert run(["bench", "verify", *rows]) == 0
+    assert capsys.readouterr().out.count("it is of its task, and all scores follow") == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from support.selection import only
 from support.trained import METHODS, STAR
 
 from erasers import get_eraser
-from erasers.attacks import get_attack
+from erasers.attacks import examples, get_attack, unlearn_diff_atk
 from erasers.diffusion.gradients import LossScale
 from erasers.methods.robust_ablation.eraser import Fight
 
@@ -93,8 +92,8 @@ def test_methods(perfect, losses, name, monkeypatch):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks(perfect, losses, name, monkeypatch):
     attack = get_attack(name, **ATTACKS[name])
-    module = import_module(type(attack).__module__)
-    monkeypatch.setattr(module, "latents_of", lambda pipe, images: PICTURE.expand(len(images), -1, -1, -1))
+    for module in (examples, unlearn_diff_atk):
+        monkeypatch.setattr(module, "latents_of", lambda pipe, images: PICTURE.expand(len(images), -1, -1, -1))
     ready = attack.prepare(perfect, ASKS, draw=draw_pictures, generator=torch.Generator().manual_seed(0))
     losses.clear()
     list(attack.run(perfect, ASKS[0], ready, generator=torch.Generator().manual_seed(7)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def kept_patch(
     """
     if not eraser.trains:
         return None
-    usual = {field.name: field.default for field in fields(eraser)}
+    usual = {field.name: field.default for field in fields(eraser) if field.default is not MISSING}
     wanted = usual, eraser.config(), [concept_meta(concept) for concept in concepts]
     usual, options, erased = json.loads(json.dumps(wanted))
     for folder in folders:

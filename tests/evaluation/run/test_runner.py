@@ -21,7 +21,7 @@ from erasers.evaluation.drawing import generate
 from erasers.evaluation.run import units as drawing
 from erasers.evaluation.run.run import Run
 from erasers.evaluation.run.stage import Stage
-from erasers.evaluation.run.states import Row
+from erasers.evaluation.run.states import Row, kept_patch
 from erasers.evaluation.run.units import units
 from erasers.evaluation.run.verifying import Verifier
 from erasers.evaluation.tasks.task import Task, parse_task
@@ -197,6 +197,15 @@ def test_a_stack_is_fitted_on_the_patch_that_a_folder_has_of_its_first_method(
     assert calls.denoiser > 0
     assert anew["edit_seconds"] > 0
     assert kept["digest"] == anew["digest"]
+
+
+def test_a_folder_with_the_patch_of_a_first_method_has_none_of_the_stack(tmp_path: Path, shapes: Any) -> None:
+    stack, star = get_eraser("esd+uce", **{"esd.iterations": 1, "esd.steps": 1}), list(TASK.concepts("star"))
+    get_eraser("uce").fit(shapes, star).save(tmp_path / "esd-star.safetensors")
+    assert kept_patch([tmp_path], "esd+uce", stack, "star", star) is None
+    # One of that name with other options is none of it either.
+    get_eraser("uce").fit(shapes, star).save(tmp_path / "esd+uce-star.safetensors")
+    assert kept_patch([tmp_path], "esd+uce", stack, "star", star) is None
 
 
 def test_a_stack_is_fitted_on_the_patch_that_the_store_has_of_its_first_method(
